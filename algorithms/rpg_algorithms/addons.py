@@ -1,0 +1,70 @@
+"""The interface of add-on rewards r_R(s, a, s')."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+
+
+@runtime_checkable
+class AddonReward(Protocol):
+    """A vectorised reward, evaluated once per rollout for all its steps.
+
+    Attributes:
+        info_keys: names of the entries of the environment's ``info`` that it reads; the env runner records only these.
+    """
+
+    info_keys: tuple[str, ...]
+
+    def __call__(self, obs: Array, actions: Array, next_obs: Array, infos: Mapping[str, Array]) -> Array:
+        """Rewards per step.
+
+        Args:
+            obs: ``[B, D]`` observations as the policy sees them (flattened, not normalised).
+            actions: ``[B, A]`` (``[B]`` for Discrete) actions as the environment received them (clipped).
+            next_obs: ``[B, D]`` observations after the step; the final one at the end of an episode.
+            infos: ``info_keys`` → ``[B]``.
+
+        Returns:
+            ``[B]`` reward per step.
+        """
+
+
+def resolve_addon(addon: Any) -> AddonReward:
+    """An add-on reward from a callable or a ``module:function`` string; a plain function reads no infos.
+
+    Raises:
+        ValueError: it cannot be imported or called.
+    """
+    if isinstance(addon, str):
+        module_name, _, attribute = addon.partition(":")
+        if not attribute:
+            raise ValueError(f"addon_reward={addon!r}: expected 'module:function'")
+        try:
+            addon = getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"addon_reward={module_name}:{attribute}: {error}") from error
+    if not callable(addon):
+        raise ValueError(f"addon_reward={addon!r}: expected a callable or 'module:function'")
+    if not hasattr(addon, "info_keys"):
+        return _WithoutInfos(addon)
+    return addon  # type: ignore[no-any-return]
+
+
+class _WithoutInfos:
+    """A plain function as an add-on reward that reads no infos."""
+
+    info_keys: tuple[str, ...] = ()
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, obs: Array, actions: Array, next_obs: Array, infos: Mapping[str, Array]) -> Array:
+        result: Array = self.function(obs, actions, next_obs, infos)
+        return result

@@ -1,0 +1,407 @@
+"""The env runner: steps a vector environment and hands back time-major arrays.
+
+Nothing is allocated or logged per environment and step. Add-on rewards, log-probabilities and episode statistics are
+computed once per rollout. Environments reset within the step that ends an episode (gymnasium's SAME_STEP), so every
+row of a rollout is a real transition.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.env_runner import ENV_STEP_FAILURE
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.tune.registry import ENV_CREATOR, _global_registry
+
+from rpg_algorithms.addons import AddonReward, resolve_addon
+from rpg_algorithms.inference import NumpyPolicy
+from rpg_algorithms.rollout import NonFinite, Rollout
+from rpg_algorithms.spaces import flatten_observations
+
+logger = logging.getLogger(__name__)
+EPISODE_CHUNK = 256  # time steps per rollout when sampling whole episodes
+
+
+class _SelectedInfos:
+    """Mixin of a vector environment: gathers only the infos somebody reads; gathering all costs as much as a step."""
+
+    wanted: frozenset[str] = frozenset(("final_obs",))
+
+    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
+        chosen = {k: v for k, v in env_info.items() if k in self.wanted}
+        return super()._add_info(vector_infos, chosen, env_num) if chosen else vector_infos  # type: ignore[misc]
+
+
+class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
+    pass
+
+
+class _AsyncEnvs(_SelectedInfos, AsyncVectorEnv):
+    pass
+
+
+def make_vector_env(make_env: Callable[[], gym.Env[Any, Any]], num_envs: int, mode: str, infos: frozenset[str]) -> Any:
+    """A gymnasium vector environment with SAME_STEP autoreset that gathers only the named infos.
+
+    Args:
+        make_env: makes one environment.
+        num_envs: how many.
+        mode: ``sync`` or ``async``.
+        infos: info keys to gather.
+
+    Raises:
+        ValueError: another mode.
+    """
+    functions = [make_env] * num_envs
+    if mode == "sync":
+        envs: Any = _SyncEnvs(functions, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    elif mode == "async":
+        envs = _AsyncEnvs(functions, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    else:
+        raise ValueError(f"gym_env_vectorize_mode={mode!r}: expected 'sync' or 'async'")
+    envs.wanted = frozenset(("final_obs", *infos, *(("final_info",) if infos else ())))
+    return envs
+
+
+@dataclass(eq=False)
+class _Episodes:
+    """Sums over the episodes that are under way, one slot per environment."""
+
+    length: NDArray[np.int64]
+    basic: NDArray[np.float64]
+    addon: NDArray[np.float64]
+    metrics: NDArray[np.float64]  # [M, N]
+    started: NDArray[np.float64]
+
+    @classmethod
+    def fresh(cls, num_envs: int, num_metrics: int) -> _Episodes:
+        return cls(
+            np.zeros(num_envs, np.int64),
+            np.zeros(num_envs),
+            np.zeros(num_envs),
+            np.zeros((num_metrics, num_envs)),
+            np.full(num_envs, time.perf_counter()),
+        )
+
+
+@dataclass(eq=False)
+class _Buffers:
+    """Arrays that one rollout is written into."""
+
+    obs: NDArray[np.float32]
+    next_obs: NDArray[np.float32]
+    dist_inputs: NDArray[np.float32]
+    actions: NDArray[Any]
+    env_actions: NDArray[Any]
+    basic: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    infos: dict[str, NDArray[np.float64]]
+
+    @classmethod
+    def allocate(cls, t: int, n: int, policy: NumpyPolicy, info_keys: frozenset[str]) -> _Buffers:
+        spec = policy.spec
+        discrete = spec.distribution == "categorical"
+        shape = (t, n) if discrete else (t, n, spec.action_size)
+        dtype = np.int64 if discrete else np.float32
+        return cls(
+            np.empty((t, n, spec.observation_size), np.float32),
+            np.empty((t, n, spec.observation_size), np.float32),
+            np.empty((t, n, spec.dist_inputs_size), np.float32),
+            np.empty(shape, dtype),
+            np.empty(shape, dtype),
+            np.empty((t, n), np.float32),
+            np.empty((t, n), np.bool_),
+            np.empty((t, n), np.bool_),
+            {key: np.zeros((t, n)) for key in info_keys},
+        )
+
+    def first(self, t: int) -> _Buffers:
+        """The first ``t`` time steps."""
+        arrays = {k: v[:t] for k, v in vars(self).items() if k != "infos"}
+        return _Buffers(**arrays, infos={k: v[:t] for k, v in self.infos.items()})
+
+
+class RolloutEnvRunner(SingleAgentEnvRunner):
+    """RLlib env runner that returns ``[Rollout]`` from ``sample()`` instead of episodes.
+
+    Result keys are those of the stock runner, plus the means over finished episodes of ``episode_basic_return``,
+    ``episode_addon_return``, ``episode_total_return`` and of each step metric. ``episode_return_mean`` is the
+    environment's own (basic) return.
+    """
+
+    env: Any
+
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        self._addon: AddonReward | None = None if config.addon_reward is None else resolve_addon(config.addon_reward)
+        self._step_metrics: dict[str, AddonReward] = {
+            name: resolve_addon(metric) for name, metric in config.step_metrics.items()
+        }
+        readers = [*self._step_metrics.values(), *([self._addon] if self._addon is not None else [])]
+        self._info_keys = frozenset(key for reader in readers for key in reader.info_keys)
+        self._obs: NDArray[np.float32]
+        self._episodes: _Episodes
+        self._finished: list[dict[str, float]] = []
+        super().__init__(config=config, **kwargs)
+        self._rng = np.random.default_rng(self._seed)
+
+    # --- environment
+
+    def make_env(self) -> None:
+        """(Re-)creates the vector environment; called again after an environment failed."""
+        if self.env is not None:
+            try:
+                self.env.close()
+            except Exception:  # a broken environment may fail in any way while closing
+                logger.warning("closing the failed environment raised an error", exc_info=True)
+        if not self.config.env:
+            raise ValueError("environment(env=None): no environment was given")
+        context = self.config.env_config
+        if not isinstance(context, EnvContext):
+            context = EnvContext(
+                context,
+                worker_index=self.worker_index,
+                num_workers=self.num_workers,
+                remote=self.config.remote_worker_envs,
+            )
+        self.env = make_vector_env(
+            _single_env_maker(self.config.env, context),
+            self.config.num_envs_per_env_runner,
+            str(getattr(self.config.gym_env_vectorize_mode, "value", self.config.gym_env_vectorize_mode)).lower(),
+            self._info_keys,
+        )
+        self.num_envs = self.env.num_envs
+        self._needs_initial_reset = True
+        make_callback(
+            "on_environment_created",
+            callbacks_objects=self._callbacks,
+            callbacks_functions=self.config.callbacks_on_environment_created,
+            kwargs={
+                "env_runner": self,
+                "metrics_logger": self.metrics,
+                "env": self.env.unwrapped,
+                "env_context": context,
+            },
+        )
+
+    @property
+    def _env_name(self) -> str:
+        return f"{self.config.env} (env runner {self.worker_index or 0})"
+
+    def _reset(self) -> None:
+        obs, _ = self._try_env_reset(seed=self._seed if self._needs_initial_reset else None)
+        self._obs = flatten_observations(self.env.single_observation_space, obs)
+        self._episodes = _Episodes.fresh(self.num_envs, len(self._step_metrics))
+        self._needs_initial_reset = False
+
+    # --- sampling
+
+    def _sample(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[Rollout]:
+        policy = NumpyPolicy(self.module.policy)
+        if force_reset or num_episodes is not None or self._needs_initial_reset:
+            self._reset()
+        if num_episodes is None:
+            assert num_timesteps is not None
+            time_steps = -(-num_timesteps // self.num_envs)
+            rollouts, _ = self._rollout(policy, time_steps, explore, random_actions, None)
+            return [rollouts]
+        rollouts_: list[Rollout] = []
+        left = num_episodes
+        while left > 0:
+            rollout, finished = self._rollout(policy, EPISODE_CHUNK, explore, random_actions, left)
+            rollouts_.append(rollout)
+            left -= finished
+        self._needs_initial_reset = True
+        return rollouts_
+
+    def _rollout(
+        self, policy: NumpyPolicy, time_steps: int, explore: bool, random_actions: bool, episodes: int | None
+    ) -> tuple[Rollout, int]:
+        """Steps until ``time_steps`` are full or ``episodes`` have ended; starts over when the environment fails."""
+        while True:
+            buffers = _Buffers.allocate(time_steps, self.num_envs, policy, self._info_keys)
+            noise = policy.noise(self._rng, (time_steps, self.num_envs)) if explore and not random_actions else None
+            steps = self._fill(buffers, policy, noise, random_actions, episodes)
+            if steps is not None:
+                return self._finish(buffers.first(steps), policy)
+            self._reset()
+
+    def _fill(
+        self,
+        buffers: _Buffers,
+        policy: NumpyPolicy,
+        noise: NDArray[np.float32] | None,
+        random_actions: bool,
+        episodes: int | None,
+    ) -> int | None:
+        """Writes time steps into ``buffers``; returns how many, or None when the environment failed."""
+        space = self.env.single_observation_space
+        obs, ended = self._obs, 0
+        for t in range(len(buffers.obs)):
+            inputs = policy.dist_inputs(obs)
+            if random_actions:
+                env_actions = actions = self.env.action_space.sample()
+            else:
+                actions = policy.mode(inputs) if noise is None else policy.sample(inputs, noise[t])
+                env_actions = policy.to_env(actions)
+            result = self._try_env_step(env_actions)
+            if isinstance(result, str) and result == ENV_STEP_FAILURE:
+                return None
+            stepped, reward, terminated, truncated, infos = result
+            buffers.obs[t], buffers.dist_inputs[t] = obs, inputs
+            buffers.actions[t], buffers.env_actions[t] = actions, env_actions
+            buffers.basic[t], buffers.terminated[t], buffers.truncated[t] = reward, terminated, truncated
+            obs = flatten_observations(space, stepped)
+            buffers.next_obs[t] = obs
+            done = terminated | truncated
+            if done.any():
+                self._write_final_obs(buffers.next_obs[t], infos["final_obs"], done)
+                ended += int(done.sum())
+            if self._info_keys:
+                _write_infos(buffers.infos, t, infos, done)
+            if episodes is not None and ended >= episodes:
+                self._obs = obs
+                return t + 1
+        self._obs = obs
+        return len(buffers.obs)
+
+    def _write_final_obs(self, row: NDArray[np.float32], final_obs: Any, done: NDArray[np.bool_]) -> None:
+        for n in np.flatnonzero(done):
+            row[n] = flatten_observations(self.env.single_observation_space, np.asarray(final_obs[n])[None])[0]
+
+    def _finish(self, b: _Buffers, policy: NumpyPolicy) -> tuple[Rollout, int]:
+        """Everything that is computed once per rollout."""
+        shape = b.basic.shape
+        addon = self._per_step(self._addon, b) if self._addon is not None else np.zeros(shape, np.float32)
+        metrics = np.stack([self._per_step(m, b) for m in self._step_metrics.values()]) if self._step_metrics else None
+        final_index = np.argwhere(b.truncated & ~b.terminated)
+        rollout = Rollout(
+            obs=b.obs,
+            actions=b.actions,
+            logp=policy.log_prob(b.dist_inputs, b.actions).astype(np.float32, copy=False),
+            basic=b.basic,
+            addon=addon,
+            terminated=b.terminated,
+            truncated=b.truncated,
+            last_obs=self._obs.copy(),
+            final_index=final_index,
+            final_obs=b.next_obs[final_index[:, 0], final_index[:, 1]],
+            nonfinite=self._find_nonfinite(b, addon),
+        )
+        finished = self._count_episodes(b, addon, metrics)
+        self.num_env_steps_sampled_lifetime += len(rollout)
+        self._log_env_steps(metric=self._metrics_num_env_steps_sampled, num_steps=len(rollout))
+        self._increase_sampled_metrics(len(rollout), finished)
+        return rollout, finished
+
+    def _per_step(self, reward: AddonReward, b: _Buffers) -> NDArray[np.float32]:
+        """Evaluates a vectorised reward on all T*N steps at once: ``[T, N]``."""
+        t, n = b.basic.shape
+        flat_infos: Mapping[str, Any] = {k: b.infos[k].reshape(t * n) for k in reward.info_keys}
+        actions = b.env_actions.reshape(t * n, *b.env_actions.shape[2:])
+        values = np.asarray(
+            reward(b.obs.reshape(t * n, -1), actions, b.next_obs.reshape(t * n, -1), flat_infos), np.float32
+        )
+        if values.shape != (t * n,):
+            raise ValueError(f"{reward!r} returned shape {values.shape} for {t * n} steps: expected ({t * n},)")
+        return values.reshape(t, n)
+
+    def _find_nonfinite(self, b: _Buffers, addon: NDArray[np.float32]) -> tuple[NonFinite, ...]:
+        found = []
+        for quantity, array in (
+            ("observation", b.next_obs),
+            ("reward", b.basic),
+            ("add-on reward", addon),
+            ("action distribution", b.dist_inputs),
+        ):
+            if np.isfinite(array).all():
+                continue
+            bad = ~np.isfinite(array)
+            t, n = (int(i) for i in np.argwhere(bad)[0][:2])
+            step = self.num_env_steps_sampled_lifetime + t * self.num_envs + n
+            found.append(NonFinite(quantity, step, f"{self._env_name}, sub-environment {n}", int(bad.sum())))
+        return tuple(found)
+
+    # --- episodes and metrics
+
+    def _count_episodes(self, b: _Buffers, addon: NDArray[np.float32], metrics: NDArray[np.float32] | None) -> int:
+        """Adds the rollout to the running episodes and records those that ended. Loops over ends, not steps."""
+        done, eps = b.terminated | b.truncated, self._episodes
+        series = [b.basic, addon, *(metrics if metrics is not None else ())]
+        sums = np.cumsum(np.stack(series), axis=1, dtype=np.float64)  # [2 + M, T, N]
+        carried = np.concatenate((eps.basic[None], eps.addon[None], eps.metrics))  # [2 + M, N]
+        start = np.zeros(self.num_envs, np.int64)
+        offset = np.zeros_like(carried)
+        now = time.perf_counter()
+        ends = np.argwhere(done)
+        for t, n in ends:
+            length = int(eps.length[n] + t + 1 - start[n])
+            total = carried[:, n] + sums[:, t, n] - offset[:, n]
+            self._finished.append(
+                {"length": length, "basic": total[0], "addon": total[1], "seconds": now - eps.started[n]}
+                | {name: total[2 + i] / length for i, name in enumerate(self._step_metrics)}
+            )
+            carried[:, n], offset[:, n], start[n] = 0.0, sums[:, t, n], t + 1
+            eps.length[n], eps.started[n] = 0, now
+        carried += sums[:, -1] - offset
+        eps.length += done.shape[0] - start
+        eps.basic, eps.addon, eps.metrics = carried[0], carried[1], carried[2:]
+        return len(ends)
+
+    def get_metrics(self) -> Any:
+        """Metrics of the episodes that ended since the last call, in RLlib's form."""
+        window = max(1, -(-self.config.metrics_num_episodes_for_smoothing // (self.config.num_env_runners or 1)))
+        for episode in self._finished:
+            self._log_episode_metrics(int(episode["length"]), episode["basic"], episode["seconds"])
+            values = {
+                "episode_basic_return_mean": episode["basic"],
+                "episode_addon_return_mean": episode["addon"],
+                "episode_total_return_mean": episode["basic"] + episode["addon"],
+                **{f"episode_{name}_mean": episode[name] for name in self._step_metrics},
+            }
+            self.metrics.log_dict(values, window=window)
+        self._finished.clear()
+        return self.metrics.reduce()
+
+
+def _write_infos(
+    buffers: dict[str, NDArray[np.float64]], t: int, infos: Mapping[str, Any], done: NDArray[np.bool_]
+) -> None:
+    """This step's infos; where an episode ended, those of its last step and not of the reset after it."""
+    final = infos.get("final_info", {})
+    for key, column in buffers.items():
+        if key in infos:
+            column[t] = infos[key]
+        if done.any() and key in final:
+            column[t, done] = np.asarray(final[key])[done]
+
+
+def _single_env_maker(env: Any, context: EnvContext) -> Callable[[], gym.Env[Any, Any]]:
+    """A function that makes one environment from what ``AlgorithmConfig.environment()`` accepts."""
+    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
+        creator = _global_registry.get(ENV_CREATOR, env)
+        return lambda: creator(context)
+    if callable(env):
+        return lambda: env(context)
+    return lambda: gym.make(env, disable_env_checker=True, **dict(context))
+
+
+__all__ = ["RolloutEnvRunner", "make_vector_env"]

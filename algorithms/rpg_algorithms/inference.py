@@ -1,0 +1,129 @@
+"""Acting from numpy: the policy's forward pass without torch's per-call cost.
+
+For the small networks of this field a torch call costs several times the arithmetic in it. ``NumpyPolicy`` runs the
+same network on the same weights; tests hold the two equal.
+
+Dimension letters: N environments, D observation size, A action dimensions, P size of ``dist_inputs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rpg_algorithms.distributions import HALF_LOG_2PI, LOG_2
+from rpg_algorithms.network import NetworkSpec, PolicyNetwork
+
+Array = NDArray[np.float32]
+
+
+def _relu(x: Array) -> Array:
+    return np.maximum(x, 0.0, out=x)
+
+
+def _tanh(x: Array) -> Array:
+    return np.tanh(x, out=x)
+
+
+def _elu(x: Array) -> Array:
+    return np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0.0))))
+
+
+def _silu(x: Array) -> Array:
+    result: Array = x / (1.0 + np.exp(-x))
+    return result
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": _relu, "tanh": _tanh, "elu": _elu, "silu": _silu}
+
+
+class NumpyPolicy:
+    """A snapshot of a ``PolicyNetwork`` that acts on numpy arrays."""
+
+    def __init__(self, network: PolicyNetwork) -> None:
+        self.spec: NetworkSpec = network.spec
+        self._activation = _ACTIVATIONS[self.spec.activation]
+        state = {k: v.detach().cpu().numpy() for k, v in network.state_dict().items()}
+        indices = sorted({int(k.split(".")[1]) for k in state if k.startswith("mlp.")})
+        self._layers = [
+            (np.ascontiguousarray(state[f"mlp.{i}.weight"].T), state[f"mlp.{i}.bias"].copy()) for i in indices
+        ]
+        self._log_std = state["log_std"].copy() if "log_std" in state else None
+        self._mean = self._inverse_std = None
+        if network.normalizer is not None:
+            self._mean = state["normalizer.mean"].astype(np.float32)
+            variance = state["normalizer.var"] + self.spec.observation_epsilon
+            self._inverse_std = (1.0 / np.sqrt(variance)).astype(np.float32)
+        if self.spec.action_low is not None and self.spec.action_high is not None:
+            self._low = np.array(self.spec.action_low, dtype=np.float32)
+            self._high = np.array(self.spec.action_high, dtype=np.float32)
+
+    def dist_inputs(self, obs: Array) -> Array:
+        """``[N, P]`` distribution inputs at raw float32 observations ``[N, D]``."""
+        x = obs
+        if self._mean is not None:
+            x = (x - self._mean) * self._inverse_std
+            clip = self.spec.observation_clip
+            if clip is not None:
+                np.minimum(x, clip, out=x)
+                np.maximum(x, -clip, out=x)
+        for weight, bias in self._layers[:-1]:
+            x = x @ weight
+            x += bias
+            x = self._activation(x)
+        weight, bias = self._layers[-1]
+        x = x @ weight + bias
+        if self._log_std is not None:
+            return np.concatenate((x, np.broadcast_to(self._log_std, x.shape)), axis=-1)
+        if self.spec.distribution != "categorical":
+            a = self.spec.action_size
+            np.clip(x[..., a:], *self.spec.log_std_bounds, out=x[..., a:])
+        return x
+
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Standard noise for ``shape`` samples at once: normal ``[*shape, A]``, or Gumbel ``[*shape, K]``."""
+        full = (*shape, self.spec.action_size)
+        if self.spec.distribution == "categorical":
+            return rng.gumbel(size=full).astype(np.float32)
+        return rng.standard_normal(full, dtype=np.float32)
+
+    def sample(self, dist_inputs: Array, noise: Array) -> NDArray[Any]:
+        """Sampled actions (before clipping or tanh) from ``[N, P]`` inputs and this step's noise."""
+        if self.spec.distribution == "categorical":
+            return np.asarray(np.argmax(dist_inputs + noise, axis=-1))
+        a = self.spec.action_size
+        result: Array = dist_inputs[..., :a] + np.exp(dist_inputs[..., a:]) * noise
+        return result
+
+    def mode(self, dist_inputs: Array) -> NDArray[Any]:
+        """The deterministic actions, in the same space as samples."""
+        if self.spec.distribution == "categorical":
+            return np.asarray(np.argmax(dist_inputs, axis=-1))
+        return dist_inputs[..., : self.spec.action_size]
+
+    def log_prob(self, dist_inputs: Array, actions: NDArray[Any]) -> Array:
+        """``[...]`` log-probability of sampled actions, nats; inputs ``[..., P]``."""
+        if self.spec.distribution == "categorical":
+            shifted = dist_inputs - dist_inputs.max(axis=-1, keepdims=True)
+            log_probs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+            return np.take_along_axis(log_probs, actions[..., None], axis=-1)[..., 0]
+        a = self.spec.action_size
+        mean, log_std = dist_inputs[..., :a], dist_inputs[..., a:]
+        z = (actions - mean) * np.exp(-log_std)
+        logp: Array = (-0.5 * np.square(z) - log_std - np.float32(HALF_LOG_2PI)).sum(-1)
+        if self.spec.distribution == "squashed_gaussian":
+            softplus = np.logaddexp(np.float32(0.0), -2.0 * actions)
+            logp = logp - (2.0 * (np.float32(LOG_2) - actions - softplus)).sum(-1)
+        return logp
+
+    def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """The actions that the environment receives: clipped, tanh-squashed to its bounds, or shifted to its start."""
+        if self.spec.distribution == "categorical":
+            return actions + self.spec.action_start
+        if self.spec.distribution == "squashed_gaussian":
+            result: Array = self._low + 0.5 * (np.tanh(actions) + 1.0) * (self._high - self._low)
+            return result
+        return np.minimum(np.maximum(actions, self._low), self._high)

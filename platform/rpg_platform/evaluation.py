@@ -1,0 +1,189 @@
+"""Evaluating a policy on a task: exactly N episodes, from fixed seeds, deterministic and sampled.
+
+Every environment plays exactly one episode, episode i from seed ``seed + i``; what it does after its end is ignored.
+Short episodes are therefore not counted more often than long ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rpg_algorithms.distributions import make_distribution
+from rpg_algorithms.env_runner import make_vector_env
+from rpg_algorithms.inference import NumpyPolicy
+from rpg_algorithms.network import PolicyNetwork
+from rpg_algorithms.prior import ReturnStatistics
+from rpg_algorithms.spaces import flatten_observations
+from rpg_platform.environments import make_env
+from rpg_platform.tasks import StepFunction, Task
+
+Mode = Literal["deterministic", "sampled"]
+MODES: tuple[Mode, ...] = ("deterministic", "sampled")
+MEASURES = ("basic_return", "addon_return", "total_return", "episode_length", "task_metric")
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What N episodes came to, each field ``[N]``.
+
+    Attributes:
+        basic_return, addon_return, total_return: undiscounted sums per episode.
+        episode_length: steps.
+        task_metric: mean over the episode's steps.
+        kl_to_prior: mean over the episode's steps of KL(policy || prior), nats; nan without a prior.
+    """
+
+    basic_return: NDArray[np.float64]
+    addon_return: NDArray[np.float64]
+    total_return: NDArray[np.float64]
+    episode_length: NDArray[np.float64]
+    task_metric: NDArray[np.float64]
+    kl_to_prior: NDArray[np.float64]
+
+
+def evaluate(
+    policy: PolicyNetwork,
+    task: Task,
+    episodes: int,
+    seed: int,
+    mode: Mode,
+    prior: PolicyNetwork | None = None,
+) -> Episodes:
+    """Plays ``episodes`` episodes.
+
+    Args:
+        policy: the policy, with its normaliser.
+        task: environment, add-on reward and metric.
+        episodes: how many, each in an environment of its own.
+        seed: episode i is reset with ``seed + i``; sampling is seeded with ``seed``.
+        mode: act by the distribution's mode, or sample.
+        prior: to measure the KL to.
+    """
+    keys = frozenset((*task.addon.info_keys, *task.metric.info_keys))
+    envs = make_vector_env(partial(make_env, task), episodes, "sync", keys)
+    try:
+        return _play(NumpyPolicy(policy), policy, prior, task, envs, episodes, seed, mode, keys)
+    finally:
+        envs.close()
+
+
+def _play(
+    acting: NumpyPolicy,
+    policy: PolicyNetwork,
+    prior: PolicyNetwork | None,
+    task: Task,
+    envs: Any,
+    episodes: int,
+    seed: int,
+    mode: Mode,
+    keys: frozenset[str],
+) -> Episodes:
+    rng = np.random.default_rng(seed)
+    space = envs.single_observation_space
+    observed, _ = envs.reset(seed=[seed + i for i in range(episodes)])
+    obs = flatten_observations(space, observed)
+    sums = np.zeros((4, episodes))  # basic, add-on, metric, KL
+    length = np.zeros(episodes)
+    playing = np.ones(episodes, bool)
+    while playing.any():
+        inputs = acting.dist_inputs(obs)
+        actions = (
+            acting.mode(inputs) if mode == "deterministic" else acting.sample(inputs, acting.noise(rng, (episodes,)))
+        )
+        env_actions = acting.to_env(actions)
+        stepped, reward, terminated, truncated, infos = envs.step(env_actions)
+        done = terminated | truncated
+        next_obs = flatten_observations(space, stepped)
+        after = _with_final(space, next_obs, infos, done)
+        values = _infos(infos, keys, done, episodes)
+        sums[0, playing] += reward[playing]
+        for row, function in ((1, task.addon), (2, task.metric)):
+            sums[row, playing] += _per_step(function, obs, env_actions, after, values)[playing]
+        if prior is not None:
+            sums[3, playing] += _kl(inputs, policy, prior, obs)[playing]
+        length[playing] += 1
+        playing &= ~done
+        obs = next_obs
+    kl = sums[3] / length if prior is not None else np.full(episodes, np.nan)
+    return Episodes(sums[0], sums[1], sums[0] + sums[1], length, sums[2] / length, kl)
+
+
+def _per_step(
+    function: StepFunction,
+    obs: NDArray[Any],
+    actions: NDArray[Any],
+    after: NDArray[Any],
+    infos: Mapping[str, NDArray[Any]],
+) -> NDArray[Any]:
+    return np.asarray(function(obs, actions, after, {k: infos[k] for k in function.info_keys}))
+
+
+def _with_final(space: Any, next_obs: NDArray[Any], infos: Mapping[str, Any], done: NDArray[np.bool_]) -> NDArray[Any]:
+    if not done.any():
+        return next_obs
+    after = next_obs.copy()
+    for n in np.flatnonzero(done):
+        after[n] = flatten_observations(space, np.asarray(infos["final_obs"][n])[None])[0]
+    return after
+
+
+def _infos(
+    infos: Mapping[str, Any], keys: frozenset[str], done: NDArray[np.bool_], n: int
+) -> dict[str, NDArray[np.float64]]:
+    final = infos.get("final_info", {})
+    values = {}
+    for key in keys:
+        column = np.array(infos[key], dtype=float) if key in infos else np.zeros(n)
+        if key in final:
+            column[done] = np.asarray(final[key], dtype=float)[done]
+        values[key] = column
+    return values
+
+
+def _kl(inputs: NDArray[Any], policy: PolicyNetwork, prior: PolicyNetwork, obs: NDArray[Any]) -> NDArray[Any]:
+    with torch.no_grad():
+        own = make_distribution(policy.spec.distribution, torch.from_numpy(inputs))
+        result: NDArray[Any] = own.kl(prior.distribution(torch.from_numpy(obs))).numpy()
+        return result
+
+
+def evaluate_both(
+    policy: PolicyNetwork, task: Task, episodes: int, seed: int, prior: PolicyNetwork | None = None
+) -> dict[Mode, Episodes]:
+    """Deterministic and sampled evaluation, on the same seeds."""
+    return {mode: evaluate(policy, task, episodes, seed, mode, prior) for mode in MODES}
+
+
+def as_metrics(results: Mapping[Mode, Episodes]) -> dict[str, float]:
+    """Flat metrics: ``eval/<mode>/<measure>_mean`` and ``_std`` over episodes, and ``eval/kl_to_prior`` (sampled)."""
+    metrics: dict[str, float] = {}
+    for mode, played in results.items():
+        for measure in MEASURES:
+            values = getattr(played, measure)
+            metrics[f"eval/{mode}/{measure}_mean"] = float(values.mean())
+            metrics[f"eval/{mode}/{measure}_std"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    if "sampled" in results:
+        metrics["eval/kl_to_prior"] = float(results["sampled"].kl_to_prior.mean())
+    return metrics
+
+
+def as_card_returns(results: Mapping[Mode, Episodes]) -> dict[str, ReturnStatistics]:
+    """What a bundle's card says of its returns: ``basic/deterministic``, ``addon/sampled``, ..."""
+    return {
+        f"{name}/{mode}": ReturnStatistics(
+            mean=float(values.mean()), std=float(values.std(ddof=1)) if len(values) > 1 else 0.0, episodes=len(values)
+        )
+        for mode, played in results.items()
+        for name, values in (
+            ("basic", played.basic_return),
+            ("addon", played.addon_return),
+            ("total", played.total_return),
+        )
+    }

@@ -1,0 +1,263 @@
+"""Running a sweep: its trials under Ray Tune, tracked in MLflow, summed up in a table."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.logger import JsonLoggerCallback
+from rich.console import Console
+
+from rpg_algorithms.prior import PriorBundle, load_bundle
+from rpg_platform.methods import METHODS
+from rpg_platform.mlflow_runs import default_tracking_uri
+from rpg_platform.plan import expand
+from rpg_platform.progress import Progress
+from rpg_platform.report import TrialResult
+from rpg_platform.shipped import resolve_prior
+from rpg_platform.spec import SweepSpec, TrialSpec
+from rpg_platform.tasks import get_task
+from rpg_platform.tracking import MlflowTracker
+from rpg_platform.trial import REPORTS_PER_TRIAL, CustomizationTrial, algorithm_config
+
+logger = logging.getLogger(__name__)
+DEFAULT_STORAGE = "~/rpg_results"
+MAX_FAILURES = 2
+
+
+class SweepError(RuntimeError):
+    """A sweep that cannot be started as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """What a sweep came to.
+
+    Attributes:
+        results: each trial with its last report, or with why it has none.
+        folder: where Tune left the trials' files.
+        tracking_uri: MLflow store.
+        experiment: MLflow experiment.
+        parent_url: address of the parent run, where the store is a server.
+        checkpoints: trial id → folder of its last checkpoint (a local path or a URI).
+    """
+
+    results: Sequence[TrialResult]
+    folder: str
+    tracking_uri: str
+    experiment: str
+    parent_url: str | None
+    checkpoints: dict[str, str]
+
+    @property
+    def failed(self) -> int:
+        """Number of trials without a final evaluation."""
+        return sum(error is not None or not (result or {}).get("done") for _, result, error in self.results)
+
+
+def storage_of(spec: SweepSpec) -> str:
+    """Where a sweep's results go: an absolute local path, or a URI as given."""
+    text = spec.storage or DEFAULT_STORAGE
+    return text if "://" in text else str(Path(text).expanduser().resolve())
+
+
+def tracking_uri_of(spec: SweepSpec) -> str:
+    """The MLflow store of a sweep: as given, or the embedded one beside its results.
+
+    Raises:
+        SweepError: the storage is remote and no server is given.
+    """
+    if spec.tracking.uri is not None:
+        return spec.tracking.uri
+    storage = storage_of(spec)
+    if "://" in storage:
+        raise SweepError(
+            f"storage={storage!r} is remote: give tracking.uri, the embedded MLflow store needs a local path"
+        )
+    return default_tracking_uri(storage)
+
+
+def start_ray(address: str | None) -> None:
+    """Connects to the cluster at ``address`` (or to the one that a job runs in), or starts Ray on this machine.
+
+    Token authentication stays as the environment sets it (``RAY_AUTH_MODE``); a local Ray without it set has none, as
+    it listens on this machine alone.
+    """
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def run_sweep(
+    spec: SweepSpec, *, address: str | None = None, console: Console | None = None, source: str | None = None
+) -> SweepOutcome:
+    """Runs every trial of ``spec`` and records it.
+
+    Args:
+        spec: the sweep.
+        address: Ray cluster; None for a local one.
+        console: where progress is shown.
+        source: the YAML as the user wrote it, for the record.
+
+    Raises:
+        SweepError: the name is taken in this storage, or the cluster can never run a trial.
+        SpecError: the specification contradicts itself.
+    """
+    console = console or Console()
+    trials = expand(spec)
+    storage, experiment = storage_of(spec), spec.tracking.experiment or spec.name
+    tracking_uri = tracking_uri_of(spec)
+    if "://" not in storage and (Path(storage) / spec.name).exists():
+        raise SweepError(
+            f"{Path(storage) / spec.name} exists: a sweep named {spec.name!r} was run there; nothing is overwritten. "
+            "Give another name (--name) or another storage (--storage)"
+        )
+    prior = load_bundle(resolve_prior(spec.prior)) if spec.prior is not None else None
+    _check_trials(trials, prior)
+    start_ray(address)
+    bundles = placement(spec)
+    _check_capacity(bundles)
+    tracker = MlflowTracker(tracking_uri, experiment, spec, trials, source=source)
+    progress = Progress(trials, console)
+    tracker.start()
+    results: list[TrialResult] = [(trial, None, "not run") for trial in trials]
+    interrupted = True
+    checkpoints: dict[str, str] = {}
+    try:
+        with progress:
+            grid = _tuner(spec, trials, prior, bundles, storage, [tracker, progress]).fit()
+        results, checkpoints = _collect(trials, grid)
+        interrupted = False
+    finally:
+        tracker.finish(results, interrupted=interrupted)
+    return SweepOutcome(
+        results,
+        str(Path(storage) / spec.name) if "://" not in storage else f"{storage}/{spec.name}",
+        tracking_uri,
+        experiment,
+        tracker.parent_url,
+        checkpoints,
+    )
+
+
+def _check_trials(trials: Sequence[TrialSpec], prior: PriorBundle | None) -> None:
+    """Lets RLlib refuse a setting here rather than in every trial's process.
+
+    Raises:
+        ValueError: names the trial and what does not fit.
+    """
+    for trial in trials:
+        if METHODS[trial.method].algorithm is None:
+            continue
+        uses_prior = METHODS[trial.method].prior != "unused"
+        try:
+            algorithm_config(trial, get_task(trial.task), prior if uses_prior else None).validate()
+        except ValueError as error:
+            raise ValueError(f"{trial.trial_id}: {error}") from error
+
+
+def _tuner(
+    spec: SweepSpec,
+    trials: Sequence[TrialSpec],
+    prior: PriorBundle | None,
+    bundles: list[dict[str, float]],
+    storage: str,
+    callbacks: list[Any],
+) -> Tuner:
+    # Tune's own CSV and TensorBoard loggers write what MLflow and result.json hold already.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    trainable = tune.with_resources(
+        tune.with_parameters(CustomizationTrial, prior=prior), PlacementGroupFactory(bundles)
+    )
+    return Tuner(
+        trainable,
+        param_space={"trial": tune.grid_search([trial.model_dump(mode="json") for trial in trials])},
+        tune_config=TuneConfig(
+            max_concurrent_trials=spec.resources.max_concurrent,
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=RunConfig(
+            name=spec.name,
+            storage_path=storage,
+            callbacks=[JsonLoggerCallback(), *callbacks],
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=spec.checkpoint.keep,
+                checkpoint_frequency=_reports_per_checkpoint(spec),
+                checkpoint_at_end=True,
+            ),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            verbose=0,
+        ),
+    )
+
+
+def _name(trial: Any) -> str:
+    return str(trial.config["trial"]["trial_id"])
+
+
+def _reports_per_checkpoint(spec: SweepSpec) -> int:
+    every = spec.checkpoint.every_env_steps
+    if every is None:
+        return 0
+    return max(1, round(REPORTS_PER_TRIAL * every / spec.budget.env_steps))
+
+
+def placement(spec: SweepSpec) -> list[dict[str, float]]:
+    """Resource bundles of one trial: its own process, then its env runners, then its learners."""
+    resources = spec.resources
+    gpus = resources.gpus_per_trial
+    main: dict[str, float] = {"CPU": resources.cpus_per_trial}
+    learner: dict[str, float] = {"CPU": 1}
+    if gpus:
+        (learner if resources.learners else main)["GPU"] = gpus
+    return [main, *[{"CPU": 1.0}] * resources.env_runners, *[learner] * resources.learners]
+
+
+def _check_capacity(bundles: Sequence[dict[str, float]]) -> None:
+    """Refuses what no node, or not the whole cluster, could ever hold.
+
+    Raises:
+        SweepError: names the resource, what is asked for and what there is.
+    """
+    cluster = ray.cluster_resources()
+    for name in ("CPU", "GPU"):
+        asked, there = sum(b.get(name, 0.0) for b in bundles), cluster.get(name, 0.0)
+        if asked > there:
+            raise SweepError(
+                f"a trial asks for {asked:g} {name} (resources), the cluster has {there:g}: no trial could ever start"
+            )
+
+
+def _collect(trials: Sequence[TrialSpec], grid: Any) -> tuple[list[TrialResult], dict[str, str]]:
+    """Each trial's last report or error, in the plan's order, and its last checkpoint."""
+    found: dict[str, Any] = {}
+    for i in range(len(grid)):
+        found[Path(grid[i].path).name] = grid[i]  # the folder's name is the trial's id, see _name
+    rows: list[TrialResult] = []
+    checkpoints = {}
+    for trial in trials:
+        result = found.get(trial.trial_id)
+        if result is None:
+            rows.append((trial, None, "not run"))
+            continue
+        error = None if result.error is None else str(result.error).strip().splitlines()[-1]
+        rows.append((trial, result.metrics, error))
+        if result.checkpoint is not None:
+            checkpoints[trial.trial_id] = result.checkpoint.path
+    return rows, checkpoints

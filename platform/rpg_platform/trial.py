@@ -1,0 +1,246 @@
+"""One trial of a sweep, as a Tune trainable around an SPG or RPG ``Algorithm``.
+
+A trial trains until its env-step budget is used up, then evaluates the policy on the fixed seeds and leaves it as a
+prior bundle in its last checkpoint. The method ``prior`` trains nothing: it is the prior, evaluated the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+import rpg_algorithms
+from rpg_algorithms import RPGConfig, SPGConfig
+from rpg_algorithms.module import NetworkConfig
+from rpg_algorithms.network import PolicyNetwork
+from rpg_algorithms.prior import PriorBundle, PriorCard, save_bundle
+from rpg_platform.environments import make_env, register
+from rpg_platform.evaluation import as_card_returns, as_metrics, evaluate_both
+from rpg_platform.methods import METHODS, algorithm_weights
+from rpg_platform.spec import TrialSpec
+from rpg_platform.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from rpg_algorithms import SPG
+
+REPORTS_PER_TRIAL = 200
+METRIC = "metric"  # name under which the algorithm averages the task's metric
+_LEARNER_KEYS = {
+    "reward_basic_term": "reward_basic_term",
+    "reward_addon_term": "reward_addon_term",
+    "reward_prior_term": "reward_prior_term",
+    "reward_entropy_term": "reward_entropy_term",
+    "kl_to_prior": "kl_to_prior",
+    "entropy": "entropy",
+    "clip_fraction": "clip_fraction",
+    "approx_kl": "approx_kl",
+    "policy_loss": "policy_loss",
+    "vf_loss": "vf_loss",
+    "vf_explained_var": "explained_variance",
+    "default_optimizer_learning_rate": "learning_rate",
+}
+_EPISODE_KEYS = {
+    "episode_basic_return_mean": "basic_return",
+    "episode_addon_return_mean": "addon_return",
+    "episode_total_return_mean": "total_return",
+    f"episode_{METRIC}_mean": "task_metric",
+    "episode_len_mean": "episode_length",
+}
+
+
+def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) -> SPGConfig | RPGConfig:
+    """The RLlib configuration that a trial trains with.
+
+    Args:
+        trial: the trial; its method must be one that trains.
+        task: its task.
+        prior: its prior, where the method uses one.
+
+    Raises:
+        ValueError: the method trains nothing, or a setting does not fit.
+    """
+    kind, weights = algorithm_weights(trial.method, trial.weights)
+    if kind is None:
+        raise ValueError(f"method={trial.method!r} trains nothing")
+    settings, resources = trial.training, trial.resources
+    config: SPGConfig | RPGConfig = RPGConfig() if kind == "rpg" else SPGConfig()
+    envs = resources.envs_per_runner * max(1, resources.env_runners)
+    config.environment(register(task))
+    config.env_runners(num_env_runners=resources.env_runners, num_envs_per_env_runner=resources.envs_per_runner)
+    config.learners(
+        num_learners=resources.learners, num_gpus_per_learner=resources.gpus_per_trial if resources.learners else 0
+    )
+    config.debugging(seed=trial.seed, log_level="ERROR")
+    arguments: dict[str, Any] = dict(weights)
+    config.training(
+        **arguments,
+        prior=prior,
+        start_from_prior=settings.start_from_prior,
+        critic_warmup_iterations=settings.critic_warmup_iterations,
+        addon_reward=task.addon,
+        step_metrics={METRIC: task.metric},
+        lr=[[0, settings.lr], [trial.env_steps, 0.0]] if settings.anneal_lr else settings.lr,
+        gamma=settings.gamma,
+        lambda_=settings.lambda_,
+        clip_param=settings.clip_param,
+        vf_loss_coeff=settings.vf_loss_coeff,
+        grad_clip=settings.grad_clip,
+        target_kl=settings.target_kl,
+        normalize_advantages=settings.normalize_advantages,
+        scale_rewards=settings.scale_rewards,
+        num_epochs=settings.num_epochs,
+        minibatch_size=settings.minibatch_size,
+        train_batch_size_per_learner=settings.rollout_length * envs // max(1, resources.learners),
+    )
+    if settings.network is not None:
+        config.rl_module(model_config=NetworkConfig(**settings.network.model_dump()))
+    return config
+
+
+class CustomizationTrial(tune.Trainable):
+    """Runs one ``TrialSpec``, given as ``config["trial"]``; the prior comes as a parameter.
+
+    Reports (flat, see ``docs/architecture.md``) come about ``REPORTS_PER_TRIAL`` times a trial; the last has ``done``
+    and the evaluation.
+    """
+
+    algo: SPG | None
+
+    def setup(self, config: dict[str, Any], prior: PriorBundle | None = None) -> None:
+        """Builds the algorithm; the prior bundle was read once by the driver."""
+        self.trial = TrialSpec.model_validate(config["trial"])
+        self.task = get_task(self.trial.task)
+        self.prior = prior if METHODS[self.trial.method].prior != "unused" else None
+        self.prior_network = None if self.prior is None else self.prior.build()
+        self._evaluated: dict[str, Any] = {}
+        self._env_steps = 0
+        self.algo = None
+        if METHODS[self.trial.method].algorithm is not None:
+            built = algorithm_config(self.trial, self.task, self.prior)
+            assert built.algo_class is not None
+            self.algo = built.algo_class(config=built, storage=self._storage)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Lets Tune reuse this process for the next trial: a new one takes seconds to import everything."""
+        self.cleanup()
+        self.setup(new_config)  # Tune's with_parameters gives the prior again
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Trains for one report's worth of iterations; evaluates when the budget is used up."""
+        started, before = time.perf_counter(), self._env_steps
+        result: dict[str, Any] = {}
+        if self.algo is not None:
+            iterations = self._iterations_per_report()
+            for _ in range(iterations):
+                result = self.algo.train()
+                self._env_steps = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
+                if self._env_steps >= self.trial.env_steps:
+                    break
+        report = self._report(result)
+        report["env_steps_per_s"] = (self._env_steps - before) / (time.perf_counter() - started)
+        if self.algo is None or self._env_steps >= self.trial.env_steps:
+            report |= self._evaluate()
+            report["done"] = True
+        return report
+
+    def _iterations_per_report(self) -> int:
+        settings, resources = self.trial.training, self.trial.resources
+        per_iteration = settings.rollout_length * resources.envs_per_runner * max(1, resources.env_runners)
+        return max(1, math.ceil(self.trial.env_steps / per_iteration / REPORTS_PER_TRIAL))
+
+    def _report(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        report: dict[str, Any] = {"env_steps": float(self._env_steps), "done": False}
+        learner = result.get("learners", {}).get(DEFAULT_MODULE_ID, {})
+        episodes = result.get("env_runners", {})
+        for source, names in ((learner, _LEARNER_KEYS), (episodes, _EPISODE_KEYS)):
+            report |= {name: float(source[key]) for key, name in names.items() if key in source}
+        report["nonfinite_values"] = float(result.get("nonfinite_values", 0.0))
+        return report
+
+    def _evaluate(self) -> dict[str, float]:
+        settings = self.trial.evaluation
+        results = evaluate_both(self.policy(), self.task, settings.episodes, settings.seed, self.prior_network)
+        self._evaluated = dict(as_card_returns(results))
+        return as_metrics(results)
+
+    def policy(self) -> PolicyNetwork:
+        """The policy as it is now: the learner's, or the prior itself."""
+        if self.algo is None:
+            assert self.prior_network is not None
+            return self.prior_network
+        module = self.algo.get_module()
+        assert module is not None
+        network: PolicyNetwork = module.policy
+        return network
+
+    # --- checkpoints
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """The algorithm's checkpoint, the policy as a bundle, and this trial's own counters."""
+        folder = Path(checkpoint_dir)
+        if self.algo is not None:
+            self.algo.save_to_path(str(folder / "algorithm"))
+        save_bundle(folder / "bundle", self.policy(), self._card())
+        (folder / "trial.json").write_text(json.dumps({"env_steps": self._env_steps}), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint_dir: str | dict[str, Any] | None) -> None:
+        """Restores weights, optimizer, normaliser and counters; the environments start anew."""
+        assert isinstance(checkpoint_dir, str)
+        folder = Path(checkpoint_dir)
+        if self.algo is not None:
+            self.algo.restore_from_path(str(folder / "algorithm"))
+        self._env_steps = int(json.loads((folder / "trial.json").read_text(encoding="utf-8"))["env_steps"])
+
+    def _card(self) -> PriorCard:
+        trial = self.trial
+        if self.prior is not None and self.algo is None:
+            return self.prior.card.model_copy(update={"returns": self._evaluated or self.prior.card.returns})
+        env = make_env(self.task)
+        parents = [] if self.prior is None else [self.prior.card.content_hash, *self.prior.card.parents]
+        return PriorCard.describe(
+            trial.trial_id,
+            self.task.env_id,
+            env.observation_space,
+            env.action_space,
+            self.policy().spec,
+            env_kwargs=dict(self.task.env_kwargs),
+            alpha=self._alpha(),
+            returns=self._evaluated,
+            parents=parents,
+            made_by={
+                "package": f"residual-policy-gradient {rpg_algorithms.__version__}",
+                "env_steps": self._env_steps,
+                **trial.model_dump(mode="json", include={"sweep", "task", "prior", "method", "weights", "seed"}),
+                "training": trial.training.model_dump(mode="json", exclude_none=True),
+            },
+        )
+
+    def _alpha(self) -> float | None:
+        """The entropy temperature that the policy was trained at last; None where it had none."""
+        assert self.algo is not None
+        weights = self.algo.config.reward_weights()
+        value = weights.get("alpha_hat", weights.get("alpha"))
+        last = value[-1][1] if isinstance(value, (list, tuple)) else value
+        return float(last) if last else None
+
+    def cleanup(self) -> None:
+        """Ends the algorithm's actors and environments."""
+        if self.algo is not None:
+            self.algo.stop()
+            self.algo = None
+
+
+def copy_bundle(checkpoint: Path, out: Path) -> None:
+    """Copies the bundle of a trial's checkpoint to ``out``, replacing a bundle that is there."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (checkpoint / "bundle").iterdir():
+        shutil.copyfile(file, out / file.name)

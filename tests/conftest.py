@@ -1,0 +1,40 @@
+"""What all tests share: a quiet, closed environment, and one local Ray for the tests that need it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Before anything imports ray or mlflow, and inherited by every subprocess. A test of a cluster with a token
+# sets RAY_AUTH_MODE=token in the environment of its own processes.
+os.environ.update(
+    RAY_AUTH_MODE="disabled",  # a plain ray.init() would write a token into the home directory
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",  # workers run in this interpreter, even under `uv run`
+    RAY_USAGE_STATS_ENABLED="0",
+    MLFLOW_DISABLE_TELEMETRY="true",
+)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of this test session alone, on two logical CPUs.
+
+    Shared by all tests: none may shut it down. A test that starts its own Ray does so in a subprocess.
+    """
+    import ray
+
+    if ray.is_initialized():
+        raise RuntimeError("a test started Ray without the local_ray fixture")
+    ray.init(
+        address="local",  # never a cluster that happens to run here
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+        object_store_memory=256 * 1024 * 1024,
+    )
+    yield
+    ray.shutdown()
