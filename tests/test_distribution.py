@@ -148,9 +148,7 @@ def test_the_lock_holds_what_is_declared(lock: str, pyproject: dict[str, Any]) -
     for requirement in map(Requirement, requirements):
         name = canonicalize_name(requirement.name)
         assert name in pins, f"{lock}: {name} is missing: make lock"
-        assert requirement.specifier.contains(pins[name]), (
-            f"{lock}: {pins[name]} is not {requirement}: make lock"
-        )
+        assert requirement.specifier.contains(pins[name]), f"{lock}: {pins[name]} is not {requirement}: make lock"
 
 
 def test_what_is_tested_is_what_is_shipped() -> None:

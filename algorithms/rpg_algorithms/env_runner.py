@@ -257,6 +257,7 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         obs, ended = self._obs, 0
         for t in range(len(buffers.obs)):
             inputs = policy.dist_inputs(obs)
+            buffers.obs[t], buffers.dist_inputs[t] = obs, inputs  # before the step: it may overwrite obs in place
             if random_actions:
                 env_actions = actions = self.env.action_space.sample()
             else:
@@ -266,7 +267,6 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
             if isinstance(result, str) and result == ENV_STEP_FAILURE:
                 return None
             stepped, reward, terminated, truncated, infos = result
-            buffers.obs[t], buffers.dist_inputs[t] = obs, inputs
             buffers.actions[t], buffers.env_actions[t] = actions, env_actions
             buffers.basic[t], buffers.terminated[t], buffers.truncated[t] = reward, terminated, truncated
             obs = flatten_observations(space, stepped)

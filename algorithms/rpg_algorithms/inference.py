@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rpg_algorithms.distributions import HALF_LOG_2PI, LOG_2
 from rpg_algorithms.network import NetworkSpec, PolicyNetwork
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 throughout
 
 
 def _relu(x: Array) -> Array:
@@ -81,7 +81,8 @@ class NumpyPolicy:
         if self.spec.distribution != "categorical":
             a = self.spec.action_size
             np.clip(x[..., a:], *self.spec.log_std_bounds, out=x[..., a:])
-        return x
+        result: Array = x
+        return result
 
     def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
         """Standard noise for ``shape`` samples at once: normal ``[*shape, A]``, or Gumbel ``[*shape, K]``."""
@@ -122,8 +123,8 @@ class NumpyPolicy:
     def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
         """The actions that the environment receives: clipped, tanh-squashed to its bounds, or shifted to its start."""
         if self.spec.distribution == "categorical":
-            return actions + self.spec.action_start
+            return np.asarray(actions + self.spec.action_start)
         if self.spec.distribution == "squashed_gaussian":
             result: Array = self._low + 0.5 * (np.tanh(actions) + 1.0) * (self._high - self._low)
             return result
-        return np.minimum(np.maximum(actions, self._low), self._high)
+        return np.asarray(np.minimum(np.maximum(actions, self._low), self._high))

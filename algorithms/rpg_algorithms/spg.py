@@ -69,7 +69,7 @@ class SPGConfig(AlgorithmConfig):
         self.normalize_advantages: AdvantageNormalization = "minibatch"
         self.scale_rewards = True
         self.adam_epsilon = 1e-5
-        self.grad_clip = 0.5
+        self.grad_clip: float | None = 0.5
         self.num_epochs = 10
         self.minibatch_size = 256
         self._train_batch_size_per_learner = 4096

@@ -58,9 +58,7 @@ def check(spec: SweepSpec, *, check_files: bool = True) -> list[Problem]:
     total = count_trials(spec)
     if total > MAX_TRIALS:
         message = f"asks for {total} trials ({_factors(spec)}), and at most {MAX_TRIALS} are made"
-        problems.append(
-            Problem(("algorithm",), message, needs=(("weights",), _TRAINING, ("baselines",), ("seeds",)))
-        )
+        problems.append(Problem(("algorithm",), message, needs=(("weights",), _TRAINING, ("baselines",), ("seeds",))))
     elif not problems:
         problems += _draws_and_duplicates(spec)
     return problems
@@ -96,7 +94,7 @@ def _prior_use(spec: SweepSpec) -> Iterator[Problem]:
         return
     if not any(uses_prior(spec, arm.entry.method) for arm in arms(spec)):
         methods = ", ".join(dict.fromkeys(arm.entry.method for arm in arms(spec)))
-        message = f"{show(spec.prior)} is given, but no method of this sweep uses a prior ({methods})"
+        message = f"{spec.prior!r} is given, but no method of this sweep uses a prior ({methods})"
         yield Problem(("prior",), message, at_key=True, needs=(("algorithm",), ("baselines",)))
 
 
@@ -104,7 +102,7 @@ def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
     here: Path = ("prior",)
     if prior not in SHIPPED and not is_path(prior):
         hint = suggestion(prior, SHIPPED)
-        yield Problem(here, f"{show(prior)} is neither a shipped prior nor a folder beside the file{hint}")
+        yield Problem(here, f"{prior!r} is neither a shipped prior nor a folder beside the file{hint}")
         return
     folder = SHIPPED.get(prior, pathlib.Path(prior))
     try:
@@ -114,15 +112,13 @@ def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
         return
     made_for, wanted = card.get("env_id"), TASKS[spec.task].env_id if spec.task in TASKS else None
     if isinstance(made_for, str) and wanted and _family(made_for) != _family(wanted):
-        message = f"{show(prior)} acts in {made_for}, but task {spec.task!r} is in {wanted}"
+        message = f"{prior!r} acts in {made_for}, but task {spec.task!r} is in {wanted}"
         yield Problem(here, message, needs=(("task",),))
     if card.get("alpha") is None:
         for arm in arms(spec):
             if METHODS[arm.entry.method].algorithm == "rpg" and "omega" in arm.entry.weights:
-                message = f"needs the alpha that the prior was trained with, and {show(prior)} records none"
-                yield Problem(
-                    arm.weight_path("omega"), f"{message}; give omega_prime", True, (here, arm.path)
-                )
+                message = f"needs the alpha that the prior was trained with, and {prior!r} records none"
+                yield Problem(arm.weight_path("omega"), f"{message}; give omega_prime", True, (here, arm.path))
 
 
 def _read_card(folder: pathlib.Path) -> Mapping[str, object]:
@@ -135,9 +131,7 @@ def _read_card(folder: pathlib.Path) -> Mapping[str, object]:
         if not folder.exists():
             raise ValueError(f"no such folder: {folder}")
         if not folder.is_dir():
-            raise ValueError(
-                f"not a prior bundle: {folder} is a file, and a bundle is a folder with {CARD_FILE}"
-            )
+            raise ValueError(f"not a prior bundle: {folder} is a file, and a bundle is a folder with {CARD_FILE}")
         if not (folder / CARD_FILE).is_file():
             raise ValueError(f"not a prior bundle: {folder} holds no {CARD_FILE}")
         with (folder / CARD_FILE).open("rb") as file:
@@ -155,20 +149,13 @@ def _family(env_id: str) -> str:
 
 # ---- the search ---------------------------------------------------------------------------------
 def _samples(spec: SweepSpec) -> Iterator[Problem]:
-    random = [
-        dotted(path)
-        for arm in arms(spec)
-        for path, space in _space_paths(spec, arm).items()
-        if space.is_random
-    ]
+    random = [dotted(path) for arm in arms(spec) for path, space in _space_paths(spec, arm).items() if space.is_random]
     everything: tuple[Path, ...] = (("weights",), ("baselines",), _TRAINING)
     if spec.samples is not None and not random:
         message = f"{spec.samples} given, but nothing is random: there is no choice, uniform or loguniform"
         yield Problem(("samples",), message, at_key=True, needs=everything)
     if spec.samples is None and random:
-        yield Problem(
-            ("samples",), f"missing: {random[0]} is drawn at random, so say how often", needs=everything
-        )
+        yield Problem(("samples",), f"missing: {random[0]} is drawn at random, so say how often", needs=everything)
 
 
 def _space_paths(spec: SweepSpec, arm: Arm) -> dict[Path, SearchSpace]:
@@ -185,29 +172,19 @@ def _factors(spec: SweepSpec) -> str:
 
 
 def _draws_and_duplicates(spec: SweepSpec) -> Iterator[Problem]:
-    for arm in arms(spec):
-        if METHODS[arm.entry.method].algorithm is None:
-            continue
-        found = len(draws(spec, arm))
-        if (
-            spec.samples is not None
-            and found < spec.samples
-            and any(s.is_random for s in searched(spec, arm).values())
-        ):
-            message = (
-                f"{spec.samples} draws, but {arm.entry.method} has only {found} distinct settings to draw"
-            )
-            yield Problem(("samples",), message)
+    found = {
+        len(draws(spec, arm)): arm.entry.method
+        for arm in arms(spec)
+        if any(space.is_random for space in _space_paths(spec, arm).values())
+    }
+    if spec.samples is not None and found and max(found) < spec.samples:
+        message = f"{spec.samples} draws, but {found[max(found)]} has only {max(found)} distinct settings to draw"
+        yield Problem(("samples",), message)
     first: dict[str, Arm | None] = {}
     repeated: set[Path] = set()
     for trial, made_by in make_trials(spec):
         earlier = first.setdefault(trial.trial_id, made_by)
-        if (
-            earlier is not made_by
-            and made_by is not None
-            and earlier is not None
-            and made_by.path not in repeated
-        ):
+        if earlier is not made_by and made_by is not None and earlier is not None and made_by.path not in repeated:
             repeated.add(made_by.path)
             message = f"trial {trial.trial_id!r} is already given by {dotted(earlier.path)}"
             yield Problem(made_by.path, message, needs=(earlier.path, ("weights",)))
@@ -238,15 +215,11 @@ def _iteration(spec: SweepSpec) -> Iterator[Problem]:
         where = (*_TRAINING, "minibatch_size")
         yield Problem(where, f"{message} (rollout_length {min(rollouts)} x {spelled}{shared})", needs=needs)
     warmup = max(cast(int, value) for value in spec.training.candidates("critic_warmup_iterations"))
-    trains = any(
-        uses_prior(spec, arm.entry.method) and METHODS[arm.entry.method].algorithm for arm in arms(spec)
-    )
+    trains = any(uses_prior(spec, arm.entry.method) and METHODS[arm.entry.method].algorithm for arm in arms(spec))
     if trains and longest <= spec.budget.env_steps <= warmup * longest:
         message = f"{warmup} iterations of {longest} env steps use up the budget of {spec.budget.env_steps}"
         where = (*_TRAINING, "critic_warmup_iterations")
-        yield Problem(
-            where, f"{message} before the policy moves", needs=(*needs, _STEPS, ("algorithm",), ("prior",))
-        )
+        yield Problem(where, f"{message} before the policy moves", needs=(*needs, _STEPS, ("algorithm",), ("prior",)))
 
 
 def _start(spec: SweepSpec) -> Iterator[Problem]:
@@ -258,7 +231,7 @@ def _start(spec: SweepSpec) -> Iterator[Problem]:
     starts = any(value is True for value in spec.training.candidates("start_from_prior"))
     if spec.training.fixed.network is not None and starts and starters:
         message = "given together with start_from_prior: true, but"
-        detail = f"method {starters[0]!r} starts from the network of the prior {show(spec.prior)}"
+        detail = f"method {starters[0]!r} starts from the network of the prior {spec.prior!r}"
         needs: tuple[Path, ...] = (
             (*_TRAINING, "start_from_prior"),
             ("algorithm",),

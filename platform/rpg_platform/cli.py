@@ -96,6 +96,7 @@ def train(
 
 def _run(spec: SweepSpec, file: Path, address: str | None, as_json: bool) -> dict[str, str]:
     """Runs a sweep and prints its outcome; exits with 1 when a trial has no result."""
+    from rpg_platform.plots import tradeoff_png
     from rpg_platform.report import render_table, rows_to_json, summarise
     from rpg_platform.sweep import run_sweep
     from rpg_platform.tasks import get_task
@@ -109,6 +110,11 @@ def _run(spec: SweepSpec, file: Path, address: str | None, as_json: bool) -> dic
         typer.echo(rows_to_json(rows))
     else:
         console.print(render_table(rows, metric_name=get_task(spec.task).metric_name))
+        picture = tradeoff_png(rows, title=spec.description)
+        if picture is not None and Path(outcome.folder).is_dir():
+            file = Path(outcome.folder) / "tradeoff.png"
+            file.write_bytes(picture)
+            console.print(f"Picture     {file}", soft_wrap=True, highlight=False)
         console.print(f"Results     {outcome.folder}", soft_wrap=True, highlight=False)
         console.print(f"MLflow      {outcome.parent_url or outcome.tracking_uri}", soft_wrap=True, highlight=False)
         if outcome.parent_url is None:
@@ -161,7 +167,9 @@ def tasks(as_json: AsJson = False) -> None:
     from rpg_platform.tasks import TASKS
 
     if as_json:
-        typer.echo(json.dumps({t.name: {"env": t.env_id, "description": t.description} for t in TASKS.values()}, indent=2))
+        typer.echo(
+            json.dumps({t.name: {"env": t.env_id, "description": t.description} for t in TASKS.values()}, indent=2)
+        )
         return
     table = Table("task", "environment", "what is added")
     for task in TASKS.values():

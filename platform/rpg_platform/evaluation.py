@@ -88,7 +88,7 @@ def _play(
     rng = np.random.default_rng(seed)
     space = envs.single_observation_space
     observed, _ = envs.reset(seed=[seed + i for i in range(episodes)])
-    obs = flatten_observations(space, observed)
+    obs = flatten_observations(space, observed).copy()
     sums = np.zeros((4, episodes))  # basic, add-on, metric, KL
     length = np.zeros(episodes)
     playing = np.ones(episodes, bool)
@@ -100,7 +100,8 @@ def _play(
         env_actions = acting.to_env(actions)
         stepped, reward, terminated, truncated, infos = envs.step(env_actions)
         done = terminated | truncated
-        next_obs = flatten_observations(space, stepped)
+        # A copy: float32 environments hand out the one buffer that the next step overwrites.
+        next_obs = flatten_observations(space, stepped).copy()
         after = _with_final(space, next_obs, infos, done)
         values = _infos(infos, keys, done, episodes)
         sums[0, playing] += reward[playing]

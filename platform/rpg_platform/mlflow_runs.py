@@ -8,15 +8,17 @@ doubling anything.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import os
 import re
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import unquote
 from uuid import uuid4
@@ -46,10 +48,11 @@ MAX_PENDING = 100_000
 _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"})
 _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 60.0
+_QUICK_S = 2.0
 # MLflow's own defaults hold the caller for about four minutes when a server is away.
 _REQUEST_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
-Kind = Literal["open", "metrics", "tags", "text", "folder", "close"]
+Kind = Literal["open", "metrics", "tags", "text", "file", "folder", "close"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Record:
     Attributes:
         run: key of the run it belongs to: a trial's id, or ``PARENT``.
         kind: what ``data`` is. ``open``: name, tags, params, start_time; ``metrics``: values, step,
-            timestamp; ``tags``: values; ``text``: text, path; ``folder``: checkpoint
+            timestamp; ``tags``: values; ``text``: text, path; ``file``: base64, path; ``folder``: checkpoint
             (``ray.tune.Checkpoint``), folder (inside the checkpoint), path; ``close``: status, end_time.
             Times are in ms since the epoch.
         data: the content; everything but a checkpoint is JSON.
@@ -126,6 +129,8 @@ def create_embedded_store(database: Path) -> bool:
         except FileExistsError:  # another sweep was faster, and its file is as good
             return False
         except OSError:  # a file system without hard links
+            if database.exists():
+                return False
             unfinished.replace(database)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -224,10 +229,8 @@ class MlflowRuns:
         if record.run in self._unopened or (record.kind != "open" and record.run not in self.run_ids):
             self._drop(record, f"run {record.run!r} could not be opened")
             return True
-        for last_attempt in (
-            False,
-            True,
-        ):  # at once a second time: a kept-alive connection may just have been closed
+        start = time.monotonic()
+        for attempt in (1, 2):
             try:
                 with _request_limits():
                     self._deliver(record)
@@ -236,8 +239,10 @@ class MlflowRuns:
                 if _is_refusal(error) and record.run + record.kind != PARENT + "open":
                     self._refused(record, error)
                     return True
-                if last_attempt:
-                    self._away(error)
+                took_s = time.monotonic() - start
+                # Once more at once, as a kept-alive connection may just have been closed; not after a time-out.
+                if attempt == 2 or took_s > _QUICK_S:
+                    self._away(error, took_s)
                     return False
         if self._pause_s > _FIRST_PAUSE_S:
             logger.info(
@@ -248,8 +253,9 @@ class MlflowRuns:
         self._pause_s = _FIRST_PAUSE_S
         return True
 
-    def _away(self, error: Exception) -> None:
-        self._quiet_until = time.monotonic() + self._pause_s
+    def _away(self, error: Exception, took_s: float) -> None:
+        # A server that swallows requests costs each caller's time: it gets a small share of it.
+        self._quiet_until = time.monotonic() + max(self._pause_s, 10 * took_s)
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         self.failed(
             f"MLflow at {without_login(self.tracking_uri)} can't be used now; records wait in memory until "
@@ -282,6 +288,12 @@ class MlflowRuns:
             client.log_batch(run_id, tags=_tags(data["values"]), synchronous=True)
         elif record.kind == "text":
             client.log_text(run_id, data["text"], data["path"])
+        elif record.kind == "file":
+            path = PurePosixPath(data["path"])
+            with tempfile.TemporaryDirectory() as made:
+                file = Path(made) / path.name
+                file.write_bytes(base64.b64decode(data["base64"]))
+                client.log_artifact(run_id, str(file), str(path.parent))
         elif record.kind == "folder":
             source: Checkpoint = data["checkpoint"]
             inside = Checkpoint(f"{source.path}/{data['folder']}", source.filesystem)

@@ -173,7 +173,10 @@ def rows_to_markdown(rows: Sequence[Row], *, mode: Mode = "deterministic", metri
     shown = [row for row in rows if row.seeds]
     lines: list[str] = []
     if shown:
-        lines += ["| setting | " + " | ".join(_headings(metric_name)) + " |", "| --- |" + " ---: |" * 8]
+        lines += [
+            "| setting | " + " | ".join(_headings(metric_name)) + " |",
+            "| --- |" + " ---: |" * len(_headings(metric_name)),
+        ]
         for row, cells in zip(shown, _cells(shown, mode), strict=True):
             safe = [cell.replace("|", "\\|") for cell in cells]
             lines.append("| " + " | ".join(f"**{cell}**" if row.is_prior else cell for cell in safe) + " |")
@@ -269,7 +272,7 @@ def _settings(trials: Sequence[TrialSpec]) -> dict[str, str]:
     alike: defaultdict[str, list[TrialSpec]] = defaultdict(list)
     for trial in trials:
         weights = [f"{name}={_value(value)}" for name, value in trial.weights.items()]
-        name = "prior, untouched" if trial.method == PRIOR_METHOD else " ".join([trial.method, *weights])
+        name = "prior" if trial.method == PRIOR_METHOD else " ".join([trial.method, *weights])
         alike[name].append(trial)
     settings: dict[str, str] = {}
     for name, same in alike.items():
@@ -348,7 +351,7 @@ def _caption(rows: Sequence[Row], mode: Mode) -> str:
         "n = seeds; KL to the prior in nats.",
     ]
     if any(row.is_prior for row in rows):
-        words.append("» marks the prior itself; kept = share of its basic return.")
+        words.append("» marks the prior itself, untouched; kept = share of its basic return.")
     if any(estimate.n < len(row.seeds) for row in rows for estimate in vars(row.evaluation(mode)).values()):
         words.append("(k/n): only k of n seeds have a finite figure.")
     return " ".join(words)

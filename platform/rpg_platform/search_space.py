@@ -102,9 +102,7 @@ def parse_space(
         return None
     if len(mapping) != 1:
         got = " and ".join(mapping) or "an empty mapping"
-        problems.append(
-            Problem(path, f"takes exactly one of grid, choice, uniform and loguniform, got {got}")
-        )
+        problems.append(Problem(path, f"takes exactly one of grid, choice, uniform and loguniform, got {got}"))
         return None
     kind = cast(SpaceKind, next(iter(mapping)))
     values = mapping[kind]
@@ -185,17 +183,13 @@ def _parse_amount(raw: object, path: Path, problems: list[Problem]) -> float | N
     return number
 
 
-def _parse_schedule(
-    raw: list[object] | tuple[object, ...], path: Path, problems: list[Problem]
-) -> Schedule | None:
+def _parse_schedule(raw: list[object] | tuple[object, ...], path: Path, problems: list[Problem]) -> Schedule | None:
     found = len(problems)
     points: list[tuple[int, float]] = []
     for index, point in enumerate(raw):
         here = (*path, index)
         if not isinstance(point, list | tuple) or len(point) != 2:
-            hint = (
-                "; a list is a schedule [[env_step, value], ...]; to search over values write {grid: [...]}"
-            )
+            hint = "; a list is a schedule [[env_step, value], ...]; to search over values write {grid: [...]}"
             message = f"expected [env_step, value], got {show(point)}"
             problems.append(Problem(here, message if isinstance(point, list | tuple) else message + hint))
             return None

@@ -96,43 +96,27 @@ class Network(Section):
     activation: Literal["relu", "tanh", "elu", "silu"] = Field(
         default="relu", description="Activation after each hidden layer."
     )
-    log_std_init: float = Field(
-        default=-2.0, ge=-20, le=5, description="Initial log standard deviation, nats."
-    )
+    log_std_init: float = Field(default=-2.0, ge=-20, le=5, description="Initial log standard deviation, nats.")
     distribution: Literal["gaussian", "squashed_gaussian", "categorical"] | None = Field(
         default=None,
         description="Family of the action distribution; null: the one that fits the action space.",
     )
-    state_dependent_std: bool = Field(
-        default=False, description="The network gives the log standard deviation too."
-    )
+    state_dependent_std: bool = Field(default=False, description="The network gives the log standard deviation too.")
 
 
 class Training(Section):
     """How a policy is trained; the defaults are those that work on HalfCheetah-v5."""
 
     lr: float = Field(default=4e-4, gt=0, le=1, description="Adam's learning rate.")
-    anneal_lr: bool = Field(
-        default=True, description="The learning rate falls linearly to 0 over the budget."
-    )
+    anneal_lr: bool = Field(default=True, description="The learning rate falls linearly to 0 over the budget.")
     gamma: float = Field(default=0.98, gt=0, le=1, description="Discount per step.")
-    lambda_: float = Field(
-        default=0.92, ge=0, le=1, description="Lambda of generalised advantage estimation."
-    )
-    clip_param: float = Field(
-        default=0.1, gt=0, le=10, description="PPO's clip range of the probability ratio."
-    )
-    rollout_length: Whole = Field(
-        default=512, ge=1, le=1_000_000, description="Steps per environment and iteration."
-    )
+    lambda_: float = Field(default=0.92, ge=0, le=1, description="Lambda of generalised advantage estimation.")
+    clip_param: float = Field(default=0.1, gt=0, le=10, description="PPO's clip range of the probability ratio.")
+    rollout_length: Whole = Field(default=512, ge=1, le=1_000_000, description="Steps per environment and iteration.")
     minibatch_size: Whole = Field(default=256, ge=1, description="Env steps per gradient step and learner.")
-    num_epochs: Whole = Field(
-        default=10, ge=1, le=1_000, description="Passes over each iteration's env steps."
-    )
+    num_epochs: Whole = Field(default=10, ge=1, le=1_000, description="Passes over each iteration's env steps.")
     vf_loss_coeff: float = Field(default=0.5, ge=0, description="Weight of the value loss.")
-    grad_clip: float | None = Field(
-        default=0.8, gt=0, description="Bound on the gradient's norm; null: none."
-    )
+    grad_clip: float | None = Field(default=0.8, gt=0, description="Bound on the gradient's norm; null: none.")
     target_kl: float | None = Field(
         default=None,
         gt=0,
@@ -143,9 +127,7 @@ class Training(Section):
         ge=0,
         description="Iterations at the start that train the critic alone (with a prior only).",
     )
-    start_from_prior: bool = Field(
-        default=True, description="Start from the prior's weights rather than fresh ones."
-    )
+    start_from_prior: bool = Field(default=True, description="Start from the prior's weights rather than fresh ones.")
     scale_rewards: bool = Field(
         default=True,
         description="Divide the whole soft or residual reward by its return's running deviation.",
@@ -169,23 +151,17 @@ class Resources(Section):
     """What each trial runs on."""
 
     envs_per_runner: Whole = Field(default=8, ge=1, le=65_536, description="Environments stepped together.")
-    env_runners: Whole = Field(
-        default=0, ge=0, le=10_000, description="Remote env runners; 0: in the trial itself."
-    )
+    env_runners: Whole = Field(default=0, ge=0, le=10_000, description="Remote env runners; 0: in the trial itself.")
     learners: Whole = Field(default=0, ge=0, le=1_000, description="Remote learners; 0: in the trial itself.")
     cpus_per_trial: float = Field(default=1, gt=0, description="CPUs reserved for a trial's own process.")
     gpus_per_trial: float = Field(default=0, ge=0, description="GPUs reserved for a trial.")
-    max_concurrent: Positive | None = Field(
-        default=None, description="Most trials at once; null: as many as fit."
-    )
+    max_concurrent: Positive | None = Field(default=None, description="Most trials at once; null: as many as fit.")
 
 
 class Evaluation(Section):
     """How every trial and the prior are evaluated, deterministic and sampled."""
 
-    episodes: Whole = Field(
-        default=20, ge=1, le=10_000, description="Episodes, all finished, per evaluation."
-    )
+    episodes: Whole = Field(default=20, ge=1, le=10_000, description="Episodes, all finished, per evaluation.")
     seed: Seed = Field(default=10_000, description="First of the fixed evaluation seeds.")
 
 

@@ -97,9 +97,7 @@ class TrainingSpace:
 
 
 _CONTINUOUS = frozenset(
-    name
-    for name, info in Training.model_fields.items()
-    if float in (info.annotation, *get_args(info.annotation))
+    name for name, info in Training.model_fields.items() if float in (info.annotation, *get_args(info.annotation))
 )
 
 
@@ -132,9 +130,7 @@ def _training_value(name: str) -> Any:
         try:
             return cast(Setting, getattr(Training.model_validate({name: value}), name))
         except ValidationError as error:
-            problems.extend(
-                Problem((*path, *fault.path[1:]), fault.message) for fault in explain(error, Training)
-            )
+            problems.extend(Problem((*path, *fault.path[1:]), fault.message) for fault in explain(error, Training))
             return None
 
     return parse
@@ -147,9 +143,7 @@ def _dump_training(space: TrainingSpace) -> dict[str, object]:
     }
 
 
-def _parse_weights(
-    raw: object, path: Path, problems: list[Problem], spaces: bool
-) -> dict[str, WeightSetting]:
+def _parse_weights(raw: object, path: Path, problems: list[Problem], spaces: bool) -> dict[str, WeightSetting]:
     if raw is None:
         return {}
     if not isinstance(raw, Mapping):
@@ -209,9 +203,7 @@ def _parse_baselines(raw: object) -> tuple[Baseline, ...]:
         path: Path = (index, method) if at_key else (index,)
         if method not in METHODS:
             problems.append(
-                Problem(
-                    path, f"unknown method {show(method)}" + suggestion(str(method), METHODS), at_key=at_key
-                )
+                Problem(path, f"unknown method {show(method)}" + suggestion(str(method), METHODS), at_key=at_key)
             )
             continue
         parsed = _parse_weights(weights, path, problems, spaces=True)
@@ -245,9 +237,7 @@ TrialWeights: TypeAlias = Annotated[
 Baselines: TypeAlias = Annotated[
     tuple[Baseline, ...], PlainValidator(_parse_baselines), PlainSerializer(_dump_baselines)
 ]
-SearchedTraining: TypeAlias = Annotated[
-    TrainingSpace, PlainValidator(_parse_training), PlainSerializer(_dump_training)
-]
+SearchedTraining: TypeAlias = Annotated[TrainingSpace, PlainValidator(_parse_training), PlainSerializer(_dump_training)]
 
 
 # ---- the two specifications ---------------------------------------------------------------------
@@ -259,15 +249,11 @@ class SweepSpec(Section):
     task: Line = Field(description="A registered task: an environment with an add-on reward.")
     prior: Line | None = Field(default=None, description="A shipped prior's name, or the path of a bundle.")
     algorithm: Method = Field(description="The method whose weights are swept.")
-    weights: SweepWeights = Field(
-        default_factory=dict, description="Its weights: value, schedule or search space."
-    )
+    weights: SweepWeights = Field(default_factory=dict, description="Its weights: value, schedule or search space.")
     samples: Annotated[Positive, Field(le=10_000)] | None = Field(
         default=None, description="Draws per grid point; only with choice, uniform or loguniform."
     )
-    search_seed: Seed = Field(
-        default=0, description="Seeds the draws; the same seed draws the same settings."
-    )
+    search_seed: Seed = Field(default=0, description="Seeds the draws; the same seed draws the same settings.")
     baselines: Baselines = Field(default=(), description="Further methods, each with its weights.")
     seeds: Seeds = Field(default=(0,), description="Training seeds, or how many.")
     budget: Budget
@@ -276,9 +262,7 @@ class SweepSpec(Section):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     tracking: Tracking = Field(default_factory=Tracking)
-    storage: Line | None = Field(
-        default=None, description="Local path or URI of the results; null: ~/rpg_results."
-    )
+    storage: Line | None = Field(default=None, description="Local path or URI of the results; null: ~/rpg_results.")
 
     @model_validator(mode="before")
     @classmethod

@@ -149,9 +149,7 @@ def explain(
     return [problem for problem in problems if problem.message != _MISSING or problem.path not in misspelt]
 
 
-def _explain_one(
-    error: ErrorDetails, model: type[BaseModel], homes: Mapping[str, Collection[str]]
-) -> Problem:
+def _explain_one(error: ErrorDetails, model: type[BaseModel], homes: Mapping[str, Collection[str]]) -> Problem:
     path: Path = tuple(error["loc"])
     context: dict[str, Any] = error.get("ctx", {})
     got = f"got {show(error['input'])}"
@@ -179,15 +177,11 @@ def _explain_one(
         case "too_short":
             return Problem(path, "needs at least one value, got an empty list")
         case "too_long":
-            return Problem(
-                path, f"takes at most {context['max_length']} values, got {context['actual_length']}"
-            )
+            return Problem(path, f"takes at most {context['max_length']} values, got {context['actual_length']}")
         case "string_too_short":
             return Problem(path, "must not be empty text")
         case "string_too_long":
-            return Problem(
-                path, f"takes at most {context['max_length']} characters, got {len(error['input'])}"
-            )
+            return Problem(path, f"takes at most {context['max_length']} characters, got {len(error['input'])}")
     expected = _EXPECTED.get(error["type"])
     return Problem(path, f"expected {expected}, {got}" if expected else f"{error['msg']}, {got}")
 
@@ -220,10 +214,7 @@ def _key_hint(path: Path, model: type[BaseModel], homes: Mapping[str, Collection
 def _section_at(path: Path, model: type[BaseModel]) -> type[BaseModel] | None:
     section: object = model
     for part in path:
-        if (
-            not (isinstance(section, type) and issubclass(section, BaseModel))
-            or part not in section.model_fields
-        ):
+        if not (isinstance(section, type) and issubclass(section, BaseModel)) or part not in section.model_fields:
             return None
         field = section.model_fields[str(part)].annotation
         members = [field, *getattr(field, "__args__", ())]

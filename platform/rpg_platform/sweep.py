@@ -85,6 +85,14 @@ def tracking_uri_of(spec: SweepSpec) -> str:
     return default_tracking_uri(storage)
 
 
+def quiet() -> None:
+    """Keeps Ray's and RLlib's own chatter out of the way of the progress view; warnings of ours stay."""
+    for name in ("ray.rllib", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+
+
 def start_ray(address: str | None) -> None:
     """Connects to the cluster at ``address`` (or to the one that a job runs in), or starts Ray on this machine.
 
@@ -94,7 +102,6 @@ def start_ray(address: str | None) -> None:
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -118,6 +125,7 @@ def run_sweep(
         SpecError: the specification contradicts itself.
     """
     console = console or Console()
+    quiet()
     trials = expand(spec)
     storage, experiment = storage_of(spec), spec.tracking.experiment or spec.name
     tracking_uri = tracking_uri_of(spec)

@@ -6,6 +6,7 @@ own time, so that delivery may wait or be repeated. Nothing that goes wrong here
 
 from __future__ import annotations
 
+import base64
 import functools
 import getpass
 import importlib.metadata
@@ -34,6 +35,7 @@ from rpg_platform.mlflow_runs import (
     default_tracking_uri,
     without_login,
 )
+from rpg_platform.plots import tradeoff_png
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -245,6 +247,10 @@ class MlflowTracker(Callback):
         rows = report.summarise(results)
         self._put(PARENT, "text", text=report.rows_to_json(rows), path="summary/summary.json")
         self._put(PARENT, "text", text=report.rows_to_markdown(rows), path="summary/summary.md")
+        picture = tradeoff_png(rows, title=self._spec.get("description", ""))
+        if picture is not None:
+            encoded = base64.b64encode(picture).decode("ascii")
+            self._put(PARENT, "file", base64=encoded, path="summary/tradeoff.png")
         tags: dict[str, object] = {
             "trials_finished": len(ended - set(failed)),
             "trials_failed": len(failed),

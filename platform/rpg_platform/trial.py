@@ -11,6 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,9 @@ class CustomizationTrial(tune.Trainable):
         folder = Path(checkpoint_dir)
         if self.algo is not None:
             self.algo.save_to_path(str(folder / "algorithm"))
+            (folder / "config").mkdir(exist_ok=True)
+            everything = json.dumps(self.algo.config.to_dict(), default=str, indent=2, sort_keys=True)
+            (folder / "config" / "algorithm_config.json").write_text(everything, encoding="utf-8")
         save_bundle(folder / "bundle", self.policy(), self._card())
         (folder / "trial.json").write_text(json.dumps({"env_steps": self._env_steps}), encoding="utf-8")
 
@@ -207,7 +211,7 @@ class CustomizationTrial(tune.Trainable):
         env = make_env(self.task)
         parents = [] if self.prior is None else [self.prior.card.content_hash, *self.prior.card.parents]
         return PriorCard.describe(
-            trial.trial_id,
+            trial.sweep,
             self.task.env_id,
             env.observation_space,
             env.action_space,
@@ -217,8 +221,9 @@ class CustomizationTrial(tune.Trainable):
             returns=self._evaluated,
             parents=parents,
             made_by={
-                "package": f"residual-policy-gradient {rpg_algorithms.__version__}",
+                "versions": _versions(),
                 "env_steps": self._env_steps,
+                "trial": trial.trial_id,
                 **trial.model_dump(mode="json", include={"sweep", "task", "prior", "method", "weights", "seed"}),
                 "training": trial.training.model_dump(mode="json", exclude_none=True),
             },
@@ -237,6 +242,12 @@ class CustomizationTrial(tune.Trainable):
         if self.algo is not None:
             self.algo.stop()
             self.algo = None
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what a policy's returns depend on."""
+    names = ("ray", "torch", "numpy", "gymnasium", "mujoco")
+    return {"residual-policy-gradient": rpg_algorithms.__version__} | {name: version(name) for name in names}
 
 
 def copy_bundle(checkpoint: Path, out: Path) -> None:

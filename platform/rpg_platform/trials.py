@@ -1,8 +1,9 @@
 """From a sweep's specification to its trials, one by one: grid points, draws, seeds and names.
 
-Everything here is a function of the specification alone. Draw number k of a searched value depends on
+Everything here is a function of the specification alone. The k-th draw of a searched value depends on
 `search_seed`, the value's name and k, and on nothing else: every grid point, every seed and every method that
-searches the same name sees the same draws, and more samples leave the earlier ones as they were.
+searches the same name sees the same draws, and more samples leave the earlier ones as they were. A setting that
+comes up again is drawn anew; a method with fewer distinct settings than `samples` gets each of them once.
 """
 
 from __future__ import annotations
@@ -74,14 +75,17 @@ def searched(spec: SweepSpec, arm: Arm) -> dict[str, SearchSpace]:
 
 
 def count_trials(spec: SweepSpec) -> int:
-    """How many trials the specification asks for, without making them."""
+    """How many trials the specification asks for, at most, without making them."""
     total = 1 if spec.prior is not None else 0
     for arm in arms(spec):
         if METHODS[arm.entry.method].algorithm is None:
             continue
         spaces = searched(spec, arm).values()
         grid = math.prod(space.size or 1 for space in spaces if not space.is_random)
-        samples = (spec.samples or 1) if any(space.is_random for space in spaces) else 1
+        drawn = [space for space in spaces if space.is_random]
+        samples = (spec.samples or 1) if drawn else 1
+        if all(space.size for space in drawn):
+            samples = min(samples, math.prod(space.size or 1 for space in drawn))
         total += grid * samples * len(spec.seeds)
     return total
 
@@ -103,8 +107,7 @@ def draws(spec: SweepSpec, arm: Arm) -> list[dict[str, Setting]]:
     found: dict[tuple[Setting, ...], dict[str, Setting]] = {}
     for attempt in range(attempts):
         drawn = {
-            name: space.draw(random.Random(f"{spec.search_seed}/{name}/{attempt}"))
-            for name, space in spaces.items()
+            name: space.draw(random.Random(f"{spec.search_seed}/{name}/{attempt}")) for name, space in spaces.items()
         }
         found.setdefault(tuple(drawn.values()), drawn)
         if len(found) == wanted:

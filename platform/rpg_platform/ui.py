@@ -24,6 +24,7 @@ from rpg_platform.mlflow_runs import ARTIFACT_FOLDER, default_tracking_uri, embe
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 10.0
 PORTS_TO_TRY = 100
+DATABASES = ("sqlite:", "postgresql:", "postgresql+", "mysql:", "mysql+", "mssql:", "mssql+")
 SQLITE_HEADER = b"SQLite format 3\x00"
 
 
@@ -82,8 +83,7 @@ def serve(
 
 def _store(text: str) -> tuple[str, Path | None]:
     """The database URI and the artifact folder of a storage directory or URI."""
-    is_database = "://" in text and not text.startswith("file://")
-    uri = text if is_database else default_tracking_uri(text)
+    uri = text if text.startswith(DATABASES) else default_tracking_uri(text)
     database = embedded_database(uri)
     if database is None:
         return uri, None
@@ -172,9 +172,10 @@ def _stop_signals() -> Iterator[None]:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Ends the server and its workers: asked first, then, after a while or a second signal, made."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, number)
-        with suppress(subprocess.TimeoutExpired, _Stop):
-            child.wait(STOP_LIMIT_S)
-            break
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired, _Stop):
+        child.wait(STOP_LIMIT_S)
+    with suppress(ProcessLookupError):  # also workers that outlived the server
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

@@ -194,9 +194,7 @@ def _construct(node: Node, path: Path, document: Document) -> Any:
             except ValueError as error:
                 return _fault(document, node, path, str(error) or f"{show(node.value)} is no {kind}")
     if node.tag == _ALIAS:
-        return _fault(
-            document, node, path, f"an alias (*{node.value}) cannot be used here: write the value out"
-        )
+        return _fault(document, node, path, f"an alias (*{node.value}) cannot be used here: write the value out")
     shown = node.tag.replace(_TAG, "!!")[:60]
     return _fault(document, node, path, f"the tag {shown!r} cannot be used here: write a plain value")
 

@@ -82,9 +82,7 @@ def parse_spec(
         if spec is not None and not problems:
             return spec
     lines = sorted(zip(places, map(str, problems), strict=True))
-    raise SpecError(
-        list(dict.fromkeys(f"{source}:{line}:{column}: {text}" for (line, column), text in lines))
-    )
+    raise SpecError(list(dict.fromkeys(f"{source}:{line}:{column}: {text}" for (line, column), text in lines)))
 
 
 def dump_spec(spec: SweepSpec) -> str:
@@ -107,9 +105,9 @@ def _validate(
     except ValidationError as error:
         problems = explain(error, SweepSpec, SECTION_KEYS)
         problems = [problem for problem in problems if not _touches(problem.path, set_aside)]
+        set_aside += [problem.path for problem in problems if problem.path]
         if nameless:
             problems = [_of_stem(problem) if problem.path == ("name",) else problem for problem in problems]
-        set_aside += [problem.path for problem in problems]
         rest = _without(data, set_aside)
         try:
             spec = SweepSpec.model_validate(rest)

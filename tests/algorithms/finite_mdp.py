@@ -40,16 +40,16 @@ class FiniteMDP:
     @property
     def termination(self) -> np.ndarray:
         """``[S, A]`` probability that the episode ends with this step."""
-        return 1.0 - self.transition.sum(-1)
+        return np.maximum(1.0 - self.transition.sum(-1), 0.0)
 
 
 def random_mdp(seed: int, states: int = 4, actions: int = 3, gamma: float = 0.9) -> FiniteMDP:
-    """An MDP in which every state is reachable and about a third of the state-action pairs may terminate."""
+    """An MDP in which every state is reachable and every third state-action pair may terminate."""
     rng = np.random.default_rng(seed)
-    transition = rng.dirichlet(
-        np.full(states, 0.3), size=(states, actions)
-    )  # uneven, so that the future matters
-    survival = np.where(rng.random((states, actions)) < 0.35, rng.uniform(0.5, 0.9, (states, actions)), 1.0)
+    # Uneven, so that what comes later matters for what is done now.
+    transition = rng.dirichlet(np.full(states, 0.3), size=(states, actions))
+    may_end = np.arange(states)[:, None] % 3 == np.arange(actions)
+    survival = np.where(may_end, rng.uniform(0.5, 0.9, (states, actions)), 1.0)
     return FiniteMDP(transition * survival[..., None], rng.dirichlet(np.ones(states)), gamma)
 
 
@@ -174,9 +174,7 @@ class FiniteMDPEnv(gym.Env[np.int64, np.int64]):
         self._terminates = (self.mdp.termination > 1e-12).tolist()
         self._state = self._steps = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._state = min(bisect_right(self._first, self.np_random.random()), self.mdp.num_states - 1)
         self._steps = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from tests.algorithms.finite_mdp import (
     FiniteMDP,
     FiniteMDPEnv,
@@ -22,9 +21,7 @@ from tests.algorithms.finite_mdp import (
 def test_soft_value_iteration_of_a_bandit_is_a_softmax() -> None:
     # One state, always terminating: pi ∝ exp(r / alpha); r = (0, ln 3) at alpha 1 gives 1/4 and 3/4.
     mdp = FiniteMDP(np.zeros((1, 2, 1)), np.ones(1), 0.9)
-    assert soft_value_iteration(mdp, np.array([[0.0, np.log(3.0)]]), 1.0) == pytest.approx(
-        np.array([[0.25, 0.75]])
-    )
+    assert soft_value_iteration(mdp, np.array([[0.0, np.log(3.0)]]), 1.0) == pytest.approx(np.array([[0.25, 0.75]]))
 
 
 def test_soft_optimum_is_stationary_and_better_than_its_neighbours() -> None:

@@ -14,11 +14,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-
-from rpg_algorithms import NetworkSpec, PolicyNetwork, PriorCard, RPGConfig, save_bundle
-from rpg_algorithms.advantages import generalized_advantages
-from rpg_algorithms.objectives import policy_gradient_objective
-from rpg_algorithms.rewards import rpg_reward
 from tests.algorithms.finite_mdp import (
     FiniteMDP,
     FiniteMDPEnv,
@@ -32,7 +27,12 @@ from tests.algorithms.finite_mdp import (
     visitation,
 )
 
-ALPHA, OMEGA, ALPHA_HAT = 0.5, 0.7, 0.2  # omega' = 0.35, and alpha_hat is neither omega' nor alpha
+from rpg_algorithms import NetworkSpec, PolicyNetwork, PriorCard, RPGConfig, save_bundle
+from rpg_algorithms.advantages import generalized_advantages
+from rpg_algorithms.objectives import policy_gradient_objective
+from rpg_algorithms.rewards import rpg_reward
+
+ALPHA, OMEGA, ALPHA_HAT = 0.6, 1.2, 0.4  # omega' = 0.72, and alpha_hat is neither omega' nor alpha
 TOLERANCE = 1e-3  # nats, in every visited state
 REFUTED = 1e-2
 
@@ -49,10 +49,14 @@ class Problem:
 
 
 def make_problem(
-    seed: int, alpha: float = ALPHA, omega: float = OMEGA, alpha_hat: float = ALPHA_HAT
+    seed: int,
+    alpha: float = ALPHA,
+    omega: float = OMEGA,
+    alpha_hat: float = ALPHA_HAT,
+    addon_scale: float = 1.0,
 ) -> Problem:
     mdp = random_mdp(seed)
-    hidden, addon = random_reward(seed, mdp), random_reward(seed + 1, mdp, scale=0.5)
+    hidden, addon = random_reward(seed, mdp), random_reward(seed + 1, mdp, addon_scale)
     return Problem(
         mdp,
         hidden,
@@ -86,9 +90,7 @@ def residual_policy_gradient(
         policy = log_policy.detach().exp().numpy()
         at = (rows.state, rows.action)
         reward = rpg_reward(addon_t, prior_log, log_policy.detach(), omega_prime, alpha_hat)
-        value = torch.from_numpy(
-            policy_value(FiniteMDP(mdp.transition, mdp.start, gamma), policy, reward.numpy())
-        )
+        value = torch.from_numpy(policy_value(FiniteMDP(mdp.transition, mdp.start, gamma), policy, reward.numpy()))
         advantage = generalized_advantages(
             reward[at][None],
             value[rows.state][None],
@@ -107,10 +109,10 @@ def residual_policy_gradient(
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("alpha", "omega", "alpha_hat"), [(0.5, 0.7, 0.2), (0.3, 1.5, 0.6), (1.0, 1.0, 1.0)])
-def test_reaches_the_soft_optimum_of_the_whole_reward(
-    seed: int, alpha: float, omega: float, alpha_hat: float
-) -> None:
+@pytest.mark.parametrize(
+    ("alpha", "omega", "alpha_hat"), [(0.6, 1.2, 0.4), (0.5, 0.7, 0.2), (0.3, 1.5, 0.6), (1.0, 1.0, 1.0)]
+)
+def test_reaches_the_soft_optimum_of_the_whole_reward(seed: int, alpha: float, omega: float, alpha_hat: float) -> None:
     p = make_problem(seed, alpha, omega, alpha_hat)
     found = residual_policy_gradient(p.mdp, p.addon, p.prior, omega * alpha, alpha_hat)
     assert (visitation(p.mdp, found) > 1e-3).all()  # so "every visited state" is every state
@@ -122,7 +124,7 @@ def test_reaches_the_soft_optimum_of_the_whole_reward(
     assert kl_per_state(greedy, p.target).max() > REFUTED
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [1, 2, 4])  # where what comes later matters: log pi already holds the basic future
 @pytest.mark.parametrize(
     ("wrong", "settings"),
     [
@@ -131,7 +133,7 @@ def test_reaches_the_soft_optimum_of_the_whole_reward(
         ("omega' halved", {"omega_prime": 0.5 * OMEGA * ALPHA}),
         ("alpha_hat = alpha", {"alpha_hat": ALPHA}),
         ("alpha_hat = omega'", {"alpha_hat": OMEGA * ALPHA}),
-        ("discount", {"gamma": 0.6}),
+        ("discount", {"gamma": 0.5}),
         ("no discount of the future", {"gamma": 0.0}),
     ],
 )
@@ -165,9 +167,7 @@ def train_tabular(p: Problem, folder: Path, iterations: int, **weights: float) -
     batch = 64 * 64
     config = (
         RPGConfig()
-        .environment(
-            FiniteMDPEnv, env_config={"mdp": p.mdp, "reward": -50.0 * p.hidden_reward, "max_steps": 25}
-        )
+        .environment(FiniteMDPEnv, env_config={"mdp": p.mdp, "reward": -50.0 * p.hidden_reward, "max_steps": 25})
         .env_runners(num_envs_per_env_runner=64)
         .training(
             prior=tabular_prior(folder, p.prior),
@@ -175,7 +175,7 @@ def train_tabular(p: Problem, folder: Path, iterations: int, **weights: float) -
             critic_warmup_iterations=4,
             gamma=p.mdp.gamma,
             lambda_=0.95,
-            lr=[[0, 0.1], [int(0.35 * iterations * batch), 0.02], [iterations * batch, 0.0]],
+            lr=[[0, 0.06], [int(0.35 * iterations * batch), 0.015], [iterations * batch, 0.0]],
             clip_param=0.3,
             grad_clip=None,
             num_epochs=4,
@@ -199,9 +199,9 @@ def train_tabular(p: Problem, folder: Path, iterations: int, **weights: float) -
 
 # Ways to give the weights, and what each makes of the unknown reward: (settings, omega, alpha_hat).
 SAMPLED = {
-    "residual": ({"omega": 1.0, "alpha_hat": 0.4}, 1.0, 0.4),
-    "greedy": ({"omega_prime": 0.0, "alpha_hat": 0.4}, 0.0, 0.4),
-    "kl": ({"kl_coefficient": 0.3}, 0.3 / ALPHA, 0.3),
+    "residual": ({"omega": 1.5, "alpha_hat": 0.6}, 1.5, 0.6),
+    "greedy": ({"omega_prime": 0.0, "alpha_hat": 0.8}, 0.0, 0.8),
+    "kl": ({"kl_coefficient": 0.5}, 0.5 / ALPHA, 0.5),
 }
 
 
@@ -209,10 +209,11 @@ SAMPLED = {
 @pytest.mark.parametrize("method", SAMPLED)
 def test_the_algorithm_reaches_it_from_samples(tmp_path: Path, method: str) -> None:
     problems = {
-        name: make_problem(0, ALPHA, omega, alpha_hat) for name, (_, omega, alpha_hat) in SAMPLED.items()
+        name: make_problem(1, ALPHA, omega, alpha_hat, addon_scale=0.5)
+        for name, (_, omega, alpha_hat) in SAMPLED.items()
     }
     p = problems[method]
-    found = train_tabular(p, tmp_path, iterations=100, **SAMPLED[method][0])
+    found = train_tabular(p, tmp_path, iterations=160, **SAMPLED[method][0])
     assert kl_per_state(found, p.target).max() < TOLERANCE
     # Negative controls: the prior, and where any of the other weights would have led.
     assert kl_per_state(found, p.prior).max() > REFUTED

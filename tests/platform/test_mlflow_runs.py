@@ -219,3 +219,16 @@ def test_default_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert default_tracking_uri("~/results") == f"sqlite:///{tmp_path}/results/mlflow.db"
     with pytest.raises(ValueError, match=r"storage: 's3://bucket/x'.*tracking\.uri"):
         default_tracking_uri("s3://bucket/x")
+
+
+def test_a_server_that_swallows_requests_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")  # what the user sets stays
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        runs = MlflowRuns(f"http://127.0.0.1:{silent.getsockname()[1]}", "silent", "k")
+        start = time.monotonic()
+        runs.put(opening(PARENT))
+        for step in range(100):
+            runs.put(metrics(PARENT, step, a=1.0))
+        assert time.monotonic() - start < 6, "more than one request was waited for"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
+    assert (runs.errors, runs.pending) == (1, 101)

@@ -92,7 +92,7 @@ def toy_trainable() -> type[tune.Trainable]:
             (folder / "config").mkdir()
             (folder / "config" / "algorithm_config.json").write_text("{}")
 
-        def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override] # Ray: dict | None
+        def load_checkpoint(self, checkpoint_dir: str) -> None:
             self.count = int((Path(checkpoint_dir) / "count").read_text())
 
     return Toy

@@ -66,35 +66,60 @@ def first_line_with(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"ended with {process.wait(10)} before it printed {text!r}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_dashboard_shows_the_store_and_ends_with_its_server(
-    storage: Path, unused_port: int, number: signal.Signals
-) -> None:
+@pytest.fixture
+def dashboard(storage: Path, unused_port: int) -> Iterator[subprocess.Popen[str]]:
+    """`serve` in a process of its own, on `unused_port`."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(storage), str(unused_port)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        start_new_session=True,
     )
     try:
-        url = f"http://127.0.0.1:{unused_port}"
-        assert url in first_line_with(process, "http")
-        assert read(f"{url}/health") == "OK"  # printed only once it answers
-        run_id = (storage / "run_id").read_text()
-        assert read(f"{url}/get-artifact?path=summary/summary.md&run_uuid={run_id}") == "the summary"
-        process.send_signal(number)
-        assert process.wait(30) == 0
-        deadline = time.monotonic() + 10
-        with pytest.raises(urllib.error.URLError):  # noqa: PT012 - the server's socket may take a moment
-            while time.monotonic() < deadline:
-                read(f"{url}/health")
-                time.sleep(0.2)
+        yield process
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        process.wait(10)
+        if process.poll() is None:
+            process.terminate()  # and not kill: the server is its child
+            process.wait(30)
+
+
+def servers_on(port: int) -> list[str]:
+    """Command lines of the processes that were told to listen on `port`, beside the dashboard itself."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            command = path.read_bytes().decode(errors="replace").split("\0")
+            if "--port" in command and str(port) in command:
+                found.append(" ".join(command))
+    return found
+
+
+def test_the_dashboard_shows_the_store_and_ends_with_its_server(
+    storage: Path, unused_port: int, dashboard: subprocess.Popen[str]
+) -> None:
+    url = f"http://127.0.0.1:{unused_port}"
+    assert url in first_line_with(dashboard, "http")
+    assert read(f"{url}/health") == "OK"  # printed only once it answers
+    run_id = (storage / "run_id").read_text()
+    assert read(f"{url}/get-artifact?path=summary/summary.md&run_uuid={run_id}") == "the summary"
+    assert servers_on(unused_port)
+    dashboard.send_signal(signal.SIGINT)
+    assert dashboard.wait(30) == 0
+    assert not servers_on(unused_port)
+    with pytest.raises(urllib.error.URLError):
+        read(f"{url}/health")
+
+
+def test_sigterm_while_it_starts_leaves_nothing(unused_port: int, dashboard: subprocess.Popen[str]) -> None:
+    first_line_with(dashboard, "Starting MLflow")
+    deadline = time.monotonic() + 30
+    while not servers_on(unused_port):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    dashboard.terminate()
+    assert dashboard.wait(30) == 0
+    assert not servers_on(unused_port)
 
 
 def test_no_store(tmp_path: Path) -> None:
@@ -123,7 +148,7 @@ def test_a_taken_port_gives_the_nearest_free_one(storage: Path, taken: int) -> N
 
 
 def test_a_host_that_is_not_ours(storage: Path) -> None:
-    with pytest.raises(UiError, match="host: 'no-such-host.invalid'"):
+    with pytest.raises(UiError, match=r"host: 'no-such-host\.invalid'"):
         serve(storage, "no-such-host.invalid", 0)
     with pytest.raises(UiError, match=r"0 on 192\.0\.2\.1 can't be used"):
         serve(storage, "192.0.2.1", 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from rpg_platform.plan import expand
@@ -22,7 +22,7 @@ from rpg_platform.yaml_source import SpecError, dump_spec, load_spec, parse_spec
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SHIPPED = sorted((ROOT / "tune_configs").rglob("*.yaml"))
+CONFIGS = sorted((ROOT / "tune_configs").rglob("*.yaml"))
 TABLE = yaml.safe_load((HERE / "malformed_specs.yaml").read_text(encoding="utf-8"))
 BASE: str = TABLE["base"]
 
@@ -211,7 +211,7 @@ def test_validation_starts_without_ray() -> None:
 
 
 # ---- anything at all ----------------------------------------------------------------------------
-TEXTS = [file.read_text(encoding="utf-8") for file in SHIPPED] + [BASE]
+TEXTS = [file.read_text(encoding="utf-8") for file in CONFIGS] + [BASE]
 TOKENS = [
     *(
         "[",
@@ -285,6 +285,7 @@ def accept_or_refuse(text: str | bytes) -> None:
         spec = parse_spec(text, source="fuzz.yaml", name="fuzz", check_files=False)
     except SpecError as error:
         refused = error
+    event("accepted" if refused is None else "refused")
     if refused is not None:
         assert refused.messages
         for message in refused.messages:
@@ -297,7 +298,7 @@ def accept_or_refuse(text: str | bytes) -> None:
         return
     assert parse_spec(dump_spec(spec), check_files=False) == spec
     if count_trials(spec) <= 200:
-        assert len(expand(spec)) == count_trials(spec)
+        assert 0 < len(expand(spec)) <= count_trials(spec)
 
 
 @st.composite
@@ -363,13 +364,13 @@ def mutated_documents(draw: st.DrawFn) -> str:
     return yaml.safe_dump(data, allow_unicode=True)
 
 
-@settings(fuzzed, max_examples=400)
+@settings(fuzzed, max_examples=600)
 @given(mutated_texts())
 def test_any_mutated_text_is_accepted_or_refused(text: str) -> None:
     accept_or_refuse(text)
 
 
-@settings(fuzzed, max_examples=400)
+@settings(fuzzed, max_examples=500)
 @given(mutated_documents())
 def test_any_mutated_document_is_accepted_or_refused(text: str) -> None:
     accept_or_refuse(text)
