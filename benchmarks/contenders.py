@@ -9,6 +9,7 @@ critic of two 64-wide tanh layers, observations and rewards normalised by runnin
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -98,6 +99,7 @@ def rpg(env: str, seed: int, total: int) -> Iterator[tuple[float, Split]]:
     import tempfile
 
     import gymnasium as gym
+
     from rpg_algorithms import NetworkConfig, PolicyNetwork, PriorCard, RPGConfig, save_bundle
     from rpg_algorithms.network import spec_for_spaces
 
@@ -188,7 +190,7 @@ def _sb3_like(algorithm: Any, env: str, seed: int, total: int, policy_kwargs: di
     )
     model.learn(total, callback=Clock())
     marks.append((time.perf_counter(), marks[-1][1]))
-    return iter([(b[0] - a[0], {"return": b[1]}) for a, b in zip(marks, marks[1:], strict=False)])
+    return iter([(b[0] - a[0], {"return": b[1]}) for a, b in itertools.pairwise(marks)])
 
 
 def sb3_ppo(env: str, seed: int, total: int) -> Iterator[tuple[float, Split]]:

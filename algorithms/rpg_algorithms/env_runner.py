@@ -16,10 +16,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import concatenate
 from numpy.typing import NDArray
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.env.env_context import EnvContext
-from ray.rllib.env.env_runner import ENV_STEP_FAILURE
+from ray.rllib.env.env_errors import StepFailedRecreateEnvError
+from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
@@ -43,7 +45,20 @@ class _SelectedInfos:
 
 
 class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
-    pass
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """SAME_STEP without the stock class's copies; what it returns is overwritten by the next step."""
+        infos: dict[str, Any] = {}
+        read = len(self.wanted) > 1
+        for i, env in enumerate(self.envs):
+            obs, self._rewards[i], self._terminations[i], self._truncations[i], info = env.step(actions[i])
+            if self._terminations[i] or self._truncations[i]:
+                infos = self._add_info(infos, {"final_obs": obs, "final_info": info}, i)
+                obs, info = env.reset()
+            if read:
+                infos = self._add_info(infos, info, i)
+            self._env_obs[i] = obs
+        self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
+        return self._observations, self._rewards, self._terminations, self._truncations, infos
 
 
 class _AsyncEnvs(_SelectedInfos, AsyncVectorEnv):
@@ -98,15 +113,15 @@ class _Episodes:
 class _Buffers:
     """Arrays that one rollout is written into."""
 
-    obs: NDArray[np.float32]
-    next_obs: NDArray[np.float32]
-    dist_inputs: NDArray[np.float32]
+    obs: NDArray[np.float32]  # [T + 1, N, D]: the last row is the observation after the last step
+    outputs: NDArray[np.float32]
     actions: NDArray[Any]
     env_actions: NDArray[Any]
     basic: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     infos: dict[str, NDArray[np.float64]]
+    final_obs: list[tuple[int, int, NDArray[np.float32]]]  # (t, n, observation) of every end of an episode
 
     @classmethod
     def allocate(cls, t: int, n: int, policy: NumpyPolicy, info_keys: frozenset[str]) -> _Buffers:
@@ -115,21 +130,29 @@ class _Buffers:
         shape = (t, n) if discrete else (t, n, spec.action_size)
         dtype = np.int64 if discrete else np.float32
         return cls(
-            np.empty((t, n, spec.observation_size), np.float32),
-            np.empty((t, n, spec.observation_size), np.float32),
-            np.empty((t, n, spec.dist_inputs_size), np.float32),
+            np.empty((t + 1, n, spec.observation_size), np.float32),
+            np.empty((t, n, policy.outputs_size), np.float32),
             np.empty(shape, dtype),
             np.empty(shape, dtype),
             np.empty((t, n), np.float32),
             np.empty((t, n), np.bool_),
             np.empty((t, n), np.bool_),
             {key: np.zeros((t, n)) for key in info_keys},
+            [],
         )
 
     def first(self, t: int) -> _Buffers:
         """The first ``t`` time steps."""
-        arrays = {k: v[:t] for k, v in vars(self).items() if k != "infos"}
-        return _Buffers(**arrays, infos={k: v[:t] for k, v in self.infos.items()})
+        arrays = {k: v[:t] for k, v in vars(self).items() if k not in ("obs", "infos", "final_obs")}
+        infos = {k: v[:t] for k, v in self.infos.items()}
+        return _Buffers(obs=self.obs[: t + 1], **arrays, infos=infos, final_obs=self.final_obs)
+
+    def next_obs(self) -> NDArray[np.float32]:
+        """``[T, N, D]`` observations after each step, the final one where an episode ended."""
+        after = self.obs[1:].copy()
+        for t, n, obs in self.final_obs:
+            after[t, n] = obs
+        return after
 
 
 class RolloutEnvRunner(SingleAgentEnvRunner):
@@ -253,58 +276,69 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         episodes: int | None,
     ) -> int | None:
         """Writes time steps into ``buffers``; returns how many, or None when the environment failed."""
-        space = self.env.single_observation_space
-        obs, ended = self._obs, 0
-        for t in range(len(buffers.obs)):
-            inputs = policy.dist_inputs(obs)
-            buffers.obs[t], buffers.dist_inputs[t] = obs, inputs  # before the step: it may overwrite obs in place
+        space, rows = self.env.single_observation_space, buffers.obs
+        rows[0] = self._obs
+        time_steps, ended, t = len(buffers.basic), 0, 0
+        while t < time_steps and (episodes is None or ended < episodes):
+            outputs = policy.outputs(rows[t])
             if random_actions:
                 env_actions = actions = self.env.action_space.sample()
             else:
-                actions = policy.mode(inputs) if noise is None else policy.sample(inputs, noise[t])
+                actions = policy.mode(outputs) if noise is None else policy.sample(outputs, noise[t])
                 env_actions = policy.to_env(actions)
-            result = self._try_env_step(env_actions)
-            if isinstance(result, str) and result == ENV_STEP_FAILURE:
+            try:
+                stepped, reward, terminated, truncated, infos = self.env.step(env_actions)
+            except Exception as error:  # whatever an environment may raise
+                self._recover(error)
                 return None
-            stepped, reward, terminated, truncated, infos = result
-            buffers.actions[t], buffers.env_actions[t] = actions, env_actions
+            buffers.outputs[t], buffers.actions[t], buffers.env_actions[t] = outputs, actions, env_actions
             buffers.basic[t], buffers.terminated[t], buffers.truncated[t] = reward, terminated, truncated
-            obs = flatten_observations(space, stepped)
-            buffers.next_obs[t] = obs
+            rows[t + 1] = flatten_observations(space, stepped)
             done = terminated | truncated
             if done.any():
-                self._write_final_obs(buffers.next_obs[t], infos["final_obs"], done)
                 ended += int(done.sum())
+                for n in np.flatnonzero(done):
+                    final = flatten_observations(space, np.asarray(infos["final_obs"][n])[None])[0]
+                    buffers.final_obs.append((t, int(n), final))
             if self._info_keys:
                 _write_infos(buffers.infos, t, infos, done)
-            if episodes is not None and ended >= episodes:
-                self._obs = obs
-                return t + 1
-        self._obs = obs
-        return len(buffers.obs)
+            t += 1
+        self._obs = rows[t]
+        return t
 
-    def _write_final_obs(self, row: NDArray[np.float32], final_obs: Any, done: NDArray[np.bool_]) -> None:
-        for n in np.flatnonzero(done):
-            row[n] = flatten_observations(self.env.single_observation_space, np.asarray(final_obs[n])[None])[0]
+    def _recover(self, error: Exception) -> None:
+        """Makes the environments anew after one raised, as the stock runner does; what was sampled is discarded.
+
+        Raises:
+            RuntimeError: ``restart_failed_sub_environments`` is off.
+        """
+        self.metrics.log_value(NUM_ENV_STEP_FAILURES_LIFETIME, 1, reduce="lifetime_sum")
+        if not self.config.restart_failed_sub_environments:
+            raise RuntimeError(
+                f"a step of {self._env_name} failed, and fault_tolerance(restart_failed_sub_environments=True) is off"
+            ) from error
+        if not isinstance(error, StepFailedRecreateEnvError):
+            logger.error("a step of %s failed; its environments are made anew", self._env_name, exc_info=error)
+        self.make_env()
 
     def _finish(self, b: _Buffers, policy: NumpyPolicy) -> tuple[Rollout, int]:
         """Everything that is computed once per rollout."""
-        shape = b.basic.shape
-        addon = self._per_step(self._addon, b) if self._addon is not None else np.zeros(shape, np.float32)
-        metrics = np.stack([self._per_step(m, b) for m in self._step_metrics.values()]) if self._step_metrics else None
+        obs, after, dist_inputs = b.obs[:-1], b.next_obs(), policy.complete(b.outputs)
+        addon = np.zeros(b.basic.shape, np.float32) if self._addon is None else self._per_step(self._addon, b, after)
+        metrics = [self._per_step(metric, b, after) for metric in self._step_metrics.values()]
         final_index = np.argwhere(b.truncated & ~b.terminated)
         rollout = Rollout(
-            obs=b.obs,
+            obs=obs,
             actions=b.actions,
-            logp=policy.log_prob(b.dist_inputs, b.actions).astype(np.float32, copy=False),
+            logp=policy.log_prob(dist_inputs, b.actions).astype(np.float32, copy=False),
             basic=b.basic,
             addon=addon,
             terminated=b.terminated,
             truncated=b.truncated,
             last_obs=self._obs.copy(),
             final_index=final_index,
-            final_obs=b.next_obs[final_index[:, 0], final_index[:, 1]],
-            nonfinite=self._find_nonfinite(b, addon),
+            final_obs=after[final_index[:, 0], final_index[:, 1]],
+            nonfinite=self._find_nonfinite(after, b.basic, addon, dist_inputs),
         )
         finished = self._count_episodes(b, addon, metrics)
         self.num_env_steps_sampled_lifetime += len(rollout)
@@ -312,25 +346,21 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         self._increase_sampled_metrics(len(rollout), finished)
         return rollout, finished
 
-    def _per_step(self, reward: AddonReward, b: _Buffers) -> NDArray[np.float32]:
+    def _per_step(self, reward: AddonReward, b: _Buffers, after: NDArray[np.float32]) -> NDArray[np.float32]:
         """Evaluates a vectorised reward on all T*N steps at once: ``[T, N]``."""
         t, n = b.basic.shape
         flat_infos: Mapping[str, Any] = {k: b.infos[k].reshape(t * n) for k in reward.info_keys}
         actions = b.env_actions.reshape(t * n, *b.env_actions.shape[2:])
-        values = np.asarray(
-            reward(b.obs.reshape(t * n, -1), actions, b.next_obs.reshape(t * n, -1), flat_infos), np.float32
-        )
+        obs, next_obs = b.obs[:-1].reshape(t * n, -1), after.reshape(t * n, -1)
+        values = np.asarray(reward(obs, actions, next_obs, flat_infos), np.float32)
         if values.shape != (t * n,):
             raise ValueError(f"{reward!r} returned shape {values.shape} for {t * n} steps: expected ({t * n},)")
         return values.reshape(t, n)
 
-    def _find_nonfinite(self, b: _Buffers, addon: NDArray[np.float32]) -> tuple[NonFinite, ...]:
+    def _find_nonfinite(self, *arrays: NDArray[np.float32]) -> tuple[NonFinite, ...]:
         found = []
-        for quantity, array in (
-            ("observation", b.next_obs),
-            ("reward", b.basic),
-            ("add-on reward", addon),
-            ("action distribution", b.dist_inputs),
+        for quantity, array in zip(
+            ("observation", "reward", "add-on reward", "action distribution"), arrays, strict=True
         ):
             if np.isfinite(array).all():
                 continue
@@ -342,11 +372,10 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
 
     # --- episodes and metrics
 
-    def _count_episodes(self, b: _Buffers, addon: NDArray[np.float32], metrics: NDArray[np.float32] | None) -> int:
+    def _count_episodes(self, b: _Buffers, addon: NDArray[np.float32], metrics: list[NDArray[np.float32]]) -> int:
         """Adds the rollout to the running episodes and records those that ended. Loops over ends, not steps."""
         done, eps = b.terminated | b.truncated, self._episodes
-        series = [b.basic, addon, *(metrics if metrics is not None else ())]
-        sums = np.cumsum(np.stack(series), axis=1, dtype=np.float64)  # [2 + M, T, N]
+        sums = np.cumsum(np.stack([b.basic, addon, *metrics]), axis=1, dtype=np.float64)  # [2 + M, T, N]
         carried = np.concatenate((eps.basic[None], eps.addon[None], eps.metrics))  # [2 + M, N]
         start = np.zeros(self.num_envs, np.int64)
         offset = np.zeros_like(carried)

@@ -63,6 +63,21 @@ class NumpyPolicy:
 
     def dist_inputs(self, obs: Array) -> Array:
         """``[N, P]`` distribution inputs at raw float32 observations ``[N, D]``."""
+        return self.complete(self.outputs(obs))
+
+    def complete(self, outputs: Array) -> Array:
+        """Distribution inputs ``[..., P]`` of the network's outputs: with any state-independent log std."""
+        if self._log_std is None:
+            return outputs
+        return np.concatenate((outputs, np.broadcast_to(self._log_std, outputs.shape)), axis=-1)
+
+    @property
+    def outputs_size(self) -> int:
+        """P': size of the network's own outputs."""
+        return len(self._layers[-1][1])
+
+    def outputs(self, obs: Array) -> Array:
+        """The network's own outputs ``[N, P']`` at raw float32 observations ``[N, D]``; see ``complete``."""
         x = obs
         if self._mean is not None:
             x = (x - self._mean) * self._inverse_std
@@ -75,35 +90,42 @@ class NumpyPolicy:
             x += bias
             x = self._activation(x)
         weight, bias = self._layers[-1]
-        x = x @ weight + bias
-        if self._log_std is not None:
-            return np.concatenate((x, np.broadcast_to(self._log_std, x.shape)), axis=-1)
-        if self.spec.distribution != "categorical":
+        x = x @ weight
+        x += bias
+        if self._log_std is None and self.spec.distribution != "categorical":
             a = self.spec.action_size
             np.clip(x[..., a:], *self.spec.log_std_bounds, out=x[..., a:])
         result: Array = x
         return result
 
     def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-        """Standard noise for ``shape`` samples at once: normal ``[*shape, A]``, or Gumbel ``[*shape, K]``."""
+        """Noise for ``shape`` samples at once: Gumbel ``[*shape, K]``, or normal ``[*shape, A]``.
+
+        Normal noise is already multiplied by a state-independent standard deviation.
+        """
         full = (*shape, self.spec.action_size)
         if self.spec.distribution == "categorical":
             return rng.gumbel(size=full).astype(np.float32)
-        return rng.standard_normal(full, dtype=np.float32)
+        standard: Array = rng.standard_normal(full, dtype=np.float32)
+        if self._log_std is not None:
+            standard *= np.exp(self._log_std)
+        return standard
 
-    def sample(self, dist_inputs: Array, noise: Array) -> NDArray[Any]:
-        """Sampled actions (before clipping or tanh) from ``[N, P]`` inputs and this step's noise."""
+    def sample(self, outputs: Array, noise: Array) -> NDArray[Any]:
+        """Sampled actions (before clipping or tanh) from the network's outputs ``[N, P']`` and a step's ``noise``."""
         if self.spec.distribution == "categorical":
-            return np.asarray(np.argmax(dist_inputs + noise, axis=-1))
+            return np.asarray(np.argmax(outputs + noise, axis=-1))
+        if self._log_std is not None:
+            return np.asarray(outputs + noise)
         a = self.spec.action_size
-        result: Array = dist_inputs[..., :a] + np.exp(dist_inputs[..., a:]) * noise
+        result: Array = outputs[..., :a] + np.exp(outputs[..., a:]) * noise
         return result
 
-    def mode(self, dist_inputs: Array) -> NDArray[Any]:
+    def mode(self, outputs: Array) -> NDArray[Any]:
         """The deterministic actions, in the same space as samples."""
         if self.spec.distribution == "categorical":
-            return np.asarray(np.argmax(dist_inputs, axis=-1))
-        return dist_inputs[..., : self.spec.action_size]
+            return np.asarray(np.argmax(outputs, axis=-1))
+        return outputs[..., : self.spec.action_size]
 
     def log_prob(self, dist_inputs: Array, actions: NDArray[Any]) -> Array:
         """``[...]`` log-probability of sampled actions, nats; inputs ``[..., P]``."""

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from rpg_algorithms.advantages import generalized_advantages, running_returns, standardize
 from rpg_algorithms.distributions import make_distribution
+from rpg_algorithms.fused import FusedUpdate, UpdateSettings
 from rpg_algorithms.module import ActorCriticModule
 from rpg_algorithms.objectives import (
     approximate_kl,
@@ -67,13 +68,17 @@ class Samples:
     def __len__(self) -> int:
         return len(self.target)
 
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All five, in order."""
+        return self.obs, self.actions, self.logp_old, self.advantage, self.target
+
     def take(self, index: Tensor) -> Samples:
         """The samples at ``index``, in that order."""
-        return Samples(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        return Samples(*(x[index] for x in self.fields()))
 
     def rows(self, start: int, stop: int) -> Samples:
         """A view of consecutive samples."""
-        return Samples(*(getattr(self, name)[start:stop] for name in self.__dataclass_fields__))
+        return Samples(*(x[start:stop] for x in self.fields()))
 
 
 class SPGLearner(TorchLearner):
@@ -98,6 +103,27 @@ class SPGLearner(TorchLearner):
             with torch.no_grad():
                 for tensor in module.state_dict().values():
                     torch.distributed.broadcast(tensor, src=0)
+        self._fused = self._make_fused()
+
+    def _make_fused(self) -> FusedUpdate | None:
+        """The engine of the minibatch steps; None for autograd's."""
+        config, optimizer = self.config, self.get_optimizer(DEFAULT_MODULE_ID)
+        if config.update_engine == "eager":
+            return None
+        if not FusedUpdate.supports(self.actor_critic, optimizer):
+            if config.update_engine == "fused":
+                raise ValueError("update_engine='fused' needs perceptrons with relu, tanh or elu on the CPU")
+            return None
+        settings = UpdateSettings(
+            clip=config.clip_param,
+            vf_loss_coeff=config.vf_loss_coeff,
+            vf_clip=config.vf_clip_param,
+            entropy_coeff=config.entropy_coeff,
+            standardize=config.normalize_advantages == "minibatch",
+            grad_clip=config.grad_clip,
+        )
+        average = self._average_flat if self.distributed else None
+        return FusedUpdate(self.actor_critic, optimizer, settings, average)
 
     @property
     def actor_critic(self) -> ActorCriticModule:
@@ -272,17 +298,20 @@ class SPGLearner(TorchLearner):
         for _ in range(config.num_epochs):
             order = torch.randperm(len(samples), generator=self._generator).to(samples.target.device)
             shuffled = samples.take(order)
-            parts = (shuffled.rows(i * size, (i + 1) * size) for i in range(minibatches))
-            history.extend(self._minibatch_step(part, warming_up) for part in parts)
+            if self._fused is not None and not warming_up:
+                history.append(self._fused.epoch(*shuffled.fields(), size, minibatches))
+            else:
+                parts = (shuffled.rows(i * size, (i + 1) * size) for i in range(minibatches))
+                history.append(torch.stack([self._minibatch_step(part, warming_up) for part in parts]))
             if config.target_kl is not None and not warming_up:
-                epoch_kl = self._averaged(torch.stack(history[-minibatches:])[:, STATISTICS.index("approx_kl")].mean())
+                epoch_kl = self._averaged(history[-1][:, STATISTICS.index("approx_kl")].mean())
                 if float(epoch_kl) > config.target_kl:
                     break
-        table = torch.stack(history)
+        table = torch.cat(history)
         result = dict(zip(STATISTICS, table.mean(0).tolist(), strict=True))
-        result["epochs"] = len(history) / minibatches
+        result["epochs"] = float(len(history))
         result["approx_kl_max"] = float(table[:, STATISTICS.index("approx_kl")].max())
-        return result, len(history) * size
+        return result, len(table) * size
 
     def _minibatch_step(self, batch: Samples, warming_up: bool) -> Tensor:
         """One gradient step; returns ``STATISTICS`` as one tensor."""
@@ -348,10 +377,13 @@ class SPGLearner(TorchLearner):
 
     # --- between learners
 
-    def _average_gradients(self, params: Sequence[Tensor]) -> None:
-        flat = torch.cat([p.grad.flatten() for p in params if p.grad is not None])
+    def _average_flat(self, flat: Tensor) -> None:
         torch.distributed.all_reduce(flat)
         flat /= self.config.num_learners
+
+    def _average_gradients(self, params: Sequence[Tensor]) -> None:
+        flat = torch.cat([p.grad.flatten() for p in params if p.grad is not None])
+        self._average_flat(flat)
         for p, part in zip(params, torch.split(flat, [p.numel() for p in params]), strict=True):
             p.grad = part.view_as(p)
 

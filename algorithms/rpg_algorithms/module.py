@@ -6,9 +6,11 @@ evaluation and restarted env runners all carry them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
@@ -98,6 +100,24 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         self.prior.load_state_dict(bundle.build().state_dict())
         if start_from_prior:
             self.policy.load_state_dict(self.prior.state_dict())
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The state as numpy arrays. Running moments stay float64: RLlib's own conversion rounds them to float32."""
+        state: dict[str, Any] = super().get_state(*args, **kwargs)
+        for name, tensor in self.state_dict().items():
+            if tensor.dtype == torch.float64 and name in state:
+                state[name] = tensor.detach().cpu().numpy().copy()
+        return state
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Loads a state, running moments in float64."""
+        super().set_state(state)
+        exact = {
+            name: torch.as_tensor(np.array(state[name]))
+            for name, tensor in self.state_dict().items()
+            if tensor.dtype == torch.float64 and name in state
+        }
+        self.load_state_dict(exact, strict=False)
 
     def values(self, normalized_obs: Tensor) -> Tensor:
         """V(s) ``[B]`` at normalised observations ``[B, D]``."""

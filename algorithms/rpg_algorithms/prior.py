@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 
-from rpg_algorithms.network import NetworkSpec, PolicyNetwork
+from rpg_algorithms.network import NetworkSpec, PolicyNetwork, spec_for_spaces
 from rpg_algorithms.spaces import same_space, space_from_json, space_to_json
 
 FORMAT_VERSION = 1
@@ -212,11 +212,12 @@ def load_bundle(path: str | Path) -> PriorBundle:
     try:
         state = safetensors_load(raw)
         spec = NetworkSpec.from_dict(card.network)
-        space_from_json(card.observation_space)
-        space_from_json(card.action_space)
+        spaces = space_from_json(card.observation_space), space_from_json(card.action_space)
+        spec_for_spaces(*spaces, spec.distribution).check_compatible(spec, "the card's network does not fit its spaces")
     except (SafetensorError, ValueError) as error:
         raise BundleError(f"{folder}: {error}") from error
-    expected = PolicyNetwork(spec).state_dict()
+    with torch.device("meta"):  # shapes alone: a card may claim a network larger than the memory
+        expected = PolicyNetwork(spec).state_dict()
     if set(state) != set(expected):
         raise BundleError(f"{file}: weights {sorted(state)} do not match the card's network {sorted(expected)}")
     for name, tensor in expected.items():

@@ -33,6 +33,7 @@ from rpg_algorithms.prior import PriorBundle, load_bundle
 from rpg_algorithms.rollout import NonFiniteError, RolloutBatch
 from rpg_algorithms.weights import Weight, check_weight
 
+UpdateEngine = Literal["auto", "fused", "eager"]
 AdvantageNormalization = Literal["minibatch", "batch", "none"]
 _EPISODE_CALLBACKS = ("on_episode_created", "on_episode_start", "on_episode_step", "on_episode_end")
 
@@ -69,6 +70,7 @@ class SPGConfig(AlgorithmConfig):
         self.normalize_advantages: AdvantageNormalization = "minibatch"
         self.scale_rewards = True
         self.adam_epsilon = 1e-5
+        self.update_engine: UpdateEngine = "auto"
         self.grad_clip: float | None = 0.5
         self.num_epochs = 10
         self.minibatch_size = 256
@@ -114,6 +116,7 @@ class SPGConfig(AlgorithmConfig):
         normalize_advantages: AdvantageNormalization = NotProvided,
         scale_rewards: bool = NotProvided,
         adam_epsilon: float = NotProvided,
+        update_engine: UpdateEngine = NotProvided,
         **kwargs: Any,
     ) -> Self:
         """Sets the training settings.
@@ -140,6 +143,8 @@ class SPGConfig(AlgorithmConfig):
             scale_rewards: divide the whole transformed reward by the running standard deviation of its discounted
                 return.
             adam_epsilon: Adam's epsilon.
+            update_engine: what takes the minibatch steps: ``fused`` (numpy, no autograd; perceptrons on the CPU),
+                ``eager`` (autograd, anything, GPUs) or ``auto``, fused where it can.
             **kwargs: RLlib's own: lr, gamma, grad_clip, num_epochs, minibatch_size, train_batch_size_per_learner, ...
 
         Returns:
@@ -228,6 +233,8 @@ class SPGConfig(AlgorithmConfig):
                 f"normalize_advantages={self.normalize_advantages!r}: expected one of "
                 f"{get_args(AdvantageNormalization)}"
             )
+        if self.update_engine not in get_args(UpdateEngine):
+            self._value_error(f"update_engine={self.update_engine!r}: expected one of {get_args(UpdateEngine)}")
         if self.grad_clip is not None and self.grad_clip_by != "global_norm":
             self._value_error(f"grad_clip_by={self.grad_clip_by!r}: only 'global_norm' is implemented")
 

@@ -1,6 +1,6 @@
 """The command line ``rpg``: thin, every command calls one function of the package.
 
-Exit codes: 0 all went well; 1 a sweep has failed trials, or a check did not pass; 2 the input was refused.
+Exit codes: 0 all went well; 1 a sweep has trials without a result; 2 the input was refused.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ def _run(spec: SweepSpec, file: Path, address: str | None, as_json: bool) -> dic
                 f"Dashboard   rpg ui --storage {Path(outcome.folder).parent}", soft_wrap=True, highlight=False
             )
     if outcome.failed:
-        Console(stderr=True).print(f"{outcome.failed} of {len(outcome.results)} trials failed", style="red")
+        what = "have no result: the sweep was stopped" if outcome.interrupted else "failed"
+        Console(stderr=True).print(f"{outcome.failed} of {len(outcome.results)} trials {what}", style="red")
         raise typer.Exit(FAILED)
     return outcome.checkpoints
 

@@ -93,9 +93,9 @@ def _play(
     length = np.zeros(episodes)
     playing = np.ones(episodes, bool)
     while playing.any():
-        inputs = acting.dist_inputs(obs)
+        outputs = acting.outputs(obs)
         actions = (
-            acting.mode(inputs) if mode == "deterministic" else acting.sample(inputs, acting.noise(rng, (episodes,)))
+            acting.mode(outputs) if mode == "deterministic" else acting.sample(outputs, acting.noise(rng, (episodes,)))
         )
         env_actions = acting.to_env(actions)
         stepped, reward, terminated, truncated, infos = envs.step(env_actions)
@@ -108,7 +108,7 @@ def _play(
         for row, function in ((1, task.addon), (2, task.metric)):
             sums[row, playing] += _per_step(function, obs, env_actions, after, values)[playing]
         if prior is not None:
-            sums[3, playing] += _kl(inputs, policy, prior, obs)[playing]
+            sums[3, playing] += _kl(acting.complete(outputs), policy, prior, obs)[playing]
         length[playing] += 1
         playing &= ~done
         obs = next_obs

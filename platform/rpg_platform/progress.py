@@ -36,6 +36,7 @@ class Progress(Callback):
         self._started = time.monotonic()
         self._first_report: tuple[float, float] | None = None
         self._last_line = 0.0
+        self._codes: set[str] = set()
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -68,6 +69,7 @@ class Progress(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial reported."""
+        self._print_code(str(result.get("code", "")))
         self._latest[_trial_id(trial)] = result
         if self._first_report is None:
             self._first_report = (time.monotonic(), self._done_steps())
@@ -84,6 +86,12 @@ class Progress(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed and starts again from its checkpoint."""
         self._move(trial, "restarting")
+
+    def _print_code(self, code: str) -> None:
+        """Once for each version of the code that a trial runs: on a cluster it should be the driver's."""
+        if code and code not in self._codes:
+            self._codes.add(code)
+            self._console.print(f"{code} (trial)", highlight=False, markup=False, soft_wrap=True)
 
     def _move(self, trial: Any, state: str) -> None:
         trial_id = _trial_id(trial)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.logger import JsonLoggerCallback
 from rich.console import Console
 
+from rpg_algorithms.network import spec_for_spaces
 from rpg_algorithms.prior import PriorBundle, load_bundle
+from rpg_platform.environments import make_env
 from rpg_platform.methods import METHODS
 from rpg_platform.mlflow_runs import default_tracking_uri
 from rpg_platform.plan import expand
@@ -26,7 +31,7 @@ from rpg_platform.shipped import resolve_prior
 from rpg_platform.spec import SweepSpec, TrialSpec
 from rpg_platform.tasks import get_task
 from rpg_platform.tracking import MlflowTracker
-from rpg_platform.trial import REPORTS_PER_TRIAL, CustomizationTrial, algorithm_config
+from rpg_platform.trial import REPORTS_PER_TRIAL, CustomizationTrial, algorithm_config, running_code
 
 logger = logging.getLogger(__name__)
 DEFAULT_STORAGE = "~/rpg_results"
@@ -48,6 +53,7 @@ class SweepOutcome:
         experiment: MLflow experiment.
         parent_url: address of the parent run, where the store is a server.
         checkpoints: trial id → folder of its last checkpoint (a local path or a URI).
+        interrupted: it was stopped (Ctrl-C, SIGTERM) before every trial had ended.
     """
 
     results: Sequence[TrialResult]
@@ -56,6 +62,7 @@ class SweepOutcome:
     experiment: str
     parent_url: str | None
     checkpoints: dict[str, str]
+    interrupted: bool = False
 
     @property
     def failed(self) -> int:
@@ -138,18 +145,20 @@ def run_sweep(
     _check_trials(trials, prior)
     start_ray(address)
     bundles = placement(spec)
-    _check_capacity(bundles)
+    _check_capacity(bundles, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     tracker = MlflowTracker(tracking_uri, experiment, spec, trials, source=source)
     progress = Progress(trials, console)
+    console.print(f"{running_code()} (driver)", highlight=False, markup=False, soft_wrap=True)
     tracker.start()
-    results: list[TrialResult] = [(trial, None, "not run") for trial in trials]
+    results: list[TrialResult] = [(trial, None, None) for trial in trials]
     interrupted = True
     checkpoints: dict[str, str] = {}
     try:
-        with progress:
+        with progress, _sigterm_as_interrupt():
             grid = _tuner(spec, trials, prior, bundles, storage, [tracker, progress]).fit()
         results, checkpoints = _collect(trials, grid)
-        interrupted = False
+        # Tune returns from a stop as from an end; a trial that neither ended nor failed tells them apart.
+        interrupted = any(error is None and not (result or {}).get("done") for _, result, error in results)
     finally:
         tracker.finish(results, interrupted=interrupted)
     return SweepOutcome(
@@ -159,7 +168,24 @@ def run_sweep(
         experiment,
         tracker.parent_url,
         checkpoints,
+        interrupted,
     )
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Lets a SIGTERM (``ray job stop``, a container's end) stop Tune in order, as Ctrl-C does.
+
+    Tune stops in order on SIGUSR1 too, which Ray, unlike SIGINT, does not block in a job's driver.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_trials(trials: Sequence[TrialSpec], prior: PriorBundle | None) -> None:
@@ -168,12 +194,18 @@ def _check_trials(trials: Sequence[TrialSpec], prior: PriorBundle | None) -> Non
     Raises:
         ValueError: names the trial and what does not fit.
     """
+    task = get_task(trials[0].task)  # a sweep's trials share it
+    env = make_env(task)
+    if prior is not None:
+        prior.check_spaces(env.observation_space, env.action_space, task.env_id)
     for trial in trials:
         if METHODS[trial.method].algorithm is None:
             continue
         uses_prior = METHODS[trial.method].prior != "unused"
         try:
-            algorithm_config(trial, get_task(trial.task), prior if uses_prior else None).validate()
+            algorithm_config(trial, task, prior if uses_prior else None).validate()
+            if trial.training.network is not None:
+                spec_for_spaces(env.observation_space, env.action_space, trial.training.network.distribution)
         except ValueError as error:
             raise ValueError(f"{trial.trial_id}: {error}") from error
 
@@ -237,18 +269,27 @@ def placement(spec: SweepSpec) -> list[dict[str, float]]:
     return [main, *[{"CPU": 1.0}] * resources.env_runners, *[learner] * resources.learners]
 
 
-def _check_capacity(bundles: Sequence[dict[str, float]]) -> None:
+def _check_capacity(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> None:
     """Refuses what no node, or not the whole cluster, could ever hold.
+
+    Args:
+        bundles: resources of one trial, each bundle on one node.
+        nodes: resources of the cluster's nodes.
 
     Raises:
         SweepError: names the resource, what is asked for and what there is.
     """
-    cluster = ray.cluster_resources()
     for name in ("CPU", "GPU"):
-        asked, there = sum(b.get(name, 0.0) for b in bundles), cluster.get(name, 0.0)
+        asked, there = (sum(each.get(name, 0.0) for each in all_) for all_ in (bundles, nodes))
         if asked > there:
             raise SweepError(
                 f"a trial asks for {asked:g} {name} (resources), the cluster has {there:g}: no trial could ever start"
+            )
+        asked, there = (max((each.get(name, 0.0) for each in all_), default=0.0) for all_ in (bundles, nodes))
+        if asked > there:
+            raise SweepError(
+                f"a trial's process asks for {asked:g} {name} (resources), the largest node has {there:g}: "
+                "no trial could ever start"
             )
 
 
@@ -262,7 +303,7 @@ def _collect(trials: Sequence[TrialSpec], grid: Any) -> tuple[list[TrialResult],
     for trial in trials:
         result = found.get(trial.trial_id)
         if result is None:
-            rows.append((trial, None, "not run"))
+            rows.append((trial, None, None))
             continue
         error = None if result.error is None else str(result.error).strip().splitlines()[-1]
         rows.append((trial, result.metrics, error))

@@ -19,6 +19,7 @@ from ray import tune
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 import rpg_algorithms
+import rpg_platform
 from rpg_algorithms import RPGConfig, SPGConfig
 from rpg_algorithms.module import NetworkConfig
 from rpg_algorithms.network import PolicyNetwork
@@ -159,7 +160,7 @@ class CustomizationTrial(tune.Trainable):
         return max(1, math.ceil(self.trial.env_steps / per_iteration / REPORTS_PER_TRIAL))
 
     def _report(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        report: dict[str, Any] = {"env_steps": float(self._env_steps), "done": False}
+        report: dict[str, Any] = {"env_steps": float(self._env_steps), "done": False, "code": running_code()}
         learner = result.get("learners", {}).get(DEFAULT_MODULE_ID, {})
         episodes = result.get("env_runners", {})
         for source, names in ((learner, _LEARNER_KEYS), (episodes, _EPISODE_KEYS)):
@@ -242,6 +243,11 @@ class CustomizationTrial(tune.Trainable):
         if self.algo is not None:
             self.algo.stop()
             self.algo = None
+
+
+def running_code() -> str:
+    """Which of perhaps several installed copies of the package this process runs: its version and its folder."""
+    return f"rpg {rpg_platform.__version__} from {Path(rpg_platform.__file__).parent}"
 
 
 def _versions() -> dict[str, str]:
