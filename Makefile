@@ -11,6 +11,10 @@ BIN := $(VENV)/bin
 LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
 
+BENCH_VENV := .venv-bench
+BENCH_READY := $(BENCH_VENV)/.ready
+BENCH_ARGS ?=
+
 # More arguments for pytest, e.g. `make test PYTEST_ARGS="-k rewards -x"`.
 PYTEST_ARGS ?=
 # The interpreter that makes .venv; empty: the first of python3.11, python3.12 and python3 that works.
@@ -96,8 +100,15 @@ docs-check: $(READY) ## check the documents' links, names and verbs
 	$(BIN)/python docs/check.py
 
 .PHONY: bench
-bench: $(READY) ## measure speed against the yardsticks
-	$(BIN)/python benchmarks/speed.py
+bench: $(BENCH_READY) ## measure speed against the peers, in one run (half an hour; leave the machine alone)
+	$(BENCH_VENV)/bin/python -m benchmarks.speed $(BENCH_ARGS)
+
+# The peers live in an environment of their own.
+$(BENCH_READY): requirements/bench.lock pyproject.toml | layout
+	@$(find_python); "$$python" -m venv --clear $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --disable-pip-version-check -qq -r requirements/bench.lock
+	@$(BENCH_VENV)/bin/python -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
+	@touch $@
 
 .PHONY: lock
 lock: ## choose the newest versions that pyproject.toml allows

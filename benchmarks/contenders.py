@@ -13,10 +13,8 @@ import itertools
 import json
 import os
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -228,7 +226,6 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parent))
     total = arguments.iterations * BATCH
     rows: list[tuple[float, Split]] = []
     first = None

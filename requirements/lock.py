@@ -1,8 +1,8 @@
-"""Write requirements/dev.lock and requirements/runtime.lock: the newest versions that pyproject.toml allows.
+"""Write requirements/dev.lock, runtime.lock and bench.lock: the newest versions that pyproject.toml allows.
 
 Run by `make lock`. pip resolves in a fresh, empty environment without installing anything; what it chose is
 written as `name==version`, without build tags, hosts or paths, so that a lock means the same on every machine
-and mirror. The runtime lock is resolved under the development lock: what is tested is what is shipped.
+and mirror. The others are resolved under the development lock: what is tested is what is shipped and measured.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def write_lock(path: Path, what: str, pins: list[str]) -> None:
 
 
 def main() -> None:
-    """Resolve and write both locks."""
+    """Resolve and write the locks."""
     if sys.version_info[:2] != LOCKED_PYTHON:
         raise SystemExit(f"make lock: needs Python {LOCKED_PYTHON}, this is {sys.version_info[:2]}")
     pyproject = tomllib.loads((HERE.parent / "pyproject.toml").read_text())
@@ -90,6 +90,15 @@ def main() -> None:
             dev_lock,
             "Everything the Makefile and CI use: the package, its tests, its tools, its build backend.",
             resolve(python, development, [CONSTRAINTS]),
+        )
+        write_lock(
+            HERE / "bench.lock",
+            "What `make bench` installs beside the development lock: the peers.",
+            resolve(
+                python,
+                [*development, *pyproject["project"]["optional-dependencies"]["bench"]],
+                [CONSTRAINTS, dev_lock],
+            ),
         )
         write_lock(
             runtime_lock,
