@@ -101,8 +101,8 @@ def render(runs: list[Run], rounds: int, iterations: int) -> str:
         f"Measured on {date.today():%Y-%m-%d}: {machine()}.",
         "",
         f"One core, {rounds} interleaved rounds of {iterations} iterations (the first {WARMUP} not counted), medians. "
-        "The same work for all: 8 environments × 256 steps an iteration, minibatches of 64, 10 epochs, actor and critic "
-        "of two 64-wide tanh layers, observations and rewards normalised. Ant-v5 without contact forces.",
+        "The same work for all: 8 environments × 256 steps an iteration, minibatches of 64, 10 epochs, actor and "
+        "critic of two 64-wide tanh layers, observations and rewards normalised. Ant-v5 without contact forces.",
         "",
         "| env steps/s | " + " | ".join(envs) + " |",
         "| --- |" + " ---: |" * len(envs),

@@ -71,7 +71,10 @@ NOT_OURS = (
 def test_trains_reports_and_evaluates(name: str, tmp_path: Path, stock_keys: set[str]) -> None:
     config = CASES[name].build_config(tmp_path)
     config.evaluation(
-        evaluation_interval=100, evaluation_num_env_runners=0, evaluation_duration=5, evaluation_config=config.overrides(explore=False)
+        evaluation_interval=100,
+        evaluation_num_env_runners=0,
+        evaluation_duration=5,
+        evaluation_config=config.overrides(explore=False),
     )
     with built(config) as algorithm:
         before = weights_of(algorithm)

@@ -130,7 +130,10 @@ def test_repeats_to_the_bit_and_follows_its_seed(mode: Mode) -> None:
 
 def test_modes_differ_and_episode_i_starts_from_seed_plus_i() -> None:
     policy = policy_for(HOPPER, 1)
-    three, two = evaluate(policy, HOPPER, 3, SEED, "deterministic"), evaluate(policy, HOPPER, 2, SEED + 1, "deterministic")
+    three, two = (
+        evaluate(policy, HOPPER, 3, SEED, "deterministic"),
+        evaluate(policy, HOPPER, 2, SEED + 1, "deterministic"),
+    )
     np.testing.assert_allclose(three.total_return[1:], two.total_return, rtol=1e-4)
     sampled = evaluate(policy, HOPPER, 3, SEED, "sampled")
     assert not np.allclose(sampled.total_return, three.total_return)
