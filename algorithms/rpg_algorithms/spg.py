@@ -279,6 +279,16 @@ class SPG(Algorithm):
         """SPG's default configuration."""
         return SPGConfig()
 
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Restores a checkpoint and waits until every env runner acts with the restored policy.
+
+        RLlib's own sync is dropped where an env runner still has the first one, of the initial weights, before it.
+        """
+        super().restore_from_path(path, *args, **kwargs)
+        self.env_runner_group.sync_weights(
+            from_worker_or_learner_group=self.learner_group, inference_only=True, timeout_seconds=None
+        )
+
     def training_step(self) -> None:
         """Samples one batch of rollouts, learns from it and sends the weights back.
 
