@@ -71,7 +71,7 @@ $(READY): $(LOCKED) pyproject.toml | layout
 
 .PHONY: demo
 demo: $(READY) ## customise a trained HalfCheetah over a small sweep of weights
-	$(BIN)/rpg sweep tune_configs/quickstart.yaml
+	$(BIN)/rpg sweep tune_configs/quickstart.yaml --name "quickstart-$$(date +%Y%m%d-%H%M%S)"
 
 .PHONY: test
 test: $(READY) ## run the tests

@@ -9,83 +9,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.vector.utils import concatenate
 from numpy.typing import NDArray
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_errors import StepFailedRecreateEnvError
 from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
-from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rpg_algorithms.addons import AddonReward, resolve_addon
 from rpg_algorithms.inference import NumpyPolicy
 from rpg_algorithms.rollout import NonFinite, Rollout
 from rpg_algorithms.spaces import flatten_observations
+from rpg_algorithms.vector_env import open_vector_env
 
 logger = logging.getLogger(__name__)
 EPISODE_CHUNK = 256  # time steps per rollout when sampling whole episodes
-
-
-class _SelectedInfos:
-    """Mixin of a vector environment: gathers only the infos somebody reads; gathering all costs as much as a step."""
-
-    wanted: frozenset[str] = frozenset(("final_obs",))
-
-    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
-        chosen = {k: v for k, v in env_info.items() if k in self.wanted}
-        return super()._add_info(vector_infos, chosen, env_num) if chosen else vector_infos  # type: ignore[misc]
-
-
-class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """SAME_STEP without the stock class's copies; what it returns is overwritten by the next step."""
-        infos: dict[str, Any] = {}
-        read = len(self.wanted) > 1
-        for i, env in enumerate(self.envs):
-            obs, self._rewards[i], self._terminations[i], self._truncations[i], info = env.step(actions[i])
-            if self._terminations[i] or self._truncations[i]:
-                infos = self._add_info(infos, {"final_obs": obs, "final_info": info}, i)
-                obs, info = env.reset()
-            if read:
-                infos = self._add_info(infos, info, i)
-            self._env_obs[i] = obs
-        self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
-        return self._observations, self._rewards, self._terminations, self._truncations, infos
-
-
-class _AsyncEnvs(_SelectedInfos, AsyncVectorEnv):
-    pass
-
-
-def make_vector_env(make_env: Callable[[], gym.Env[Any, Any]], num_envs: int, mode: str, infos: frozenset[str]) -> Any:
-    """A gymnasium vector environment with SAME_STEP autoreset that gathers only the named infos.
-
-    Args:
-        make_env: makes one environment.
-        num_envs: how many.
-        mode: ``sync`` or ``async``.
-        infos: info keys to gather.
-
-    Raises:
-        ValueError: another mode.
-    """
-    functions = [make_env] * num_envs
-    if mode == "sync":
-        envs: Any = _SyncEnvs(functions, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-    elif mode == "async":
-        envs = _AsyncEnvs(functions, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-    else:
-        raise ValueError(f"gym_env_vectorize_mode={mode!r}: expected 'sync' or 'async'")
-    envs.wanted = frozenset(("final_obs", *infos, *(("final_info",) if infos else ())))
-    return envs
 
 
 @dataclass(eq=False)
@@ -197,12 +140,7 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
                 num_workers=self.num_workers,
                 remote=self.config.remote_worker_envs,
             )
-        self.env = make_vector_env(
-            _single_env_maker(self.config.env, context),
-            self.config.num_envs_per_env_runner,
-            str(getattr(self.config.gym_env_vectorize_mode, "value", self.config.gym_env_vectorize_mode)).lower(),
-            self._info_keys,
-        )
+        self.env = open_vector_env(self.config, context, self._info_keys, self._seed)
         self.num_envs = self.env.num_envs
         self._needs_initial_reset = True
         make_callback(
@@ -421,16 +359,3 @@ def _write_infos(
             column[t] = infos[key]
         if done.any() and key in final:
             column[t, done] = np.asarray(final[key])[done]
-
-
-def _single_env_maker(env: Any, context: EnvContext) -> Callable[[], gym.Env[Any, Any]]:
-    """A function that makes one environment from what ``AlgorithmConfig.environment()`` accepts."""
-    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
-        creator = _global_registry.get(ENV_CREATOR, env)
-        return lambda: creator(context)
-    if callable(env):
-        return lambda: env(context)
-    return lambda: gym.make(env, disable_env_checker=True, **dict(context))
-
-
-__all__ = ["RolloutEnvRunner", "make_vector_env"]

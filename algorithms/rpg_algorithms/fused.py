@@ -5,7 +5,7 @@ microseconds of arithmetic, and autograd's bookkeeping costs more than that. Thi
 network's specification: any depth and widths, relu, tanh or elu, every action distribution. Tests hold it to
 autograd's loss and parameters. It needs no compiler, so a trial starts at once.
 
-All trainable parameters are views into one flat torch tensor, ordered layer by layer with actor and critic side by side,
+All trainable parameters are views into one flat torch tensor, ordered layer by layer, actor and critic side by side,
 and Adam's moments likewise; torch's module, optimizer, checkpoints and the eager engine see the same memory.
 
 Dimension letters: B minibatch, D observation size, P size of the policy's output, A action dimensions.

@@ -186,7 +186,7 @@ class SPGLearner(TorchLearner):
         if bad:
             raise NonFiniteError(
                 f"{', '.join(bad)} is NaN or infinite in update {self._weights_seq_no} "
-                f"(env step {timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)}) on {self.config.env}"
+                f"(env step {int(timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0))}) on {self.config.env}"
             )
         self._update_observation_moments(rollout)
         statistics |= losses | {f"current_{name}": float(value) for name, value in weights.items()}

@@ -31,6 +31,7 @@ from rpg_algorithms.learner import SPGLearner
 from rpg_algorithms.module import ActorCriticModule, NetworkConfig
 from rpg_algorithms.prior import PriorBundle, load_bundle
 from rpg_algorithms.rollout import NonFiniteError, RolloutBatch
+from rpg_algorithms.vector_env import EnvBackend
 from rpg_algorithms.weights import Weight, check_weight
 
 UpdateEngine = Literal["auto", "fused", "eager"]
@@ -70,6 +71,7 @@ class SPGConfig(AlgorithmConfig):
         self.normalize_advantages: AdvantageNormalization = "minibatch"
         self.scale_rewards = True
         self.adam_epsilon = 1e-5
+        self.env_backend: EnvBackend = "auto"
         self.update_engine: UpdateEngine = "auto"
         self.grad_clip: float | None = 0.5
         self.num_epochs = 10
@@ -95,6 +97,23 @@ class SPGConfig(AlgorithmConfig):
             "prior_network": prior.network_spec.to_dict() if isinstance(prior, PriorBundle) else None,
             "start_from_prior": self.start_from_prior,
         }
+
+    def environment(self, *args: Any, env_backend: EnvBackend = NotProvided, **kwargs: Any) -> Self:
+        """Sets the environment.
+
+        Args:
+            *args: see RLlib.
+            env_backend: what steps it: ``gymnasium``; ``envpool`` (an extra; gymnasium ids that it has, without keyword
+                arguments); or ``auto``, which takes envpool where it pays.
+            **kwargs: see RLlib.
+
+        Returns:
+            This configuration.
+        """
+        super().environment(*args, **kwargs)
+        if env_backend is not NotProvided:
+            self.env_backend = env_backend
+        return self
 
     def training(
         self,
@@ -233,6 +252,8 @@ class SPGConfig(AlgorithmConfig):
                 f"normalize_advantages={self.normalize_advantages!r}: expected one of "
                 f"{get_args(AdvantageNormalization)}"
             )
+        if self.env_backend not in get_args(EnvBackend):
+            self._value_error(f"env_backend={self.env_backend!r}: expected one of {get_args(EnvBackend)}")
         if self.update_engine not in get_args(UpdateEngine):
             self._value_error(f"update_engine={self.update_engine!r}: expected one of {get_args(UpdateEngine)}")
         if self.grad_clip is not None and self.grad_clip_by != "global_norm":

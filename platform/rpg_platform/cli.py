@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from rpg_platform.spec import SweepSpec
+from rpg_platform.spec_errors import SpecError, explain
 from rpg_platform.yaml_source import load_spec
 
 app = typer.Typer(
@@ -38,13 +40,13 @@ Name = Annotated[str | None, typer.Option(help="Name of this sweep (overrides th
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """Turns errors that are about the input into a message and exit code 2; anything else keeps its traceback."""
-    from rpg_platform.sweep import SweepError
-    from rpg_platform.ui import UiError
+    """Turns errors that are about the input (a ``ValueError``) into a message and exit code 2.
 
+    Anything else keeps its traceback. A malformed file is refused before anything slow is imported.
+    """
     try:
         yield
-    except (ValueError, SweepError, UiError) as error:
+    except ValueError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(REFUSED) from error
 
@@ -57,7 +59,10 @@ def _console() -> Console:
 def _load(file: Path, name: str | None, storage: str | None) -> SweepSpec:
     spec = load_spec(file)
     changes = {k: v for k, v in (("name", name), ("storage", storage)) if v is not None}
-    return SweepSpec.model_validate(spec.model_dump(mode="json") | changes) if changes else spec
+    try:
+        return SweepSpec.model_validate(spec.model_dump(mode="json") | changes) if changes else spec
+    except ValidationError as error:
+        raise SpecError([f"--{problem}" for problem in explain(error, SweepSpec)]) from error
 
 
 @app.command()
@@ -79,17 +84,17 @@ def train(
     storage: Storage = None,
 ) -> None:
     """Trains the one policy that FILE describes and leaves it as a prior bundle."""
-    from rpg_platform.trial import copy_bundle
+    from rpg_platform.plan import expand
 
     with _refusals():
         spec = _load(file, name, storage)
-        from rpg_platform.plan import expand
-
         trained = [t for t in expand(spec) if t.method != "prior"]
         if len(trained) != 1:
             raise ValueError(f"{file}: describes {len(trained)} trainings; `rpg train` runs one, `rpg sweep` runs many")
         checkpoints = _run(spec, file, address, as_json=False)
         if out is not None:
+            from rpg_platform.trial import copy_bundle
+
             copy_bundle(Path(checkpoints[trained[0].trial_id]), out)
             _console().print(f"The policy: {out}")
 

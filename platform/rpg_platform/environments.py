@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -24,12 +24,29 @@ def make_env(task: Task) -> gym.Env[Any, Any]:
 def register(task: Task) -> str:
     """Registers the task's environment with Tune, on all of the cluster, and returns the name that RLlib takes."""
     name = f"rpg:{task.name}"
-    register_env(name, partial(_create, task))
+    register_env(name, TaskEnv(task))
     return name
 
 
-def _create(task: Task, context: Mapping[str, Any]) -> gym.Env[Any, Any]:
-    return make_env(task)
+@dataclass(frozen=True)
+class TaskEnv:
+    """Makes a task's environment for RLlib, and says which gymnasium environment that is."""
+
+    task: Task
+
+    def __call__(self, context: Mapping[str, Any]) -> gym.Env[Any, Any]:
+        """One environment; the context is not used."""
+        return make_env(self.task)
+
+    @property
+    def env_id(self) -> str:
+        """Its gymnasium id."""
+        return self.task.env_id
+
+    @property
+    def env_kwargs(self) -> Mapping[str, Any]:
+        """Its keyword arguments."""
+        return self.task.env_kwargs
 
 
 def quiet_mujoco() -> None:

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from rpg_algorithms.distributions import make_distribution
-from rpg_algorithms.env_runner import make_vector_env
 from rpg_algorithms.inference import NumpyPolicy
 from rpg_algorithms.network import PolicyNetwork
 from rpg_algorithms.prior import ReturnStatistics
 from rpg_algorithms.spaces import flatten_observations
+from rpg_algorithms.vector_env import make_vector_env
 from rpg_platform.environments import make_env
 from rpg_platform.tasks import StepFunction, Task
 

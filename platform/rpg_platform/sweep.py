@@ -31,14 +31,14 @@ from rpg_platform.shipped import resolve_prior
 from rpg_platform.spec import SweepSpec, TrialSpec
 from rpg_platform.tasks import get_task
 from rpg_platform.tracking import MlflowTracker
-from rpg_platform.trial import REPORTS_PER_TRIAL, CustomizationTrial, algorithm_config, running_code
+from rpg_platform.trial import CustomizationTrial, algorithm_config, running_code
 
 logger = logging.getLogger(__name__)
 DEFAULT_STORAGE = "~/rpg_results"
 MAX_FAILURES = 2
 
 
-class SweepError(RuntimeError):
+class SweepError(ValueError):
     """A sweep that cannot be started as asked; the message says what to do."""
 
 
@@ -236,11 +236,8 @@ def _tuner(
             name=spec.name,
             storage_path=storage,
             callbacks=[JsonLoggerCallback(), *callbacks],
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=spec.checkpoint.keep,
-                checkpoint_frequency=_reports_per_checkpoint(spec),
-                checkpoint_at_end=True,
-            ),
+            # When else to save is the trial's to say: it alone knows its env steps per report.
+            checkpoint_config=CheckpointConfig(num_to_keep=spec.checkpoint.keep, checkpoint_at_end=True),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
@@ -249,13 +246,6 @@ def _tuner(
 
 def _name(trial: Any) -> str:
     return str(trial.config["trial"]["trial_id"])
-
-
-def _reports_per_checkpoint(spec: SweepSpec) -> int:
-    every = spec.checkpoint.every_env_steps
-    if every is None:
-        return 0
-    return max(1, round(REPORTS_PER_TRIAL * every / spec.budget.env_steps))
 
 
 def placement(spec: SweepSpec) -> list[dict[str, float]]:

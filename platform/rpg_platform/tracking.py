@@ -434,7 +434,9 @@ def _now_ms() -> int:
 
 def _error_text(trial: Trial) -> tuple[str, str]:
     """The last line of a trial's error, and all of it."""
-    full = str(trial.get_error() or "no error text").strip()
+    local = trial.error_file  # on this machine at once; Tune copies it to the storage, where get_error() looks, later
+    written = Path(local).read_text(encoding="utf-8", errors="replace") if local and Path(local).is_file() else None
+    full = str(written or trial.get_error() or "no error text").strip()
     full = re.sub(r"\bip=[0-9A-Fa-f.:]+", "ip=-", full)  # hosts are nobody's business on a shared server
     return full.splitlines()[-1][:500], full
 

@@ -149,6 +149,8 @@ class CustomizationTrial(tune.Trainable):
                     break
         report = self._report(result)
         report["env_steps_per_s"] = (self._env_steps - before) / (time.perf_counter() - started)
+        every = self.trial.checkpoint.every_env_steps
+        report["should_checkpoint"] = every is not None and self._env_steps // every > before // every
         if self.algo is None or self._env_steps >= self.trial.env_steps:
             report |= self._evaluate()
             report["done"] = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.algorithms.environments import WalkEnv
 from tests.algorithms.registry import CASES, ENVS, STEPS, addon, built, learner_of, make_prior, same, weights_of
 
 from rpg_algorithms import NonFiniteError, RPGConfig
+from rpg_algorithms.env_runner import RolloutEnvRunner
 from rpg_algorithms.rollout import RolloutBatch
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -222,9 +224,17 @@ def test_remote_env_runners(name: str, twice: bool, tmp_path: Path) -> None:
         assert same(newest, again)
 
 
-def test_a_restored_run_gives_its_remote_env_runners_the_normaliser(tmp_path: Path) -> None:
+class SlowEnvRunner(RolloutEnvRunner):
+    """Takes its time over every state, as over a network: RLlib drops a sync when the one before is under way."""
+
+    def set_state(self, state: Any) -> None:
+        time.sleep(1.0)
+        super().set_state(state)
+
+
+def test_a_restored_run_gives_its_remote_env_runners_policy_and_normaliser(tmp_path: Path) -> None:
     config = CASES["spg-gaussian"].build_config(tmp_path)
-    config.env_runners(num_env_runners=1, num_cpus_per_env_runner=0.5)
+    config.env_runners(num_env_runners=1, num_cpus_per_env_runner=0.5, env_runner_cls=SlowEnvRunner)
     with built(config) as algorithm:
         algorithm.train()
         algorithm.save_to_path(tmp_path / "checkpoint")

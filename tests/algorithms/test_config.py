@@ -199,5 +199,5 @@ def test_weights_scale_pointwise_and_leave_the_given_one() -> None:
 def test_weights_may_be_negative_where_they_are_of_a_reward() -> None:
     check_weight("addon_weight", -1.0, minimum=None)
     spg(addon_weight=-1.0, addon_reward=addon).validate()
-    with pytest.raises(ValueError, match="alpha=-1.0: expected at least 0"):
+    with pytest.raises(ValueError, match=r"alpha=-1\.0: expected at least 0"):
         check_weight("alpha", -1.0)

@@ -64,8 +64,8 @@ def copy_weights(spg_module: Any, ppo_module: Any, continuous: bool) -> None:
 def make_rollout(policy: NumpyPolicy, rng: np.random.Generator, size: int) -> tuple[Rollout, np.ndarray]:
     """Transitions with a termination, a truncation, both in one column, and ends in the last row."""
     obs = rng.standard_normal((T, N, size)).astype(np.float32)
-    inputs = policy.dist_inputs(obs.reshape(T * N, size)).reshape(T, N, -1)
-    actions = policy.sample(inputs, policy.noise(rng, (T, N)))
+    outputs = policy.outputs(obs.reshape(T * N, size)).reshape(T, N, -1)
+    inputs, actions = policy.complete(outputs), policy.sample(outputs, policy.noise(rng, (T, N)))
     terminated, truncated = np.zeros((2, T, N), bool)
     terminated[4, 0] = truncated[8, 0] = True  # column 0: both kinds
     truncated[6, 1] = True  # column 1: truncated, then cut under way

@@ -222,10 +222,12 @@ def test_submitted_sweep_runs_the_submitted_code(head: Head, checkout: Path, rea
         {"prior", *(f"rpg-omega_prime=0.2-alpha_hat={a}-seed=0" for a in (0.02, 0.1))},
     )
     assert {run.info.status for run in runs.children.values()} == {"FINISHED"}
-    # The rest of the checkout stayed where it is, the algorithms too came from it.
-    [upload] = head.home.parent.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*")
+    # The working directory has the sweeps, and not the rest of the checkout.
+    packages = head.home.parent.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*")
+    [upload] = [package for package in packages if package.is_dir()]
     assert {"tune_configs", "deploy"} <= (names := {path.name for path in upload.iterdir()})
     assert not {"algorithms", "platform", "tests"} & names
+    # The algorithms too are the submitted ones.
     [card] = results.glob("tiny/rpg-*alpha_hat=0.1*/checkpoint_*/bundle/card.json")
     assert json.loads(card.read_text())["made_by"]["versions"]["residual-policy-gradient"] == VERSION
 

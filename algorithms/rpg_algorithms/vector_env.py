@@ -1,0 +1,199 @@
+"""Vector environments with SAME_STEP autoreset: gymnasium's, or envpool's where it is asked for and can.
+
+Whatever the engine, ``step`` gives the observation after the reset where an episode ended, and the final observation in
+``infos["final_obs"]``, so that every row of a rollout is a real transition. What ``step`` returns may be overwritten by
+the next step.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import concatenate
+from ray.rllib.env.env_context import EnvContext
+from ray.tune.registry import ENV_CREATOR, _global_registry
+
+EnvBackend = Literal["auto", "gymnasium", "envpool"]
+
+
+class _SelectedInfos:
+    """Mixin of a vector environment: gathers only the infos somebody reads; gathering all costs as much as a step."""
+
+    wanted: frozenset[str] = frozenset(("final_obs",))
+
+    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
+        chosen = {k: v for k, v in env_info.items() if k in self.wanted}
+        return super()._add_info(vector_infos, chosen, env_num) if chosen else vector_infos  # type: ignore[misc]
+
+
+class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """SAME_STEP without the stock class's copies; what it returns is overwritten by the next step."""
+        infos: dict[str, Any] = {}
+        read = len(self.wanted) > 1
+        for i, env in enumerate(self.envs):
+            obs, self._rewards[i], self._terminations[i], self._truncations[i], info = env.step(actions[i])
+            if self._terminations[i] or self._truncations[i]:
+                infos = self._add_info(infos, {"final_obs": obs, "final_info": info}, i)
+                obs, info = env.reset()
+            if read:
+                infos = self._add_info(infos, info, i)
+            self._env_obs[i] = obs
+        self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
+        return self._observations, self._rewards, self._terminations, self._truncations, infos
+
+
+class _AsyncEnvs(_SelectedInfos, AsyncVectorEnv):
+    pass
+
+
+def make_vector_env(make_env: Callable[[], gym.Env[Any, Any]], num_envs: int, mode: str, infos: frozenset[str]) -> Any:
+    """A gymnasium vector environment with SAME_STEP autoreset that gathers only the named infos.
+
+    Args:
+        make_env: makes one environment.
+        num_envs: how many.
+        mode: ``sync`` or ``async``.
+        infos: info keys to gather.
+
+    Raises:
+        ValueError: another mode.
+    """
+    functions = [make_env] * num_envs
+    if mode == "sync":
+        envs: Any = _SyncEnvs(functions, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    elif mode == "async":
+        envs = _AsyncEnvs(functions, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    else:
+        raise ValueError(f"gym_env_vectorize_mode={mode!r}: expected 'sync' or 'async'")
+    envs.wanted = frozenset(("final_obs", *infos, *(("final_info",) if infos else ())))
+    return envs
+
+
+class EnvPool:
+    """An envpool environment behind the part of gymnasium's vector interface that env runners use.
+
+    envpool itself resets in the step after the end of an episode; here the environments that ended are reset at once.
+
+    Args:
+        env_id: an environment that envpool has, e.g. ``HalfCheetah-v5``.
+        num_envs: how many.
+        threads: threads that step them.
+        infos: info keys to hand on.
+        seed: of all environments; None for a random one.
+
+    Raises:
+        ValueError: envpool has no such environment, or it gives none of the infos asked for.
+    """
+
+    def __init__(self, env_id: str, num_envs: int, threads: int, infos: frozenset[str], seed: int | None) -> None:
+        import envpool
+
+        if env_id not in envpool.list_all_envs():
+            raise ValueError(f"env_backend='envpool': envpool has no environment {env_id!r}")
+        self.num_envs, self._infos = num_envs, infos
+        self._make: Any = lambda seed: envpool.make_gymnasium(env_id, num_envs=num_envs, seed=seed, num_threads=threads)
+        self._pool = self._make(_pool_seed(seed))
+        self.single_observation_space = self._pool.observation_space
+        self.single_action_space = self._pool.action_space
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
+        self._dtype = self.single_action_space.dtype
+        _, first = self._pool.reset()
+        if missing := sorted(infos - set(first)):
+            raise ValueError(f"env_backend='envpool': {env_id} gives no infos {missing}, only {sorted(first)}")
+
+    @property
+    def unwrapped(self) -> EnvPool:
+        """Itself."""
+        return self
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Observations of all environments, started anew; with a seed the pool is made anew, as envpool wants it."""
+        if seed is not None:
+            self._pool.close()
+            self._pool = self._make(_pool_seed(seed))
+        obs, _ = self._pool.reset()
+        return obs, {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """SAME_STEP, see the module's docstring."""
+        obs, reward, terminated, truncated, given = self._pool.step(np.asarray(actions, self._dtype))
+        infos = {key: given[key] for key in self._infos}
+        done = terminated | truncated
+        if done.any():
+            infos |= {"final_obs": obs, "final_info": dict(infos)}
+            fresh, _ = self._pool.reset(np.flatnonzero(done).astype(np.int32))
+            obs = obs.copy()
+            obs[done] = fresh
+        return obs, reward, terminated, truncated, infos
+
+    def close(self) -> None:
+        """Ends the pool's threads."""
+        self._pool.close()
+
+
+def _pool_seed(seed: int | None) -> int:
+    return int(np.random.SeedSequence(seed).generate_state(1)[0] % (2**31))
+
+
+def open_vector_env(config: Any, context: EnvContext, infos: frozenset[str], seed: int | None) -> Any:
+    """The vector environment that an algorithm's configuration asks for.
+
+    ``auto`` takes envpool where it is installed, has the environment with these arguments, and the env runner has more
+    than one CPU to step with; on one CPU it is no faster than gymnasium.
+
+    Args:
+        config: an ``SPGConfig``.
+        context: the environment's configuration.
+        infos: info keys to gather.
+        seed: of the env runner.
+
+    Raises:
+        ValueError: envpool is asked for and cannot be used; says why.
+    """
+    num_envs, threads = config.num_envs_per_env_runner, max(1, int(config.num_cpus_per_env_runner))
+    if config.env_backend == "envpool" or (config.env_backend == "auto" and threads > 1):
+        env_id, reason = _pool_candidate(config.env, context)
+        if env_id is not None:
+            try:
+                return EnvPool(env_id, num_envs, threads, infos, seed)
+            except ValueError:
+                if config.env_backend == "envpool":
+                    raise
+        elif config.env_backend == "envpool":
+            raise ValueError(f"env_backend='envpool': {reason}")
+    mode = config.gym_env_vectorize_mode
+    return make_vector_env(
+        _single_env_maker(config.env, context), num_envs, str(getattr(mode, "value", mode)).lower(), infos
+    )
+
+
+def _pool_candidate(env: Any, context: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The gymnasium id that envpool could make, or None and why not."""
+    if importlib.util.find_spec("envpool") is None:
+        return None, "the package envpool is not installed (pip install 'residual-policy-gradient[envpool]')"
+    arguments: Mapping[str, Any] = dict(context)
+    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
+        creator = _global_registry.get(ENV_CREATOR, env)
+        env, arguments = getattr(creator, "env_id", None), getattr(creator, "env_kwargs", {})
+    if not isinstance(env, str):
+        return None, "it needs an environment given by its gymnasium id"
+    if arguments:
+        return None, f"it does not take the keyword arguments {sorted(arguments)} of {env}"
+    return env, ""
+
+
+def _single_env_maker(env: Any, context: EnvContext) -> Callable[[], gym.Env[Any, Any]]:
+    """A function that makes one environment from what ``AlgorithmConfig.environment()`` accepts."""
+    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
+        creator = _global_registry.get(ENV_CREATOR, env)
+        return lambda: creator(context)
+    if callable(env):
+        return lambda: env(context)
+    return lambda: gym.make(env, disable_env_checker=True, **dict(context))
