@@ -13,7 +13,6 @@ READY := $(VENV)/.ready
 
 BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
-BENCH_ARGS ?=
 
 # More arguments for pytest, e.g. `make test PYTEST_ARGS="-k rewards -x"`.
 PYTEST_ARGS ?=
@@ -101,7 +100,7 @@ docs-check: $(READY) ## check the documents' links, names and verbs
 
 .PHONY: bench
 bench: $(BENCH_READY) ## measure speed against the peers, in one run (half an hour; leave the machine alone)
-	$(BENCH_VENV)/bin/python -m benchmarks.speed $(BENCH_ARGS)
+	for part in speed sweeps learning scale; do $(BENCH_VENV)/bin/python -m benchmarks.$$part; done
 
 # The peers live in an environment of their own.
 $(BENCH_READY): requirements/bench.lock pyproject.toml | layout
