@@ -87,7 +87,7 @@ def simulate(trials: int, tracked: bool) -> Cost:
         if tracked:
             tracker = MlflowTracker(default_tracking_uri(folder), spec.name, spec, plan)
             tracker.start()
-            callbacks += [tracker, Progress(plan, Console(file=Path(os.devnull).open("w")))]
+            callbacks += [tracker, Progress(plan, Console(quiet=True))]
         started = time.perf_counter()
         Tuner(
             tune.with_resources(Idle, {"cpu": 1}),
@@ -118,9 +118,9 @@ def render(costs: list[Cost]) -> str:
     worst = max((c for c in costs if c.tracked), key=lambda c: c.trials)
     lines += [
         "",
-        f"A trial reports about 200 times whatever its length. At {worst.per_report_ms:.1f} ms a report one driver follows "
-        f"{1e3 / worst.per_report_ms:,.0f} reports/s: trials that train for an hour report every 18 s, so it breaks at about "
-        f"{18e3 / worst.per_report_ms:,.0f} trials *running at once*; trials waiting cost memory alone.",
+        f"A trial reports about 200 times whatever its length. At {worst.per_report_ms:.1f} ms a report one driver "
+        f"follows {1e3 / worst.per_report_ms:,.0f} reports/s: trials that train for an hour report every 18 s, so it "
+        f"breaks at about {18e3 / worst.per_report_ms:,.0f} trials *running at once*; those waiting cost memory alone.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -24,11 +24,11 @@ import pytest
 import yaml
 from mlflow.entities import Run
 from ray.runtime_env import RuntimeEnv
+from tests.platform.conftest import free_port
 
 import rpg_platform
 from rpg_platform.mlflow_runs import default_tracking_uri
 from rpg_platform.yaml_source import load_spec
-from tests.platform.conftest import free_port
 
 if TYPE_CHECKING:
     from tests.platform.conftest import TrackedSweep
@@ -141,7 +141,7 @@ def _answers(head: Head) -> bool:
 
 
 def _end_processes(mark: str) -> None:
-    """Kills what the head has started, known by a variable of its environment: its workers have sessions of their own."""
+    """Kills what the head has started, known by a variable of its environment: workers have sessions of their own."""
     needle = f"{MARK}={mark}".encode()
     deadline = time.monotonic() + 10
     while True:

@@ -316,16 +316,16 @@ def test_placement() -> None:
 
 def test_capacity() -> None:
     _check_capacity([{"CPU": 4}, {"CPU": 2}], [{"CPU": 4}, {"CPU": 2}])
-    with pytest.raises(SweepError, match="a trial asks for 7 CPU .*, the cluster has 6: no trial could ever start"):
+    with pytest.raises(SweepError, match=r"a trial asks for 7 CPU .*, the cluster has 6: no trial could ever start"):
         _check_capacity([{"CPU": 4}, {"CPU": 3}], [{"CPU": 4}, {"CPU": 2}])
-    with pytest.raises(SweepError, match="a trial's process asks for 5 CPU .*, the largest node has 4"):
+    with pytest.raises(SweepError, match=r"a trial's process asks for 5 CPU .*, the largest node has 4"):
         _check_capacity([{"CPU": 5}], [{"CPU": 4}, {"CPU": 2}])
-    with pytest.raises(SweepError, match="asks for 1 GPU .*, the cluster has 0"):
+    with pytest.raises(SweepError, match=r"asks for 1 GPU .*, the cluster has 0"):
         _check_capacity([{"CPU": 1, "GPU": 1}], [{"CPU": 4}])
 
 
 def test_trial_that_never_fits_is_refused_and_leaves_nothing(local_ray: None, tmp_path: Path) -> None:
-    with pytest.raises(SweepError, match="a trial asks for 64 CPU .*, the cluster has 2: no trial could ever start"):
+    with pytest.raises(SweepError, match=r"a trial asks for 64 CPU .*, the cluster has 2: no trial could ever start"):
         run_small(tmp_path, resources={"cpus_per_trial": 64})
     assert not list(tmp_path.iterdir())
 
