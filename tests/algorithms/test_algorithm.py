@@ -225,22 +225,28 @@ def test_remote_env_runners(name: str, twice: bool, tmp_path: Path) -> None:
 
 
 class SlowEnvRunner(RolloutEnvRunner):
-    """Takes its time over every state, as over a network: RLlib drops a sync when the one before is under way."""
+    """Takes its time over one state while a file says so: RLlib drops a sync while the one before is under way."""
 
     def set_state(self, state: Any) -> None:
-        time.sleep(1.0)
+        slow = Path(self.config.env_config["slow"])
+        if slow.exists():
+            slow.unlink()
+            time.sleep(5.0)
         super().set_state(state)
 
 
 def test_a_restored_run_gives_its_remote_env_runners_policy_and_normaliser(tmp_path: Path) -> None:
     config = CASES["spg-gaussian"].build_config(tmp_path)
+    config.environment(env_config={"slow": str(tmp_path / "slow")})
     config.env_runners(num_env_runners=1, num_cpus_per_env_runner=0.5, env_runner_cls=SlowEnvRunner)
     with built(config) as algorithm:
         algorithm.train()
         algorithm.save_to_path(tmp_path / "checkpoint")
         expected = weights_of(algorithm)
     assert expected["policy.normalizer.count"] == BATCH
+    (tmp_path / "slow").touch()
     restored = Algorithm.from_checkpoint(tmp_path / "checkpoint")
+    assert not (tmp_path / "slow").exists()
     try:
         (state,) = restored.env_runner_group.foreach_env_runner(
             lambda runner: dict(runner.module.state_dict()), local_env_runner=False

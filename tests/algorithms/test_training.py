@@ -206,8 +206,8 @@ def test_remote_learners_are_one_local_learner_on_the_same_data(tmp_path: Path, 
         learner = learner_of(algorithm)
         state = algorithm.learner_group.get_state()
         for rollout in rollouts:
-            learner.update(training_data=RolloutBatch([rollout]))
-        expected = weights_of(algorithm)
+            metrics = learner.update(training_data=RolloutBatch([rollout]))
+        expected, norm = weights_of(algorithm), float(metrics["default_policy"]["grad_norm"])
     size = BATCH // learners
     config = CASES[name].build_config(tmp_path, train_batch_size_per_learner=size, **settings)
     config.learners(num_learners=learners, num_cpus_per_learner=0.5)
@@ -217,8 +217,10 @@ def test_remote_learners_are_one_local_learner_on_the_same_data(tmp_path: Path, 
             results = algorithm.learner_group.update(training_data=RolloutBatch([rollout]), minibatch_size=None)
         found = states(algorithm)
         assert len(results) == len(found) == learners
-        for each in found:
+        for each, metrics in zip(found, results, strict=True):
             assert same(found[0], each)  # all learners hold the same policy
+            # Adam hardly sees a factor on the gradient: the norm does.
+            assert float(metrics["default_policy"]["grad_norm"]) == pytest.approx(norm, rel=1e-3)
             for key, tensor in expected.items():
                 assert torch.allclose(each[key], tensor, atol=2e-5, rtol=1e-4), key
         result = algorithm.train()
