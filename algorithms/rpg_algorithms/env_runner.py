@@ -20,6 +20,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_errors import StepFailedRecreateEnvError
 from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from rpg_algorithms.addons import AddonReward, resolve_addon
 from rpg_algorithms.inference import NumpyPolicy
@@ -28,7 +29,22 @@ from rpg_algorithms.spaces import flatten_observations
 from rpg_algorithms.vector_env import open_vector_env
 
 logger = logging.getLogger(__name__)
+MOST_RECOVERIES = 10  # failures in a row after which an environment is given up
 EPISODE_CHUNK = 256  # time steps per rollout when sampling whole episodes
+
+
+def env_seeds(seed: int, env_steps: int, num_envs: int) -> list[int]:
+    """A seed for every environment of a runner.
+
+    Runners are seeded ``seed + index``; no two share an environment's seed, and none is used again by the same runner
+    after a restore or a failure.
+
+    Args:
+        seed: the runner's.
+        env_steps: env steps sampled so far.
+        num_envs: how many seeds.
+    """
+    return [int(x) for x in np.random.SeedSequence([seed, env_steps]).generate_state(num_envs)]
 
 
 @dataclass(eq=False)
@@ -159,11 +175,21 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
     def _env_name(self) -> str:
         return f"{self.config.env} (env runner {self.worker_index or 0})"
 
-    def _reset(self) -> None:
-        obs, _ = self._try_env_reset(seed=self._seed if self._needs_initial_reset else None)
+    def _reset(self, whole_episodes: bool = False) -> None:
+        """Resets all environments: from the same starts every time for whole episodes, which are evaluations."""
+        seeded = self._needs_initial_reset and self._seed is not None
+        steps = 0 if whole_episodes else self.num_env_steps_sampled_lifetime
+        seeds = env_seeds(self._seed, steps, self.num_envs) if seeded else None
+        obs, _ = self._try_env_reset(seed=seeds)
         self._obs = flatten_observations(self.env.single_observation_space, obs)
         self._episodes = _Episodes.fresh(self.num_envs, len(self._step_metrics))
         self._needs_initial_reset = False
+
+    def set_state(self, state: Any) -> None:
+        """Restores weights and counters; the noise goes on with numbers that the run has not used yet."""
+        super().set_state(state)
+        if NUM_ENV_STEPS_SAMPLED_LIFETIME in state and self._seed is not None:
+            self._rng = np.random.default_rng([self._seed, self.num_env_steps_sampled_lifetime])
 
     # --- sampling
 
@@ -178,7 +204,7 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
     ) -> list[Rollout]:
         policy = NumpyPolicy(self.module.policy)
         if force_reset or num_episodes is not None or self._needs_initial_reset:
-            self._reset()
+            self._reset(whole_episodes=num_episodes is not None)
         if num_episodes is None:
             assert num_timesteps is not None
             time_steps = -(-num_timesteps // self.num_envs)
@@ -197,13 +223,14 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         self, policy: NumpyPolicy, time_steps: int, explore: bool, random_actions: bool, episodes: int | None
     ) -> tuple[Rollout, int]:
         """Steps until ``time_steps`` are full or ``episodes`` have ended; starts over when the environment fails."""
-        while True:
+        for _ in range(MOST_RECOVERIES):
             buffers = _Buffers.allocate(time_steps, self.num_envs, policy, self._info_keys)
             noise = policy.noise(self._rng, (time_steps, self.num_envs)) if explore and not random_actions else None
             steps = self._fill(buffers, policy, noise, random_actions, episodes)
             if steps is not None:
                 return self._finish(buffers.first(steps), policy)
             self._reset()
+        raise RuntimeError(f"{self._env_name} failed {MOST_RECOVERIES} times in a row without one whole rollout")
 
     def _fill(
         self,

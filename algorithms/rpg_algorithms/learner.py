@@ -150,6 +150,12 @@ class SPGLearner(TorchLearner):
         for group in optimizer.param_groups:
             group["lr"] = float(lr)
 
+    def set_state(self, state: Any) -> None:
+        """Restores weights, optimizer and counters; minibatches go on with an order that the run has not used yet."""
+        super().set_state(state)
+        if self.config.seed is not None:
+            self._generator.manual_seed(self.config.seed + 1_000_003 * self._weights_seq_no)
+
     # --- one update
 
     def update(self, *args: Any, training_data: Any = None, timesteps: Any = None, **kwargs: Any) -> Any:

@@ -28,7 +28,7 @@ class NonFinite:
 
     Attributes:
         quantity: observation, reward, add-on reward or action distribution.
-        env_step: env steps that this runner had sampled when it happened.
+        env_step: env steps that had been sampled when it happened (after a restore: by all runners).
         env: environment's name, with the runner's and the sub-environment's index.
         count: how many values of this quantity are non-finite in the rollout.
     """

@@ -113,7 +113,7 @@ class EnvPool:
         """Itself."""
         return self
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | list[int] | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Observations of all environments, started anew; with a seed the pool is made anew, as envpool wants it."""
         if seed is not None:
             self._pool.close()
@@ -138,7 +138,7 @@ class EnvPool:
         self._pool.close()
 
 
-def _pool_seed(seed: int | None) -> int:
+def _pool_seed(seed: int | list[int] | None) -> int:
     return int(np.random.SeedSequence(seed).generate_state(1)[0] % (2**31))
 
 

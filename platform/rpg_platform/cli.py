@@ -32,7 +32,10 @@ app = typer.Typer(
 FAILED, REFUSED = 1, 2
 
 SpecFile = Annotated[Path, typer.Argument(help="A sweep specification, see tune_configs/.", metavar="FILE")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster, e.g. ray://head:10001 or auto; default: this machine.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster that this machine is a node of: auto or HOST:PORT; default: its own."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Storage = Annotated[str | None, typer.Option(help="Where results go (overrides the file's storage).")]
 Name = Annotated[str | None, typer.Option(help="Name of this sweep (overrides the file's name).")]

@@ -154,7 +154,7 @@ def run_sweep(
     interrupted = True
     checkpoints: dict[str, str] = {}
     try:
-        with progress, _sigterm_as_interrupt():
+        with progress, _sigterm_as_interrupt(), _no_automatic_loggers():
             grid = _tuner(spec, trials, prior, bundles, storage, [tracker, progress]).fit()
         results, checkpoints = _collect(trials, grid)
         # Tune returns from a stop as from an end; a trial that neither ended nor failed tells them apart.
@@ -170,6 +170,20 @@ def run_sweep(
         checkpoints,
         interrupted,
     )
+
+
+@contextlib.contextmanager
+def _no_automatic_loggers() -> Iterator[None]:
+    """Keeps Tune's own CSV and TensorBoard loggers away: MLflow and result.json hold what they would write."""
+    name = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager
@@ -218,8 +232,6 @@ def _tuner(
     storage: str,
     callbacks: list[Any],
 ) -> Tuner:
-    # Tune's own CSV and TensorBoard loggers write what MLflow and result.json hold already.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     trainable = tune.with_resources(
         tune.with_parameters(CustomizationTrial, prior=prior), PlacementGroupFactory(bundles)
     )

@@ -15,6 +15,7 @@ from ray.tune.registry import register_env
 from tests.algorithms.environments import WalkEnv
 
 from rpg_algorithms import NetworkConfig, NonFiniteError, Rollout, SPGConfig
+from rpg_algorithms.env_runner import env_seeds
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 N, T = 3, 40
@@ -97,7 +98,7 @@ def replay(
     episodes = []
     for n in range(rollout.basic.shape[1]):
         env = gym.make(env_id, **env_config)
-        obs, _ = env.reset(seed=seed + n)
+        obs, _ = env.reset(seed=env_seeds(seed, 0, rollout.basic.shape[1])[n])
         sums = np.zeros(4)
         for t in range(rollout.basic.shape[0]):
             action = rollout.actions[t, n]
