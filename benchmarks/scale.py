@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.speed import RESULTS, machine, replace_section
 
-TRIALS, REPORTS = (10, 100, 1_000), 10
+TRIALS, REPORTS = (10, 100, 1_000), 5
 KEYS = 25  # metrics of a report
 
 
