@@ -48,12 +48,29 @@ def _kwargs(env: str) -> dict[str, Any]:
 def _rllib_iterations(config: Any) -> Iterator[tuple[float, Split]]:
     algo = config.build_algo()
     names = {"env_runner_sampling_timer": "sampling", "learner_update_timer": "update", "synch_weights": "sync"}
+    stepping = _time_steps(algo.env_runner) if algo.env_runner is not None else [0.0]
     while True:
+        stepping[0] = 0.0
         start = time.perf_counter()
         result = algo.train()
         seconds = time.perf_counter() - start
         split = {name: float(result["timers"][key]) for key, name in names.items() if key in result["timers"]}
+        split["stepping"] = stepping[0]
         yield seconds, split | {"return": float(result["env_runners"].get("episode_return_mean", float("nan")))}
+
+
+def _time_steps(env_runner: Any) -> list[float]:
+    """Adds up the seconds spent in the vector environment's ``step``, in the list's one element."""
+    total, step = [0.0], env_runner.env.step
+
+    def timed(actions: Any) -> Any:
+        start = time.perf_counter()
+        result = step(actions)
+        total[0] += time.perf_counter() - start
+        return result
+
+    env_runner.env.step = timed
+    return total
 
 
 def _ours(config: Any, env: str, seed: int, total: int) -> Any:

@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import resource
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 from benchmarks.speed import RESULTS, machine, replace_section
 
 TRIALS, REPORTS = (10, 100, 1_000), 5
+RUNNERS = (0, 1, 2, 4)
 KEYS = 25  # metrics of a report
 
 
@@ -99,7 +101,33 @@ def simulate(trials: int, tracked: bool) -> Cost:
     return Cost(trials, tracked, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def render(costs: list[Cost]) -> str:
+def runner_rates(counts: tuple[int, ...]) -> dict[int, float]:
+    """Remote env runners of one SPG algorithm → env steps/s; 8 environments each, 256 steps an iteration."""
+    from rpg_algorithms import NetworkConfig, SPGConfig
+
+    rates = {}
+    for count in counts:
+        batch = 2048 * max(1, count)
+        config = (
+            SPGConfig()
+            .environment("HalfCheetah-v5")
+            .env_runners(num_env_runners=count, num_cpus_per_env_runner=0, num_envs_per_env_runner=8)
+            .training(train_batch_size_per_learner=batch, minibatch_size=64 * max(1, count), num_epochs=10)
+            .rl_module(model_config=NetworkConfig(hidden=(64, 64), activation="tanh"))
+            .debugging(seed=0, log_level="ERROR")
+        )
+        algo = config.build_algo()
+        seconds = []
+        for _ in range(15):
+            start = time.perf_counter()
+            algo.train()
+            seconds.append(time.perf_counter() - start)
+        rates[count] = batch / statistics.median(seconds[5:])
+        algo.stop()
+    return rates
+
+
+def render(costs: list[Cost], rates: dict[int, float]) -> str:
     """The section of RESULTS.md."""
     lines = [
         f"{machine()}.",
@@ -122,6 +150,15 @@ def render(costs: list[Cost]) -> str:
         f"follows {1e3 / worst.per_report_ms:,.0f} reports/s: trials that train for an hour report every 18 s, so it "
         f"breaks at about {18e3 / worst.per_report_ms:,.0f} trials *running at once*; those waiting cost memory alone.",
     ]
+    lines += [
+        "",
+        f"One algorithm with remote env runners of 8 environments each, on the {os.cpu_count()} cores of this machine "
+        "(runners and learner take turns, so stepping alone gains from cores):",
+        "",
+        "| env runners | env steps/s |",
+        "| ---: | ---: |",
+        *(f"| {count or 'none: in the process itself'} | {rate:,.0f} |" for count, rate in rates.items()),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -143,7 +180,7 @@ def main() -> None:
     quiet()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     costs = [simulate(n, tracked) for n in arguments.trials for tracked in (False, True)]
-    section = render(costs)
+    section = render(costs, runner_rates(RUNNERS))
     if not arguments.dry_run:
         text = RESULTS.read_text() if RESULTS.is_file() else "# Results\n"
         RESULTS.write_text(replace_section(text, "Scale", section))
