@@ -11,7 +11,7 @@ import statistics
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.contenders import BATCH
-from benchmarks.speed import NAMES, RESULTS, Run, machine, replace_section, run_contender
+from benchmarks.speed import NAMES, Run, machine, publish, run_contender
 
 SEEDS, ENV_STEPS = 4, 300_000
 CONTENDERS = ("spg", "sb3_ppo")
@@ -61,10 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     finals = measure(arguments.seeds, arguments.env_steps, arguments.env)
     section = render(finals, arguments.env_steps, arguments.env)
-    if not arguments.dry_run:
-        text = RESULTS.read_text() if RESULTS.is_file() else "# Results\n"
-        RESULTS.write_text(replace_section(text, "Learning", section))
-    print(section)
+    publish("Learning", section, arguments.dry_run)
 
 
 if __name__ == "__main__":

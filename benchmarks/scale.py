@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import RESULTS, machine, replace_section
+from benchmarks.speed import machine, publish
 
 TRIALS, REPORTS = (10, 100, 1_000), 5
 RUNNERS = (0, 1, 2, 4)
@@ -181,10 +181,7 @@ def main() -> None:
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     costs = [simulate(n, tracked) for n in arguments.trials for tracked in (False, True)]
     section = render(costs, runner_rates(RUNNERS))
-    if not arguments.dry_run:
-        text = RESULTS.read_text() if RESULTS.is_file() else "# Results\n"
-        RESULTS.write_text(replace_section(text, "Scale", section))
-    print(section)
+    publish("Scale", section, arguments.dry_run)
 
 
 if __name__ == "__main__":

@@ -165,6 +165,14 @@ def replace_section(text: str, title: str, body: str) -> str:
     return text.rstrip() + "\n\n" + section
 
 
+def publish(title: str, section: str, dry_run: bool) -> None:
+    """Prints a section and, unless ``dry_run``, puts it into RESULTS.md."""
+    if not dry_run:
+        text = RESULTS.read_text() if RESULTS.is_file() else "# Results\n"
+        RESULTS.write_text(replace_section(text, title, section))
+    print(section)
+
+
 def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -177,13 +185,9 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = measure(arguments.rounds, arguments.iterations, arguments.core, arguments.envs, arguments.contenders)
     section = render(runs, arguments.rounds, arguments.iterations)
-    if arguments.dry_run:
-        print(section)
-        return
-    draw(runs)
-    text = RESULTS.read_text() if RESULTS.is_file() else "# Results\n"
-    RESULTS.write_text(replace_section(text, "Speed", section + f"\n![Speed]({PICTURE.name})\n"))
-    print(section)
+    if not arguments.dry_run:
+        draw(runs)
+    publish("Speed", section + f"\n![Speed]({PICTURE.name})\n", arguments.dry_run)
 
 
 if __name__ == "__main__":

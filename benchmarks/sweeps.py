@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import BATCH, EPOCHS, GAMMA, LAMBDA, MINIBATCH, RATE, STEPS, WIDTH
-from benchmarks.speed import RESULTS, machine, replace_section
+from benchmarks.speed import machine, publish
 
 HERE = Path(__file__).resolve().parent
 TRIALS, ITERATIONS = 8, 60
@@ -121,10 +121,7 @@ def main() -> None:
     arguments = parser.parse_args()
     ours: Any = our_sweep(arguments.trials, arguments.iterations)
     section = render(ours, sb3_runs(arguments.trials, arguments.iterations), arguments.trials, arguments.iterations)
-    if not arguments.dry_run:
-        text = RESULTS.read_text() if RESULTS.is_file() else "# Results\n"
-        RESULTS.write_text(replace_section(text, "Sweeps", section))
-    print(section)
+    publish("Sweeps", section, arguments.dry_run)
 
 
 if __name__ == "__main__":
