@@ -124,8 +124,8 @@ def render(runs: list[Run], rounds: int, iterations: int) -> str:
         lines.append(f"| {NAMES[name]} | {memory:,.0f} | {f'{statistics.median(first):.1f}' if first else '–'} |")
     lines += [
         "",
-        f"Where an iteration goes, {envs[0]}, ms (median over rounds). The parts are RLlib's own timers, which average over "
-        "all iterations, the first ones too, so they add up to a little more than the median iteration:",
+        f"Where an iteration goes, {envs[0]}, ms (median over rounds). The parts are RLlib's own timers, which average "
+        "over all iterations, the first ones too, so they add up to a little more than the median iteration:",
         "",
         "| | iteration | stepping environments | policy and arrays | update | weight sync |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
