@@ -73,22 +73,27 @@ def _time_steps(env_runner: Any) -> list[float]:
     return total
 
 
+def _rllib_settings(total: int) -> dict[str, Any]:
+    """What RLlib's PPO and ours share of ``training()``'s arguments."""
+    return {
+        "lr": [[0, RATE], [total, 0.0]],
+        "gamma": GAMMA,
+        "lambda_": LAMBDA,
+        "clip_param": CLIP,
+        "grad_clip": GRADIENT_NORM,
+        "num_epochs": EPOCHS,
+        "minibatch_size": MINIBATCH,
+        "train_batch_size_per_learner": BATCH,
+    }
+
+
 def _ours(config: Any, env: str, seed: int, total: int) -> Any:
     from rpg_algorithms import NetworkConfig
 
     return (
         config.environment(env, env_config=_kwargs(env))
         .env_runners(num_env_runners=0, num_envs_per_env_runner=ENVS)
-        .training(
-            lr=[[0, RATE], [total, 0.0]],
-            gamma=GAMMA,
-            lambda_=LAMBDA,
-            clip_param=CLIP,
-            grad_clip=GRADIENT_NORM,
-            num_epochs=EPOCHS,
-            minibatch_size=MINIBATCH,
-            train_batch_size_per_learner=BATCH,
-        )
+        .training(**_rllib_settings(total))
         .rl_module(model_config=NetworkConfig(hidden=(WIDTH, WIDTH), activation="tanh", log_std_init=0.0))
         .debugging(seed=seed)
     )
@@ -151,14 +156,7 @@ def rllib_ppo(env: str, seed: int, total: int) -> Iterator[tuple[float, Split]]:
             env_to_module_connector=lambda env, spaces, device: MeanStdFilter(),
         )
         .training(
-            lr=[[0, RATE], [total, 0.0]],
-            gamma=GAMMA,
-            lambda_=LAMBDA,
-            clip_param=CLIP,
-            grad_clip=GRADIENT_NORM,
-            num_epochs=EPOCHS,
-            minibatch_size=MINIBATCH,
-            train_batch_size_per_learner=BATCH,
+            **_rllib_settings(total),
             use_kl_loss=False,
             vf_loss_coeff=0.5,
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from ray.tune.registry import register_env
 from tests.algorithms.environments import WalkEnv
+from tests.algorithms.registry import built
 
 from rpg_algorithms import NetworkConfig, NonFiniteError, Rollout, SPGConfig
 from rpg_algorithms.env_runner import env_seeds
@@ -46,15 +45,6 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, Any], Addon, bool]] = {
     "cartpole": ("CartPole-v1", {"max_episode_steps": 14}, Addon(), True),
     "pendulum": ("Pendulum-v1", {"max_episode_steps": 17}, Addon(), False),
 }
-
-
-@contextlib.contextmanager
-def built(config: SPGConfig) -> Iterator[Any]:
-    algorithm = config.build_algo()
-    try:
-        yield algorithm
-    finally:
-        algorithm.stop()
 
 
 def configure(env: Any, env_config: dict[str, Any], **training: Any) -> SPGConfig:
