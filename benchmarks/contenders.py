@@ -177,7 +177,7 @@ def _sb3_like(algorithm: Any, env: str, seed: int, total: int, policy_kwargs: di
 
     class Clock(BaseCallback):
         def _on_rollout_start(self) -> None:
-            window = self.model.ep_info_buffer or []
+            window: Any = self.model.ep_info_buffer or []
             mean = sum(e["r"] for e in window) / len(window) if window else float("nan")
             marks.append((time.perf_counter(), mean))
 

@@ -5,11 +5,7 @@ Exit codes: 0 all went well; 1 a sweep has trials without a result; 2 the input 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +14,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from rpg_platform import cli_priors
+from rpg_platform.cli_common import FAILED, Address, AsJson, Name, SpecFile, Storage, refusals, stdout_console
 from rpg_platform.spec import SweepSpec
 from rpg_platform.spec_errors import SpecError, explain
 from rpg_platform.yaml_source import load_spec
@@ -29,34 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-FAILED, REFUSED = 1, 2
-
-SpecFile = Annotated[Path, typer.Argument(help="A sweep specification, see tune_configs/.", metavar="FILE")]
-Address = Annotated[
-    str | None,
-    typer.Option(help="Ray cluster that this machine is a node of: auto or HOST:PORT; default: its own."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Storage = Annotated[str | None, typer.Option(help="Where results go (overrides the file's storage).")]
-Name = Annotated[str | None, typer.Option(help="Name of this sweep (overrides the file's name).")]
-
-
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """Turns errors that are about the input (a ``ValueError``) into a message and exit code 2.
-
-    Anything else keeps its traceback. A malformed file is refused before anything slow is imported.
-    """
-    try:
-        yield
-    except ValueError as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
-        raise typer.Exit(REFUSED) from error
-
-
-def _console() -> Console:
-    """Standard output; 110 columns wide where nobody says otherwise, so that piped tables keep their columns."""
-    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=110)
+app.add_typer(cli_priors.app, name="priors")
 
 
 def _load(file: Path, name: str | None, storage: str | None) -> SweepSpec:
@@ -73,7 +44,7 @@ def sweep(
     file: SpecFile, address: Address = None, name: Name = None, storage: Storage = None, as_json: AsJson = False
 ) -> None:
     """Runs a sweep of customization weights and prints weights against returns and KL, best first."""
-    with _refusals():
+    with refusals():
         spec = _load(file, name, storage)
         _run(spec, file, address, as_json)
 
@@ -89,7 +60,7 @@ def train(
     """Trains the one policy that FILE describes and leaves it as a prior bundle."""
     from rpg_platform.plan import expand
 
-    with _refusals():
+    with refusals():
         spec = _load(file, name, storage)
         trained = [t for t in expand(spec) if t.method != "prior"]
         if len(trained) != 1:
@@ -99,7 +70,7 @@ def train(
             from rpg_platform.trial import copy_bundle
 
             copy_bundle(Path(checkpoints[trained[0].trial_id]), out)
-            _console().print(f"The policy: {out}")
+            stdout_console().print(f"The policy: {out}")
 
 
 def _run(spec: SweepSpec, file: Path, address: str | None, as_json: bool) -> dict[str, str]:
@@ -109,7 +80,7 @@ def _run(spec: SweepSpec, file: Path, address: str | None, as_json: bool) -> dic
     from rpg_platform.sweep import run_sweep
     from rpg_platform.tasks import get_task
 
-    console = _console()
+    console = stdout_console()
     outcome = run_sweep(
         spec, address=address, console=Console(stderr=True) if as_json else console, source=file.read_text()
     )
@@ -151,7 +122,7 @@ def evaluate(
     from rpg_platform.shipped import resolve_prior
     from rpg_platform.tasks import get_task
 
-    with _refusals():
+    with refusals():
         chosen, bundle = get_task(task), load_bundle(resolve_prior(prior))
         env = make_env(chosen)
         bundle.check_spaces(env.observation_space, env.action_space, chosen.env_id)
@@ -167,7 +138,7 @@ def evaluate(
             for mode in MODES
         ]
         table.add_row(label, *cells)
-    _console().print(table)
+    stdout_console().print(table)
 
 
 @app.command()
@@ -183,27 +154,7 @@ def tasks(as_json: AsJson = False) -> None:
     table = Table("task", "environment", "what is added")
     for task in TASKS.values():
         table.add_row(task.name, task.env_id, task.description)
-    _console().print(table)
-
-
-@app.command()
-def priors(as_json: AsJson = False) -> None:
-    """Lists the shipped priors."""
-    from rpg_algorithms.prior import load_card
-    from rpg_platform.shipped import SHIPPED
-
-    cards = {name: load_card(path) for name, path in SHIPPED.items()}
-    if as_json:
-        typer.echo(json.dumps({name: card.model_dump() for name, card in cards.items()}, indent=2))
-        return
-    table = Table("prior", "environment", "alpha", "basic return (deterministic)", "hash")
-    for name, card in cards.items():
-        basic = card.returns.get("basic/deterministic")
-        returns = "–" if basic is None else f"{basic.mean:,.0f} ± {basic.std:,.0f} over {basic.episodes} episodes"
-        table.add_row(
-            name, card.env_id, "–" if card.alpha is None else f"{card.alpha:g}", returns, card.content_hash[:12]
-        )
-    _console().print(table)
+    stdout_console().print(table)
 
 
 @app.command()
@@ -216,8 +167,10 @@ def ui(
     from rpg_platform.sweep import DEFAULT_STORAGE
     from rpg_platform.ui import serve
 
-    with _refusals():
-        raise typer.Exit(serve(storage or str(Path(DEFAULT_STORAGE).expanduser()), host, port, console=_console()))
+    with refusals():
+        raise typer.Exit(
+            serve(storage or str(Path(DEFAULT_STORAGE).expanduser()), host, port, console=stdout_console())
+        )
 
 
 @app.callback(invoke_without_command=True)
