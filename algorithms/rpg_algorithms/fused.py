@@ -49,8 +49,10 @@ class _Layer:
     """One layer of the networks that run side by side: views of parameters and of their gradients."""
 
     weights: list[Array]
+    weight: Array  # of all networks, joined: of use where they have the same input
     biases: Array  # of all networks, joined
     weight_grads: list[Array]
+    weight_grad: Array
     bias_grads: Array
     splits: list[slice]  # each network's columns in the joined output
 
@@ -100,6 +102,7 @@ class FusedUpdate:
         return (
             all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
             and {id(p) for p in parameters} == {id(p) for p in group["params"]}
+            and module.policy.graph is None
             and all(_activation(m) in ACTIVATIONS for m in (module.policy.mlp, module.critic))
             and type(optimizer) is torch.optim.Adam
             and not (group["weight_decay"] or group["amsgrad"] or group["maximize"])
@@ -111,10 +114,15 @@ class FusedUpdate:
         parameters = _joined(linears)
         weights, biases = parameters[: len(linears)], parameters[len(linears) :]
         first, last = flat.slices[biases[0]].start, flat.slices[biases[-1]].stop
+        start, joined = flat.slices[weights[0]].start, (-1, weights[0].shape[1])
+        same_input = all(weight.shape[1] == joined[1] for weight in weights)
+        stop = first if same_input else start  # nothing to join where the networks' widths differ
         return _Layer(
             [flat.view(flat.value, weight).numpy() for weight in weights],
+            flat.value[start:stop].numpy().reshape(joined),
             flat.value[first:last].numpy(),
             [flat.view(flat.grad, weight).numpy() for weight in weights],
+            flat.grad[start:stop].numpy().reshape(joined),
             flat.grad[first:last].numpy(),
             [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)],
         )
@@ -294,10 +302,12 @@ class _Stack:
         self._hidden: list[Array] = []
         self._grads: list[Array] = []
         self._out: Array
+        self._ones: Array
 
     def _allocate(self, rows: int) -> None:
         widths = [len(layer.biases) for layer in self.layers]
         self._rows = rows
+        self._ones = np.ones(rows, np.float32)  # a product with it sums faster than numpy's reduction
         self._hidden = [np.empty((rows, w), np.float32) for w in widths[:-1]]
         self._grads = [np.empty((rows, w), np.float32) for w in widths[:-1]]
         self._out = np.empty((rows, widths[-1]), np.float32)
@@ -309,8 +319,11 @@ class _Stack:
         for i, layer in enumerate(self.layers):
             last = i == len(self.layers) - 1
             out = self._out if last else self._hidden[i]
-            for k, weight in enumerate(layer.weights):
-                np.matmul(self._input(x, i, k), weight.T, out=out[:, layer.splits[k]])
+            if i == 0:  # one input for all networks: one product
+                np.matmul(x, layer.weight.T, out=out)
+            else:
+                for k, weight in enumerate(layer.weights):
+                    np.matmul(self._input(x, i, k), weight.T, out=out[:, layer.splits[k]])
             out += layer.biases
             if last:
                 break
@@ -332,9 +345,12 @@ class _Stack:
             layer = self.layers[i]
             if i == len(self.layers) - 1:
                 for split, grad in zip(layer.splits, grads, strict=True):
-                    np.add.reduce(grad, 0, out=layer.bias_grads[split])
+                    np.matmul(self._ones, grad, out=layer.bias_grads[split])
             else:
-                np.add.reduce(self._grads[i], 0, out=layer.bias_grads)
+                np.matmul(self._ones, self._grads[i], out=layer.bias_grads)
+            if i == 0 and len(self.layers) > 1:
+                np.matmul(self._grads[0].T, x, out=layer.weight_grad)
+                return
             for k, grad in enumerate(grads):
                 np.matmul(grad.T, self._input(x, i, k), out=layer.weight_grads[k])
             if i == 0:

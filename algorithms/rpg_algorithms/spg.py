@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
+from ray.rllib.core import ALL_MODULES, COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from ray.rllib.utils import force_list
@@ -23,6 +23,7 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
+    WEIGHTS_SEQ_NO,
 )
 
 from rpg_algorithms.addons import resolve_addon
@@ -212,12 +213,21 @@ class SPGConfig(AlgorithmConfig):
         if unknown := sorted(given - known):
             self._value_error(f"model_config has unknown settings {unknown}; NetworkConfig knows {sorted(known)}")
         fixed = sorted(k for k in given if not k.startswith("critic_") and self._differs_from_default(k))
-        if fixed and self.prior is not None and self.start_from_prior:
+        distribution = self.model_config["distribution"]
+        origin = self.prior if self.start_from_prior and isinstance(self.prior, PriorBundle) else None
+        if origin is not None:
+            its = origin.network_spec.distribution
+            if distribution not in (None, its):
+                self._value_error(
+                    f"model_config distribution={distribution!r} with start_from_prior=True, but the prior is "
+                    f"{its!r}: a policy of another family cannot start from its weights; set start_from_prior=False"
+                )
+            distribution = its
+        if fixed and origin is not None:
             self._value_error(
                 f"model_config sets {fixed}, but a policy that starts from its prior has the prior's network; "
                 "drop them or set start_from_prior=False"
             )
-        distribution = self.model_config["distribution"]
         if self.entropy_coeff and distribution == "squashed_gaussian":
             self._value_error(
                 f"entropy_coeff={self.entropy_coeff} with distribution='squashed_gaussian': its entropy has no closed "
@@ -310,6 +320,17 @@ class SPG(Algorithm):
             from_worker_or_learner_group=self.learner_group, inference_only=True, timeout_seconds=None
         )
 
+    def _sync_weights(self) -> None:
+        """Sends the policy to the env runners; to one in this process directly, not through the object store."""
+        if self.env_runner is None or self.env_runner_group.num_remote_workers():
+            self.env_runner_group.sync_weights(
+                from_worker_or_learner_group=self.learner_group, policies=[DEFAULT_MODULE_ID], inference_only=True
+            )
+            return
+        component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}/{DEFAULT_MODULE_ID}"
+        state = self.learner_group.get_state(components=[component], inference_only=True)[COMPONENT_LEARNER]
+        self.env_runner.set_state({key: state[key] for key in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)})
+
     def training_step(self) -> None:
         """Samples one batch of rollouts, learns from it and sends the weights back.
 
@@ -347,6 +368,4 @@ class SPG(Algorithm):
             )
             self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            self.env_runner_group.sync_weights(
-                from_worker_or_learner_group=self.learner_group, policies=[DEFAULT_MODULE_ID], inference_only=True
-            )
+            self._sync_weights()

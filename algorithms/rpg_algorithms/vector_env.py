@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
@@ -31,16 +32,45 @@ class _SelectedInfos:
         return super()._add_info(vector_infos, chosen, env_num) if chosen else vector_infos  # type: ignore[misc]
 
 
+def _without_time_limit(env: gym.Env[Any, Any]) -> tuple[Callable[[Any], Any], int]:
+    """The innermost ``step`` that does the same as ``env.step`` but for the time limit, and that limit (0: none).
+
+    ``gymnasium.make`` wraps every environment in ``OrderEnforcing`` and most in ``TimeLimit``: two calls a step that do
+    nothing but count.
+    """
+    limit = 0
+    if type(env) is TimeLimit:
+        limit, env = env._max_episode_steps, env.env
+    if type(env) is OrderEnforcing:
+        env = env.env
+    return env.step, limit
+
+
 class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._steps = [_without_time_limit(env) for env in self.envs]
+        self._elapsed = [0] * self.num_envs
+
+    def reset(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Resets all environments and their clocks."""
+        self._elapsed = [0] * self.num_envs
+        return super().reset(*args, **kwargs)
+
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """SAME_STEP without the stock class's copies; what it returns is overwritten by the next step."""
         infos: dict[str, Any] = {}
         read = len(self.wanted) > 1
-        for i, env in enumerate(self.envs):
-            obs, self._rewards[i], self._terminations[i], self._truncations[i], info = env.step(actions[i])
-            if self._terminations[i] or self._truncations[i]:
+        elapsed = self._elapsed
+        for i, (step, limit) in enumerate(self._steps):
+            obs, self._rewards[i], terminated, truncated, info = step(actions[i])
+            elapsed[i] += 1
+            truncated = truncated or elapsed[i] == limit
+            self._terminations[i], self._truncations[i] = terminated, truncated
+            if terminated or truncated:
                 infos = self._add_info(infos, {"final_obs": obs, "final_info": info}, i)
-                obs, info = env.reset()
+                obs, info = self.envs[i].reset()
+                elapsed[i] = 0
             if read:
                 infos = self._add_info(infos, info, i)
             self._env_obs[i] = obs

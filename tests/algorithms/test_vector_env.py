@@ -145,3 +145,28 @@ def test_infos_that_envpool_lacks_are_named() -> None:
 def test_unknown_modes_are_refused() -> None:
     with pytest.raises(ValueError, match="expected 'sync' or 'async'"):
         make_vector_env(lambda: gym.make("CartPole-v1"), 1, "vectorised", frozenset())
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "CartPole-v1", "Pendulum-v1"])
+def test_steps_and_time_limits_are_those_of_gymnasium(env_id: str) -> None:
+    """Terminations and truncations, episode after episode, with a reset of all in the middle."""
+    limits = {"max_episode_steps": 17}
+    ours = make_vector_env(lambda: gym.make(env_id, **limits), 3, "sync", frozenset())
+    stock = gym.vector.SyncVectorEnv(
+        [lambda: gym.make(env_id, **limits)] * 3, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
+    )
+    ours.action_space.seed(0)
+    ended = 0
+    for _ in range(2):
+        for envs in (ours, stock):
+            envs.reset(seed=[1, 2, 3])
+        for _ in range(60):
+            actions = ours.action_space.sample()
+            mine, theirs = ours.step(actions), stock.step(actions)
+            for a, b in zip(mine[:4], theirs[:4], strict=True):
+                np.testing.assert_array_equal(a, b)
+            for n in np.flatnonzero(mine[2] | mine[3]):
+                np.testing.assert_array_equal(mine[4]["final_obs"][n], theirs[4]["final_obs"][n])
+            ended += int(mine[3].sum())
+    assert ended >= 6
+    ours.close(), stock.close()
