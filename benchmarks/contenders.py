@@ -47,30 +47,31 @@ def _kwargs(env: str) -> dict[str, Any]:
 
 def _rllib_iterations(config: Any) -> Iterator[tuple[float, Split]]:
     algo = config.build_algo()
-    names = {"env_runner_sampling_timer": "sampling", "learner_update_timer": "update", "synch_weights": "sync"}
-    stepping = _time_steps(algo.env_runner) if algo.env_runner is not None else [0.0]
+    synced = (algo, "_sync_weights") if hasattr(algo, "_sync_weights") else (algo.env_runner_group, "sync_weights")
+    split: Split = {}
+    _timed(algo.env_runner.env, "step", split, "stepping")
+    _timed(algo.env_runner, "sample", split, "sampling")
+    _timed(algo.learner_group, "update", split, "update")
+    _timed(*synced, split, "sync")
     while True:
-        stepping[0] = 0.0
+        split.clear()
         start = time.perf_counter()
         result = algo.train()
         seconds = time.perf_counter() - start
-        split = {name: float(result["timers"][key]) for key, name in names.items() if key in result["timers"]}
-        split["stepping"] = stepping[0]
         yield seconds, split | {"return": float(result["env_runners"].get("episode_return_mean", float("nan")))}
 
 
-def _time_steps(env_runner: Any) -> list[float]:
-    """Adds up the seconds spent in the vector environment's ``step``, in the list's one element."""
-    total, step = [0.0], env_runner.env.step
+def _timed(owner: Any, method: str, split: Split, part: str) -> None:
+    """Adds the seconds that a method takes to a part of the split."""
+    inner = getattr(owner, method)
 
-    def timed(actions: Any) -> Any:
+    def outer(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
-        result = step(actions)
-        total[0] += time.perf_counter() - start
+        result = inner(*args, **kwargs)
+        split[part] = split.get(part, 0.0) + time.perf_counter() - start
         return result
 
-    env_runner.env.step = timed
-    return total
+    setattr(owner, method, outer)
 
 
 def _rllib_settings(total: int) -> dict[str, Any]:
@@ -254,7 +255,7 @@ def main() -> None:
         "env": arguments.env,
         "seed": arguments.seed,
         "seconds": [seconds for seconds, _ in rows],
-        "split": rows[-1][1],
+        "splits": [split for _, split in rows],
         "returns": [split.get("return") for _, split in rows],
         "first_iteration_s": first if arguments.contender not in ("sb3_ppo", "sbx_ppo") else None,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

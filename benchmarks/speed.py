@@ -92,6 +92,16 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
 
 
+def split(run: Run) -> tuple[float, ...]:
+    """Milliseconds of the run's median iteration: whole, stepping, policy and arrays, update, sync, the rest."""
+    counted = range(WARMUP, len(run["seconds"]))
+    middle = sorted(counted, key=lambda i: run["seconds"][i])[len(counted) // 2]
+    whole, parts = run["seconds"][middle], run["splits"][middle]
+    stepping, sampling, update, sync = (parts[part] for part in ("stepping", "sampling", "update", "sync"))
+    rest = whole - sampling - update - sync
+    return tuple(1e3 * x for x in (whole, stepping, sampling - stepping, update, sync, rest))
+
+
 def render(runs: list[Run], rounds: int, iterations: int) -> str:
     """The section of RESULTS.md."""
     speed = medians(runs)
@@ -124,19 +134,14 @@ def render(runs: list[Run], rounds: int, iterations: int) -> str:
         lines.append(f"| {NAMES[name]} | {memory:,.0f} | {f'{statistics.median(first):.1f}' if first else '–'} |")
     lines += [
         "",
-        f"Where an iteration goes, {envs[0]}, ms (median over rounds). The parts are RLlib's own timers, which average "
-        "over all iterations, the first ones too, so they add up to a little more than the median iteration:",
+        f"Where the median iteration goes, {envs[0]}, ms (median over rounds):",
         "",
-        "| | iteration | stepping environments | policy and arrays | update | weight sync |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| | iteration | stepping environments | policy and arrays | update | weight sync | metrics and rest |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name in (n for n in ("spg", "rpg", "rllib_ppo") if n in names):
-        mine = [run for run in runs if run["contender"] == name and run["env"] == envs[0]]
-        parts = ("stepping", "sampling", "update", "sync")
-        stepping, sampling, update, sync = (1e3 * statistics.median(r["split"][p] for r in mine) for p in parts)
-        total = 1e3 * BATCH / speed[envs[0], name]
-        split = (stepping, sampling - stepping, update, sync)
-        lines.append(f"| {NAMES[name]} | {total:.1f} | " + " | ".join(f"{x:.1f}" for x in split) + " |")
+        parts = zip(*(split(run) for run in runs if run["contender"] == name and run["env"] == envs[0]), strict=True)
+        lines.append(f"| {NAMES[name]} | " + " | ".join(f"{statistics.median(x):.1f}" for x in parts) + " |")
     return "\n".join(lines) + "\n"
 
 
