@@ -1,0 +1,261 @@
+"""A sweep's folder in its storage: what was asked for, and how far each trial is. Local path, NFS or object store.
+
+    STORAGE/NAME/sweep.json            the specification, as data
+    STORAGE/NAME/sweep.yaml            the same as the user wrote it
+    STORAGE/NAME/TRIAL/checkpoint_*/   the first attempt's trials
+    STORAGE/NAME/attempt-2/TRIAL/...   those of the attempt that resumed it, and so on
+
+A resumed sweep is rebuilt from the specification and the trials' checkpoints, never from pickled functions; each
+attempt writes to a folder of its own, so nothing is overwritten. A checkpoint counts when it is complete: its
+``trial.json`` names every other file with its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import posixpath
+import re
+import socket
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from pyarrow import fs as filesystems
+
+from rpg_platform.spec import SweepSpec
+
+FORMAT = 1
+SPEC_FILE, SOURCE_FILE, STATE_FILE, LOCK_FILE = "sweep.json", "sweep.yaml", "trial.json", "driver.lock"
+_ATTEMPT = re.compile(r"attempt-(\d+)")
+_CHECKPOINT = re.compile(r"checkpoint_(\d+)")
+_MARK_OF_TUNE = ".validate_storage_marker"  # the first file that Tune writes into a run's folder
+_READERS = 16
+
+
+class SweepFolderError(ValueError):
+    """A sweep's folder that is missing, taken, in use or damaged; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """How far a trial has come, by its newest complete checkpoint.
+
+    Attributes:
+        checkpoint: local path or URI.
+        env_steps: env steps that it has trained.
+        finished: whether it was evaluated at the end of its budget.
+        report: its last report.
+    """
+
+    checkpoint: str
+    env_steps: int
+    finished: bool
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_state(checkpoint: Path, env_steps: int, finished: bool, report: Mapping[str, Any]) -> None:
+    """Completes a checkpoint's folder: writes ``trial.json`` last, which names all other files and their sizes."""
+    files = {
+        file.relative_to(checkpoint).as_posix(): file.stat().st_size
+        for file in sorted(checkpoint.rglob("*"))
+        if file.is_file() and file.name != STATE_FILE
+    }
+    kept = {key: value for key, value in report.items() if isinstance(value, bool | int | float | str)}
+    state = {"format": FORMAT, "env_steps": env_steps, "finished": finished, "report": kept, "files": files}
+    (checkpoint / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def read_state(checkpoint: Path) -> Mapping[str, Any]:
+    """What ``write_state`` wrote."""
+    state: Mapping[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    return state
+
+
+class SweepFolder:
+    """One sweep's folder.
+
+    Args:
+        storage: absolute local path, or a URI that pyarrow knows (``s3://bucket/path``, ``gs://``, ``hdfs://``).
+        name: of the sweep.
+
+    Raises:
+        SweepFolderError: the storage is of a kind that cannot be read.
+    """
+
+    def __init__(self, storage: str, name: str) -> None:
+        self.storage, self.name = storage.rstrip("/"), name
+        self.is_local = "://" not in storage
+        try:
+            if self.is_local:
+                self._fs, base = filesystems.LocalFileSystem(), self.storage
+            else:
+                self._fs, base = filesystems.FileSystem.from_uri(self.storage)
+        except (ValueError, OSError) as error:
+            raise SweepFolderError(f"storage={storage!r}: {error}") from error
+        self._root = posixpath.join(base, name)
+
+    @property
+    def uri(self) -> str:
+        """The folder's path or URI."""
+        return self._address(self._root)
+
+    def _address(self, path: str) -> str:
+        """A path of the file system as users and Ray name it, a URI's query (an endpoint, a region) kept."""
+        if self.is_local:
+            return path
+        prefix, _, query = self.storage.partition("?")
+        scheme = prefix.partition("://")[0]
+        return f"{scheme}://{path}" + (f"?{query}" if query else "")
+
+    # --- the specification
+
+    def exists(self) -> bool:
+        """Whether something is there already."""
+        found = self._fs.get_file_info(self._root)
+        if found.type != filesystems.FileType.Directory:
+            return bool(found.type != filesystems.FileType.NotFound)
+        return bool(self._fs.get_file_info(filesystems.FileSelector(self._root)))
+
+    def create(self, spec: SweepSpec, source: str | None) -> None:
+        """Claims the folder for a new sweep and writes what was asked for.
+
+        Raises:
+            SweepFolderError: something is there; nothing is overwritten.
+        """
+        if self.exists():
+            hint = "continue it with --resume" if self._exists(SPEC_FILE) else "it is no sweep of this version"
+            raise SweepFolderError(
+                f"{self.uri} exists: a sweep named {self.name!r} was run there; nothing is overwritten. "
+                f"Either {hint}, or give another name (--name) or another storage (--storage)"
+            )
+        self._fs.create_dir(self._root, recursive=True)
+        if source is not None:
+            self._write(SOURCE_FILE, source)
+        self.write_spec(spec)
+
+    def write_spec(self, spec: SweepSpec) -> None:
+        """Writes the specification, whole or not at all."""
+        self._write(SPEC_FILE, json.dumps({"format": FORMAT, "spec": spec.model_dump(mode="json")}, indent=2))
+
+    def spec(self) -> SweepSpec:
+        """The specification that the sweep was started with, or extended to.
+
+        Raises:
+            SweepFolderError: there is no sweep, or it was written by another version.
+        """
+        if not self._exists(SPEC_FILE):
+            raise SweepFolderError(f"{self.uri}: no sweep there (it holds no {SPEC_FILE}){self._others()}")
+        try:
+            data = json.loads(self._read(SPEC_FILE))
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
+            return SweepSpec.model_validate(data["spec"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SweepFolderError(f"{self.uri}/{SPEC_FILE}: {error}") from error
+
+    def source(self) -> str | None:
+        """The YAML as the user wrote it, where there was one."""
+        return self._read(SOURCE_FILE) if self._exists(SOURCE_FILE) else None
+
+    def _others(self) -> str:
+        """The names of the sweeps that the storage does hold, as a hint."""
+        from rpg_platform.spec_errors import suggestion
+
+        selector = filesystems.FileSelector(posixpath.dirname(self._root), allow_not_found=True)
+        names = [info.base_name for info in self._fs.get_file_info(selector) if info.type.name == "Directory"]
+        return suggestion(self.name, [name for name in names if not name.startswith((".", "ml"))])
+
+    # --- attempts and trials
+
+    def next_attempt(self) -> tuple[str, str]:
+        """Storage path and run name for Tune's next attempt: the folder itself, then ``attempt-2`` inside it."""
+        names = [info.base_name for info in self._fs.get_file_info(filesystems.FileSelector(self._root))]
+        numbers = [int(m[1]) for name in names if (m := _ATTEMPT.fullmatch(name))]
+        if _MARK_OF_TUNE not in names:
+            return self.storage, self.name
+        return self.uri, f"attempt-{max(numbers, default=1) + 1}"
+
+    def trials(self) -> dict[str, TrialState]:
+        """Trial id → state, of every trial that has a complete checkpoint."""
+        sizes: dict[str, int] = {}
+        checkpoints: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        selector = filesystems.FileSelector(self._root, allow_not_found=True, recursive=True)
+        for info in self._fs.get_file_info(selector):
+            relative = posixpath.relpath(info.path, self._root)
+            if info.type != filesystems.FileType.File:
+                continue
+            sizes[relative] = info.size
+            parts = relative.split("/")
+            attempt = 1
+            if m := _ATTEMPT.fullmatch(parts[0]):
+                attempt, parts = int(m[1]), parts[1:]
+            if len(parts) == 3 and parts[2] == STATE_FILE and (m := _CHECKPOINT.fullmatch(parts[1])):
+                checkpoints[parts[0]].append((attempt, int(m[1]), posixpath.dirname(relative)))
+        with ThreadPoolExecutor(_READERS) as pool:
+            newest = pool.map(lambda found: self._newest(found, sizes), checkpoints.values())
+            return {trial_id: s for trial_id, s in zip(checkpoints, newest, strict=True) if s is not None}
+
+    def _newest(self, found: list[tuple[int, int, str]], sizes: Mapping[str, int]) -> TrialState | None:
+        for _, _, folder in sorted(found, reverse=True):
+            try:
+                state = json.loads(self._read(f"{folder}/{STATE_FILE}"))
+                files: Mapping[str, int] = state["files"]
+                if any(sizes.get(f"{folder}/{name}") != size for name, size in files.items()):
+                    continue
+                address = self._address(posixpath.join(self._root, folder))
+                return TrialState(address, int(state["env_steps"]), bool(state["finished"]), state["report"])
+            except (ValueError, KeyError, TypeError, OSError):
+                continue  # a checkpoint that was being written when everything ended; the one before it counts
+        return None
+
+    # --- one driver at a time
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the sweep for this driver (on a file system; an object store has no locks).
+
+        Raises:
+            SweepFolderError: another driver that is still alive holds it.
+        """
+        if not self.is_local:
+            yield
+            return
+        with (Path(self._root) / LOCK_FILE).open("a+", encoding="utf-8") as file:
+            self._take(file)
+            yield
+
+    def _take(self, file: IO[str]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise SweepFolderError(
+                f"{self.uri} is being run by {file.read().strip() or 'another driver'}; end that one first"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+
+    # --- files
+
+    def _exists(self, name: str) -> bool:
+        info = self._fs.get_file_info(posixpath.join(self._root, name))
+        return bool(info.type == filesystems.FileType.File)
+
+    def _read(self, name: str) -> str:
+        with self._fs.open_input_stream(posixpath.join(self._root, name)) as stream:
+            return bytes(stream.read()).decode("utf-8")
+
+    def _write(self, name: str, text: str) -> None:
+        path = posixpath.join(self._root, name)
+        temporary = f"{path}.part" if self.is_local else path  # an object appears whole
+        with self._fs.open_output_stream(temporary) as stream:
+            stream.write(text.encode("utf-8"))
+        if temporary != path:
+            self._fs.move(temporary, path)
