@@ -1,161 +1,103 @@
-"""What a sweep found: one row a setting, over its seeds, as a terminal table, JSON or Markdown.
+"""What a sweep found, to read: its rows as a terminal table, JSON or Markdown.
 
-Free of Ray and MLflow: trials and their last reports in, rows out. Returns are undiscounted, per episode; KL
-in nats.
+One table of every setting's figures; below it, by the settings' numbers, intervals over seeds and the best checkpoints,
+and probabilities of improvement. Free of Ray, torch and MLflow.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from rpg_platform.spec import TrialSpec
+from rpg_platform.rows import (
+    MODES,
+    PRIOR_METHOD,
+    BestCheckpoint,
+    Estimate,
+    Evaluation,
+    Failure,
+    Improvement,
+    Mode,
+    Row,
+    TrialResult,
+    is_finished,
+    summarise,
+)
+from rpg_platform.statistics import MANY_RUNS, Interval
 
-TrialResult: TypeAlias = "tuple[TrialSpec, Mapping[str, Any] | None, str | None]"
-"""A trial, its last report (None: it made none) and its error (None: it did not fail)."""
+__all__ = [
+    "MODES",
+    "PRIOR_METHOD",
+    "BestCheckpoint",
+    "Estimate",
+    "Evaluation",
+    "Failure",
+    "Improvement",
+    "Mode",
+    "Row",
+    "TrialResult",
+    "is_finished",
+    "render_table",
+    "rows_to_json",
+    "rows_to_markdown",
+    "summarise",
+]
 
-Mode = Literal["deterministic", "sampled"]
-Spread = Literal["seeds", "episodes"]
-MODES: tuple[Mode, ...] = ("deterministic", "sampled")
-PRIOR_METHOD = "prior"
 NOTHING = "–"
+IS_BEST, IS_PARETO, IS_INFEASIBLE = "★", "◇", "✗"
+MOST_EXPLAINED = 8
+"""Infeasible settings whose broken constraints are spelled out; --json has all."""
+_NO_RESULT = "No trial has a final evaluation."
+_LEFT = ("#", "setting")
+_WORDS = {"total_return": "total", "basic_return": "basic", "addon_return": "add-on"}
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean and its spread.
+class _Grid:
+    """A table as text: ``head`` and each of ``lines`` are of one length; the columns ``wide`` may wrap at spaces."""
 
-    Attributes:
-        mean: mean over the seeds' finite figures; NaN if there are none.
-        std: standard deviation over seeds (n - 1), or for one seed over its evaluation episodes; NaN if
-            unknown.
-        n: how many seeds the mean is of.
-    """
-
-    mean: float
-    std: float
-    n: int
+    head: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    caption: str
+    wide: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The final evaluation of a setting, on the fixed evaluation seeds."""
-
-    basic_return: Estimate
-    addon_return: Estimate
-    total_return: Estimate
-    episode_length: Estimate
-    task_metric: Estimate
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A trial without a final evaluation, and why."""
-
-    trial_id: str
-    seed: int | None
-    error: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One setting: a method with its weights, over seeds.
-
-    Attributes:
-        group: the trials' id without the seed.
-        setting: method and weights, to read.
-        method: name of the method.
-        weights: its weights: numbers, or schedules ``[[env_step, value], …]``.
-        seeds: seeds with a final evaluation; every figure is of these.
-        is_prior: the prior, untouched.
-        spread: what the standard deviations are over.
-        deterministic: the policy's mean action (or likeliest).
-        sampled: actions sampled from the policy.
-        kl_to_prior: nats per state; NaN without a prior.
-        basic_kept: deterministic basic return as a share of the prior's; None without a prior, or if the
-            prior's is not positive, where a share means nothing.
-        env_steps: training steps of one trial.
-        failures: trials of this setting that have no final evaluation.
-    """
-
-    group: str
-    setting: str
-    method: str
-    weights: Mapping[str, Any]
-    seeds: tuple[int, ...]
-    is_prior: bool
-    spread: Spread
-    deterministic: Evaluation
-    sampled: Evaluation
-    kl_to_prior: Estimate
-    basic_kept: float | None
-    env_steps: int
-    failures: tuple[Failure, ...]
-
-    def evaluation(self, mode: Mode) -> Evaluation:
-        """The deterministic or the sampled evaluation."""
-        return self.deterministic if mode == "deterministic" else self.sampled
-
-
-def is_finished(result: Mapping[str, Any] | None, error: str | None) -> bool:
-    """Whether a trial ran to its end: no error, and its last report has the final evaluation."""
-    return error is None and result is not None and "eval/deterministic/total_return_mean" in result
-
-
-def summarise(results: Iterable[TrialResult]) -> list[Row]:
-    """Groups trials over their seeds.
-
-    Args:
-        results: trials in any order.
-
-    Returns:
-        One row a setting: best deterministic total return first, settings without a finite one last.
-    """
-    groups: defaultdict[str, list[TrialResult]] = defaultdict(list)
-    for each in results:
-        groups[each[0].group].append(each)
-    names = _settings([trials[0][0] for trials in groups.values()])
-    prior_basic = _prior_basic(groups.values())
-    rows = [_row(group, trials, names[group], prior_basic) for group, trials in groups.items()]
-
-    def order(row: Row) -> tuple[bool, bool, float, str]:
-        total = row.deterministic.total_return.mean
-        return (not row.seeds, math.isnan(total), 0.0 if math.isnan(total) else -total, row.group)
-
-    return sorted(rows, key=order)
-
-
-def render_table(
-    rows: Sequence[Row], *, mode: Mode = "deterministic", metric_name: str = "task metric"
-) -> RenderableType:
+def render_table(rows: Sequence[Row], *, mode: Mode | None = None, metric_name: str = "task metric") -> RenderableType:
     """The rows for a terminal or a pipe of 80 columns and up; what has no figures stands below, with why.
 
     Args:
         rows: from ``summarise``; they keep their order.
-        mode: which evaluation to show.
+        mode: which evaluation to show; None: the objective's.
         metric_name: heading of the task's readable metric.
     """
     shown = [row for row in rows if row.seeds]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
-    table.add_column("setting", overflow="fold", min_width=16)
-    for heading in _headings(metric_name):
-        table.add_column(heading, justify="right", no_wrap=heading != metric_name, overflow="fold")
-    for row, cells in zip(shown, _cells(shown, mode), strict=True):
-        table.add_row(*cells, style="bold cyan" if row.is_prior else None)
-    parts: list[RenderableType] = [table] if shown else [Text("No trial has a final evaluation.")]
-    if shown:
-        parts.append(Text(_caption(shown, mode), style="dim"))
+    parts: list[RenderableType] = []
+    for grid in _grids(shown, mode, metric_name):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
+        for i, heading in enumerate(grid.head):
+            words = [word for cell in (heading, *(line[i] for line in grid.lines)) for word in cell.split()]
+            table.add_column(
+                heading,
+                justify="left" if heading in _LEFT else "right",
+                no_wrap=i not in grid.wide,
+                overflow="fold",
+                min_width=12 if heading == "setting" else max(map(len, words)) if i in grid.wide else None,
+                max_width=max(map(len, words)) if heading == metric_name else None,
+            )
+        for row, line in zip(shown, grid.lines, strict=True):
+            table.add_row(*line, style="bold cyan" if row.is_prior else "dim" if row.violations else None)
+        parts += [table, Text(grid.caption, style="dim")]
+    if not shown:
+        parts.append(Text(_NO_RESULT))
+    parts += [Text(line, style="yellow") for line in _infeasible(shown)]
     failures = _failures(rows)
     if failures:
         parts.append(Text(f"\n{len(failures)} without a result:", style="bold red"))
@@ -168,137 +110,46 @@ def rows_to_json(rows: Sequence[Row]) -> str:
     return json.dumps(_finite([asdict(row) for row in rows]), indent=2, allow_nan=False)
 
 
-def rows_to_markdown(rows: Sequence[Row], *, mode: Mode = "deterministic", metric_name: str = "task metric") -> str:
-    """The same table as ``render_table`` in GitHub's Markdown."""
+def rows_to_markdown(rows: Sequence[Row], *, mode: Mode | None = None, metric_name: str = "task metric") -> str:
+    """The same tables as ``render_table`` in GitHub's Markdown."""
     shown = [row for row in rows if row.seeds]
-    lines: list[str] = []
-    if shown:
-        lines += [
-            "| setting | " + " | ".join(_headings(metric_name)) + " |",
-            "| --- |" + " ---: |" * len(_headings(metric_name)),
-        ]
-        for row, cells in zip(shown, _cells(shown, mode), strict=True):
-            safe = [cell.replace("|", "\\|") for cell in cells]
-            lines.append("| " + " | ".join(f"**{cell}**" if row.is_prior else cell for cell in safe) + " |")
-        lines += ["", _caption(shown, mode)]
-    else:
-        lines.append("No trial has a final evaluation.")
+    blocks: list[str] = [] if shown else [_NO_RESULT]
+    for grid in _grids(shown, mode, metric_name):
+        align = ["---" if heading in _LEFT else "---:" for heading in grid.head]
+        lines = [_markdown_row(grid.head), _markdown_row(align)]
+        for row, line in zip(shown, grid.lines, strict=True):
+            safe = [cell.replace("|", "\\|") for cell in line]
+            lines.append(_markdown_row([f"**{cell}**" for cell in safe] if row.is_prior else safe))
+        blocks += ["\n".join(lines), grid.caption]
+    blocks += ["\n".join(f"- {line}" for line in _infeasible(shown))] if _infeasible(shown) else []
     failures = _failures(rows)
     if failures:
-        lines += ["", f"{len(failures)} without a result:", ""]
-        lines += [f"- `{each.trial_id}`: {each.error}" for each in failures]
-    return "\n".join(lines) + "\n"
+        blocks += [f"{len(failures)} without a result:"]
+        blocks += ["\n".join(f"- `{each.trial_id}`: {each.error}" for each in failures)]
+    return "\n\n".join(blocks) + "\n"
 
 
-# ---- rows --------------------------------------------------------------------------------------
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
-def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: float) -> Row:
-    spec = trials[0][0]
-    done = [(trial, result) for trial, result, error in trials if result is not None and is_finished(result, error)]
-    evaluations = {
-        mode: Evaluation(
-            **{
-                name: _estimate([result for _, result in done], f"eval/{mode}/{name}")
-                for name in Evaluation.__dataclass_fields__
-            }
-        )
-        for mode in MODES
-    }
-    basic = evaluations["deterministic"].basic_return.mean
-    kept = basic / prior_basic if prior_basic > 0 and math.isfinite(basic) else None
-    return Row(
-        group=group,
-        setting=setting,
-        method=spec.method,
-        weights=dict(spec.weights),
-        seeds=tuple(sorted(trial.seed for trial, _ in done)),
-        is_prior=spec.method == PRIOR_METHOD,
-        spread="seeds" if len(done) > 1 else "episodes",
-        deterministic=evaluations["deterministic"],
-        sampled=evaluations["sampled"],
-        kl_to_prior=_estimate([result for _, result in done], "eval/kl_to_prior"),
-        basic_kept=kept,
-        env_steps=spec.env_steps,
-        failures=tuple(
-            Failure(trial.trial_id, trial.seed, _why(trial, result, error))
-            for trial, result, error in trials
-            if not is_finished(result, error)
-        ),
-    )
+# ---- the tables --------------------------------------------------------------------------------
 
 
-def _estimate(results: Sequence[Mapping[str, Any]], key: str) -> Estimate:
-    """Mean and spread of ``key`` over trials, of ``<key>_mean`` and ``<key>_std`` or of ``<key>`` alone."""
-    figures = [_number(result, f"{key}_mean", key) for result in results]
-    finite = [each for each in figures if math.isfinite(each)]
-    if not finite:
-        return Estimate(math.nan, math.nan, 0)
-    if len(results) > 1:
-        std = statistics.stdev(finite) if len(finite) > 1 else math.nan
-    else:
-        std = _number(results[0], f"{key}_std")
-    return Estimate(statistics.fmean(finite), std, len(finite))
-
-
-def _number(result: Mapping[str, Any], *keys: str) -> float:
-    for key in keys:
-        if result.get(key) is not None:
-            return float(result[key])
-    return math.nan
-
-
-def _prior_basic(groups: Iterable[Sequence[TrialResult]]) -> float:
-    prior = [
-        result
-        for trials in groups
-        for trial, result, error in trials
-        if trial.method == PRIOR_METHOD and result is not None and is_finished(result, error)
+def _grids(rows: Sequence[Row], mode: Mode | None, metric_name: str) -> list[_Grid]:
+    if not rows:
+        return []
+    mode = mode or rows[0].objective["mode"]
+    grids = [
+        _figures(rows, mode, metric_name),
+        _addon_parts(rows, mode),
+        _over_seeds(rows, mode),
+        _improvements(rows, mode),
     ]
-    return _estimate(prior, "eval/deterministic/basic_return").mean
+    return [grid for grid in grids if len(grid.head) > 1]
 
 
-def _why(trial: TrialSpec, result: Mapping[str, Any] | None, error: str | None) -> str:
-    if error is not None:
-        lines = [line.strip() for line in error.strip().splitlines() if line.strip()]
-        return lines[-1][:300] if lines else "failed without a message"
-    if result is None:
-        return "made no report"
-    return f"stopped at {_number(result, 'env_steps'):,.0f} of {trial.env_steps:,} env steps, not evaluated"
-
-
-def _settings(trials: Sequence[TrialSpec]) -> dict[str, str]:
-    """Group → its name: method and weights, and if that is not enough, the training settings that differ."""
-    alike: defaultdict[str, list[TrialSpec]] = defaultdict(list)
-    for trial in trials:
-        weights = [f"{name}={_value(value)}" for name, value in trial.weights.items()]
-        name = "prior" if trial.method == PRIOR_METHOD else " ".join([trial.method, *weights])
-        alike[name].append(trial)
-    settings: dict[str, str] = {}
-    for name, same in alike.items():
-        training = [dict(trial.training) for trial in same]
-        varied = [key for key in training[0] if len({repr(each.get(key)) for each in training}) > 1]
-        for trial, each in zip(same, training, strict=True):
-            settings[trial.group] = " ".join([name, *(f"{key}={_value(each.get(key))}" for key in varied)])
-    return settings
-
-
-def _value(value: object) -> str:
-    """A weight to read: four digits; a schedule as ``0.2→0.05@100000``."""
-    if isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
-        first, *rest = value
-        return _value(first[1]) + "".join(f"→{_value(level)}@{step:g}" for step, level in rest)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-# ---- text --------------------------------------------------------------------------------------
-
-
-def _headings(metric_name: str) -> list[str]:
-    return ["n", "basic", "add-on", "total", "KL", metric_name, "kept"]
-
-
-def _cells(rows: Sequence[Row], mode: Mode) -> list[list[str]]:
+def _figures(rows: Sequence[Row], mode: Mode, metric_name: str) -> _Grid:
     columns = [
         [row.evaluation(mode).basic_return for row in rows],
         [row.evaluation(mode).addon_return for row in rows],
@@ -307,25 +158,117 @@ def _cells(rows: Sequence[Row], mode: Mode) -> list[list[str]]:
         [row.evaluation(mode).task_metric for row in rows],
     ]
     basic, addon, total, kl, metric = (_column(column, rows) for column in columns)
-    return [
-        [
+    lines = [
+        (
+            _marks(i, row),
             f"» {row.setting}" if row.is_prior else row.setting,
             str(len(row.seeds)),
             basic[i],
             addon[i],
             total[i],
-            kl[i].partition(" ")[0],
+            ("≈" if row.kl_estimated else "") + kl[i].partition(" ")[0],
             metric[i].partition(" ")[0],
             NOTHING if row.basic_kept is None else f"{100 * row.basic_kept:.0f} %",
-        ]
+        )
         for i, row in enumerate(rows)
     ]
+    head = ("#", "setting", "n", "basic", "add-on", "total", "KL", metric_name, "kept")
+    return _Grid(head, tuple(lines), _caption(rows, mode), frozenset({1, 7}))
+
+
+def _marks(i: int, row: Row) -> str:
+    marks = [mark for mark, has in ((IS_BEST, row.is_best), (IS_PARETO, row.is_pareto)) if has]
+    return f"{i + 1} {''.join([*marks, *([IS_INFEASIBLE] if row.violations else [])])}".rstrip()
+
+
+def _addon_parts(rows: Sequence[Row], mode: Mode) -> _Grid:
+    """Each add-on reward's return where the task has several."""
+    names = dict.fromkeys(name for row in rows for name in row.addon_parts.get(mode, {}))
+    nothing = Estimate(math.nan, math.nan, 0)
+    columns = {n: _column([row.addon_parts.get(mode, {}).get(n, nothing) for row in rows], rows) for n in names}
+    return _numbered(rows, columns, "Each add-on reward's return, times its weight; their sum is the add-on return.")
+
+
+def _over_seeds(rows: Sequence[Row], mode: Mode) -> _Grid:
+    """Intervals of the objective where a setting has several seeds, and the best checkpoints where there are any."""
+    measure = rows[0].objective["maximize"]
+    word = _WORDS[measure]
+    figures: list[Estimate] = [getattr(row.evaluation(mode), measure) for row in rows]
+    decimals = _decimals([each.mean for each in figures])
+    columns: dict[str, list[str]] = {}
+    words: list[str] = []
+    if any(each.n > 1 for each in figures):
+        columns[f"{word}: mean [95 %]"] = [_span(each.mean, each.mean_interval, decimals) for each in figures]
+        words.append("[ ]: 95 % stratified-bootstrap interval over seeds.")
+        if any(each.iqm != each.mean for each in figures if each.n):
+            columns["IQM [95 %]"] = [_span(each.iqm, each.iqm_interval, decimals) for each in figures]
+            words.append("IQM: interquartile mean.")
+        if any(len(row.seeds) < MANY_RUNS for row in rows if not row.is_prior):
+            words.append(f"Intervals of fewer than {MANY_RUNS} seeds are too narrow, and one seed has none.")
+    if any(row.best_checkpoint is not None for row in rows):
+        columns[f"best checkpoint: {word}"] = [_best(row, mode, measure, decimals) for row in rows]
+        words.append(
+            "Best checkpoint: chosen on validation seeds, evaluated on the same seeds as all others, @env steps."
+        )
+    return _numbered(rows, columns, " ".join(words))
+
+
+def _improvements(rows: Sequence[Row], mode: Mode) -> _Grid:
+    """Probabilities of improvement; none where every setting has one seed, as they would be 0 or 1."""
+    columns: dict[str, list[str]] = {}
+    if any(len(row.seeds) > 1 for row in rows):
+        # The prior's own probabilities stand in columns that other methods have anyway.
+        for other in dict.fromkeys(each.over for row in rows if not row.is_prior for each in row.improvement):
+            found = [next((each for each in row.improvement if each.over == other), None) for row in rows]
+            columns[f"P > {other} %"] = [_percent(each) for each in found]
+    objective = rows[0].objective
+    which = f"{objective['mode']} {_WORDS[objective['maximize']]} return"
+    caption = f"P > x: probability that a seed's {which} is above that of x, of a method at its best setting here."
+    return _numbered(rows, columns, caption)
+
+
+def _numbered(rows: Sequence[Row], columns: Mapping[str, Sequence[str]], caption: str) -> _Grid:
+    lines = zip((_marks(i, row) for i, row in enumerate(rows)), *columns.values(), strict=True)
+    return _Grid(("#", *columns), tuple(lines), caption, frozenset(range(1, 1 + len(columns))))
+
+
+def _percent(improvement: Improvement | None) -> str:
+    if improvement is None:
+        return NOTHING
+    interval = improvement.interval
+    ends = None if interval is None else (100 * interval[0], 100 * interval[1])
+    return _span(100 * improvement.probability, ends, 0)
+
+
+def _best(row: Row, mode: Mode, measure: str, decimals: int) -> str:
+    best = row.best_checkpoint
+    if best is None:
+        return NOTHING
+    figure: Estimate = getattr(best.evaluation(mode), measure)
+    if not math.isfinite(figure.mean):
+        return NOTHING
+    return f"{_span(figure.mean, figure.mean_interval, decimals)} @{_steps(best.env_steps.mean)}"
+
+
+def _steps(count: float) -> str:
+    return f"{count / 1e6:.3g}M" if count >= 1e6 else f"{count / 1e3:.3g}k" if count >= 1e3 else f"{count:.0f}"
+
+
+def _span(value: float, interval: Interval | None, decimals: int) -> str:
+    if not math.isfinite(value):
+        return NOTHING
+    ends = "" if interval is None else f" [{interval[0]:.{decimals}f},{interval[1]:.{decimals}f}]"
+    return f"{value:.{decimals}f}{ends}"
+
+
+def _decimals(figures: Sequence[float]) -> int:
+    largest = max((abs(each) for each in figures if math.isfinite(each)), default=0.0)
+    return 0 if largest >= 1000 else 1 if largest >= 100 else 2 if largest >= 10 else 3
 
 
 def _column(estimates: Sequence[Estimate], rows: Sequence[Row]) -> list[str]:
     """One column with the same number of decimals throughout."""
-    largest = max((abs(each.mean) for each in estimates if math.isfinite(each.mean)), default=0.0)
-    decimals = 0 if largest >= 1000 else 1 if largest >= 100 else 2 if largest >= 10 else 3
+    decimals = _decimals([each.mean for each in estimates])
     cells = []
     for each, row in zip(estimates, rows, strict=True):
         if not math.isfinite(each.mean):
@@ -340,6 +283,9 @@ def _column(estimates: Sequence[Estimate], rows: Sequence[Row]) -> list[str]:
     return cells
 
 
+# ---- what is said of them ----------------------------------------------------------------------
+
+
 def _caption(rows: Sequence[Row], mode: Mode) -> str:
     spreads = {row.spread for row in rows}
     over = {
@@ -350,11 +296,36 @@ def _caption(rows: Sequence[Row], mode: Mode) -> str:
         f"Undiscounted returns per episode of the {mode} policy; ± is the standard deviation over {over}; "
         "n = seeds; KL to the prior in nats.",
     ]
+    if any(row.kl_estimated for row in rows):
+        words.append("≈: KL estimated, as policy and prior are of different families.")
     if any(row.is_prior for row in rows):
         words.append("» marks the prior itself, untouched; kept = share of its basic return.")
+    if any(row.is_best for row in rows):
+        objective = rows[0].objective
+        which = f"{objective['mode']} {_WORDS[objective['maximize']]} return"
+        words.append(f"{IS_BEST} best: highest {which}{' within the constraints' if objective['constraints'] else ''}.")
+    if any(row.is_pareto for row in rows):
+        words.append(f"{IS_PARETO} Pareto set of basic return, add-on return and KL.")
     if any(estimate.n < len(row.seeds) for row in rows for estimate in vars(row.evaluation(mode)).values()):
         words.append("(k/n): only k of n seeds have a finite figure.")
     return " ".join(words)
+
+
+def _infeasible(rows: Sequence[Row]) -> list[str]:
+    """Which constraints are broken by which row, nearest first; and whether anything that was trained is feasible."""
+    numbered = [(i + 1, row) for i, row in enumerate(rows) if row.violations]
+    if not numbered:
+        return []
+    lines = [
+        f"{IS_INFEASIBLE} {number}: {'; '.join(map(str, row.violations))}" for number, row in numbered[:MOST_EXPLAINED]
+    ]
+    if len(numbered) > MOST_EXPLAINED:
+        lines.append(f"{IS_INFEASIBLE} {len(numbered) - MOST_EXPLAINED} more, see --json")
+    trained = [row for row in rows if not row.is_prior]
+    nearest = next((number for number, row in numbered if not row.is_prior), None)
+    if nearest is not None and all(row.violations for row in trained):
+        lines.insert(0, f"No trained setting satisfies the constraints; {nearest} comes nearest.")
+    return lines
 
 
 def _failures(rows: Sequence[Row]) -> list[Failure]:

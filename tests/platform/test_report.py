@@ -73,7 +73,7 @@ def results(trials: Mapping[str, TrialSpec]) -> list[TrialResult]:
     ]
 
 
-def text_of(rows: list[Row], width: int, mode: Mode = "deterministic") -> str:
+def text_of(rows: list[Row], width: int, mode: Mode | None = None) -> str:
     console = Console(width=width, force_terminal=False, color_system=None)
     with console.capture() as capture:
         console.print(render_table(rows, mode=mode))
@@ -156,7 +156,8 @@ def test_nan_is_last_shown_as_nothing_and_null(trials: dict[str, TrialSpec]) -> 
     assert "nan" not in text.lower()
     assert "inf" not in text.lower()
     read = json.loads(rows_to_json(rows), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert read[1]["deterministic"]["basic_return"] == {"mean": None, "std": None, "n": 0}
+    unknown = {"mean": None, "std": None, "n": 0, "mean_interval": None, "iqm": None, "iqm_interval": None}
+    assert read[1]["deterministic"]["basic_return"] == unknown
     assert read[1]["kl_to_prior"]["mean"] is None
 
 
@@ -168,13 +169,16 @@ def test_the_table_is_whole_in_a_pipe(results: list[TrialResult], width: int) ->
     assert "…" not in text
     for cell in ("4900 ±7", "-600 ±7", "4300 ±7", "4100 ±141", "3900 ±141", "1.500", "0.200", "98 %", "82 %"):
         assert cell in text, cell
-    for heading in ("setting", "n", "basic", "add-on", "total", "KL", "kept"):
-        assert heading in lines[0].split() + lines[1].split()
+    headings = " ".join(lines[:5]).split()
+    for heading in ("#", "setting", "n", "basic", "add-on", "total", "KL", "kept"):
+        assert heading in headings
     (prior,) = (line for line in lines if "» prior" in line)
     assert "100 %" in prior
     assert "\x1b" not in text
     joined = " ".join(text.split())
     assert "standard deviation over seeds, or where n = 1 over evaluation episodes" in joined
+    assert "3900 [3800,4000]" in joined
+    assert "100 [100,100]" not in joined  # the seed that beats the prior is alone
     assert "1 without a result:" in joined
     assert "RuntimeError: reward is NaN at step 4096" in joined
     assert text.index("without a result") > text.index("82 %")
@@ -207,7 +211,8 @@ def test_a_sweep_without_results_says_so(results: list[TrialResult]) -> None:
 def test_json_holds_both_evaluations(results: list[TrialResult]) -> None:
     best = json.loads(rows_to_json(summarise(results)))[0]
     assert best["weights"] == {"omega_prime": 0.1, "alpha_hat": 0.02}
-    assert best["deterministic"]["total_return"] == {"mean": 4300.0, "std": 7.0, "n": 1}
+    figures = {"mean": 4300.0, "std": 7.0, "n": 1, "mean_interval": None, "iqm": 4300.0, "iqm_interval": None}
+    assert best["deterministic"]["total_return"] == figures
     assert best["sampled"]["total_return"]["mean"] == 4280.0
     assert best["seeds"] == [0]
     assert best["spread"] == "episodes"
@@ -216,10 +221,15 @@ def test_json_holds_both_evaluations(results: list[TrialResult]) -> None:
 
 def test_markdown(results: list[TrialResult]) -> None:
     lines = rows_to_markdown(summarise(results), metric_name="foot angle").splitlines()
-    assert lines[0] == "| setting | n | basic | add-on | total | KL | foot angle | kept |"
-    assert {line.count("|") for line in lines[:5]} == {9}
-    assert lines[2] == "| rpg omega_prime=0.1 alpha_hat=0.02 | 1 | 4900 ±7 | -600 ±7 | 4300 ±7 | 1.500 | 0.200 | 98 % |"
-    assert lines[3].startswith("| **» prior** | **1** |")
+    assert lines[0] == "| # | setting | n | basic | add-on | total | KL | foot angle | kept |"
+    assert {line.count("|") for line in lines[:5]} == {10}
+    assert lines[2] == (
+        "| 1 ★◇ | rpg omega_prime=0.1 alpha_hat=0.02 | 1 | 4900 ±7 | -600 ±7 | 4300 ±7 | 1.500 | 0.200 | 98 % |"
+    )
+    assert lines[3].startswith("| **2 ◇** | **» prior** | **1** |")
+    assert "| 3 ◇ | 3900 [3800,4000] |" in lines
+    assert "| # | P > prior % |" in lines  # nothing that was trained is compared with rpg
+    assert "| 3 ◇ | 25 [0,50] |" in lines
     assert lines[-1].endswith("RuntimeError: reward is NaN at step 4096")
 
 

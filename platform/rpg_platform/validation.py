@@ -1,0 +1,144 @@
+"""Which of a trial's policies so far is the best: small evaluations while it trains, on seeds that nothing else uses.
+
+The validation seeds are neither the reported evaluation's nor, being seeded otherwise, those of training. So the best
+policy, evaluated once more at the end, has no advantage from having been chosen. docs/evaluation.md says what it costs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpg_algorithms.network import PolicyNetwork
+from rpg_algorithms.prior import PriorCard, load_bundle, save_bundle
+from rpg_platform.evaluation import MEASURES, Episodes, Mode, as_metrics, evaluate
+from rpg_platform.ranking import Figures, needed, needs_prior, order_key, violations
+from rpg_platform.sections import Evaluation, Objective
+from rpg_platform.tasks import Task
+
+BEST_BUNDLE = "bundle_best"
+"""Folder of the best policy's bundle in a trial's checkpoint."""
+BEST_FILE = "best.json"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best policy so far.
+
+    Attributes:
+        env_steps: how far it was trained.
+        figures: its means on the validation seeds, by the names in ``Constraints``.
+        network: the policy as it was then.
+    """
+
+    env_steps: int
+    figures: Figures
+    network: PolicyNetwork
+
+
+class Validation:
+    """Tries a policy now and then and keeps the best, by the sweep's objective and constraints.
+
+    Args:
+        settings: when and on which seeds.
+        objective: what is best.
+        env_steps: the trial's budget.
+        task: what the policy is evaluated on.
+        prior: for constraints that are relative to it; evaluated on the validation seeds when first needed.
+    """
+
+    def __init__(
+        self, settings: Evaluation, objective: Objective, env_steps: int, task: Task, prior: PolicyNetwork | None
+    ) -> None:
+        self.best: Best | None = None
+        self._settings, self._objective, self._task, self._prior = settings, objective, task, prior
+        self._budget = env_steps
+        self._of_prior: Figures | None = None
+
+    def due(self, before: int, now: int) -> bool:
+        """Whether a policy is tried after training went on from ``before`` to ``now`` env steps."""
+        count = self._settings.validations
+        if count == 0 or self._budget == 0:
+            return False
+        every = math.ceil(self._budget / count)
+        return now // every > before // every or now >= self._budget > before
+
+    def consider(self, policy: PolicyNetwork, env_steps: int) -> dict[str, float]:
+        """Tries ``policy`` and keeps a copy if it is the best so far.
+
+        Returns:
+            Metrics ``validation/<mode>/<measure>_mean`` and ``_std``, and ``validation/best_env_steps``.
+        """
+        results = {mode: self._play(policy, mode) for mode in self._modes()}
+        figures = measured(results, self._objective.mode)
+        if self.best is None or self._key(figures) < self._key(self.best.figures):
+            self.best = Best(env_steps, figures, copy.deepcopy(policy))
+        return as_metrics(results, "validation") | {"validation/best_env_steps": float(self.best.env_steps)}
+
+    def _modes(self) -> tuple[Mode, ...]:
+        """The objective's mode; where the KL is constrained the sampled one too, as it is measured there."""
+        mode = self._objective.mode
+        return (mode,) if mode == "sampled" or "kl_to_prior" not in needed(self._objective) else (mode, "sampled")
+
+    def _play(self, policy: PolicyNetwork, mode: Mode) -> Episodes:
+        settings = self._settings
+        prior = self._prior if mode == "sampled" else None
+        return evaluate(policy, self._task, settings.validation_episodes, settings.validation_seed, mode, prior)
+
+    def _key(self, figures: Figures) -> tuple[object, ...]:
+        if self._of_prior is None and self._prior is not None and needs_prior(self._objective):
+            mode = self._objective.mode
+            self._of_prior = measured({mode: self._play(self._prior, mode)}, mode)
+        broken = violations(self._objective.constraints, figures, self._of_prior)
+        return order_key(figures.get(self._objective.maximize, math.nan), broken)
+
+    # --- checkpoints
+
+    def save(self, folder: Path, card: Callable[[Best], PriorCard]) -> None:
+        """Leaves the best policy as a bundle in ``folder``, with what it was chosen by; nothing if there is none."""
+        if self.best is None:
+            return
+        save_bundle(folder / BEST_BUNDLE, self.best.network, card(self.best))
+        record = {
+            "env_steps": self.best.env_steps,
+            "validation": _json(self.best.figures),
+            "prior": None if self._of_prior is None else _json(self._of_prior),
+        }
+        (folder / BEST_FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Takes back what ``save`` left; a folder without it has no best."""
+        self.best = self._of_prior = None
+        file = folder / BEST_FILE
+        if not file.is_file():
+            return
+        record = json.loads(file.read_text(encoding="utf-8"))
+        self.best = Best(
+            int(record["env_steps"]), _figures(record["validation"]), load_bundle(folder / BEST_BUNDLE).build()
+        )
+        self._of_prior = None if record["prior"] is None else _figures(record["prior"])
+
+
+def measured(results: Mapping[Mode, Episodes], mode: Mode) -> dict[str, float]:
+    """The means that an objective looks at, by the names in ``Constraints``; the KL is the sampled policy's.
+
+    Args:
+        results: evaluations on the same seeds; ``mode`` among them.
+        mode: of everything but the KL.
+    """
+    figures = {name: float(getattr(results[mode], name).mean()) for name in MEASURES}
+    if "sampled" in results:
+        figures["kl_to_prior"] = float(results["sampled"].kl_to_prior.mean())
+    return figures
+
+
+def _json(figures: Figures) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def _figures(record: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else float(value) for name, value in record.items()}
