@@ -1,0 +1,105 @@
+"""Writing exports: where to, all or nothing, and never over something else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+from rpg_algorithms.prior import load_bundle
+from rpg_platform.export.policy import Mode, Precision
+from rpg_platform.shipped import resolve_prior
+
+Format = Literal["torchscript", "onnx", "mlflow"]
+FILES: dict[Format, str] = {"torchscript": "policy.pt", "onnx": "policy.onnx", "mlflow": "mlflow"}
+"""What each format is called in a folder that takes all of them."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One thing that was written.
+
+    Attributes:
+        format: which.
+        path: the file, or MLflow's folder.
+        deviation: largest deviation from the bundle that the check found, relative to 1 + |value|.
+    """
+
+    format: Format
+    path: Path
+    deviation: float
+
+
+def export(
+    name_or_path: str,
+    formats: tuple[Format, ...],
+    out: Path,
+    mode: Mode = "distribution",
+    precision: Precision = "float64",
+    *,
+    overwrite: bool = False,
+) -> list[Exported]:
+    """Writes a policy in each of ``formats``.
+
+    Args:
+        name_or_path: see ``shipped.resolve_prior``.
+        formats: one is written to ``out`` itself, several into the folder ``out`` under the names in ``FILES``.
+        out: where to.
+        mode: ``deterministic`` leaves the distribution's parameters out.
+        precision: see ``policy``.
+        overwrite: replace what is there, if it is a file of that format (a folder: an MLflow model).
+
+    Raises:
+        ValueError: no bundle, or something is there already.
+    """
+    from rpg_platform.export import mlflow_model, onnx_model, torchscript
+
+    source = resolve_prior(name_or_path)
+    bundle = load_bundle(source)
+    if len(formats) > 1 and out.is_file():
+        raise ValueError(f"--out {out}: a file; several formats go into a folder")
+    places = [(each, out if len(formats) == 1 else out / FILES[each]) for each in formats]
+    for each, place in places:
+        _check_free(each, place, overwrite)
+    written = []
+    for each, place in places:
+        with _replacing(place) as new:
+            if each == "torchscript":
+                deviation = torchscript.save(bundle, new, mode, precision)
+            elif each == "onnx":
+                deviation = onnx_model.save(bundle, new, mode, precision)
+            else:
+                deviation = mlflow_model.save(source, new, mode, precision)
+        written.append(Exported(each, place, deviation))
+    return written
+
+
+def _check_free(format_: Format, place: Path, overwrite: bool) -> None:
+    if not place.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"--out: {place} exists; nothing is overwritten without --overwrite")
+    same = (place / "MLmodel").is_file() if format_ == "mlflow" else place.is_file()
+    if not same:
+        raise ValueError(f"--out: {place} is no {format_} export; it is not overwritten")
+
+
+@contextmanager
+def _replacing(place: Path) -> Iterator[Path]:
+    """A path to write to that becomes ``place`` when all went well, and leaves no trace otherwise."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    new = place.with_name(f".{place.name}.{uuid4().hex[:8]}")
+    try:
+        yield new
+        if place.is_dir():
+            shutil.rmtree(place)
+        new.replace(place)
+    finally:
+        if new.is_dir():
+            shutil.rmtree(new)
+        else:
+            new.unlink(missing_ok=True)

@@ -1,0 +1,318 @@
+"""Promoting a policy: a version in MLflow's model registry with an alias, its lineage and a link to the run it is from.
+
+Only the client is used, with the store's address each time: MLflow's global state stays as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpg_algorithms.prior import CARD_FILE, PriorCard, load_bundle
+from rpg_platform.export import mlflow_model
+from rpg_platform.export.policy import Mode, Precision
+from rpg_platform.lineage import lineage_text, weights_text
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+logger = logging.getLogger(__name__)
+EXPERIMENT = "promoted"
+TRIAL_BUNDLES = ("bundle", "bundle_best")  # what a trial leaves: its last policy, and its best
+_ALIAS = re.compile(r"(?!v\d+$)(?!latest$)[A-Za-z0-9_-]{1,255}", re.IGNORECASE)
+_CANDIDATES = 50
+_HEALTH_LIMIT_S = 10.0
+_MAX_TAG = 5_000
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What a promotion came to.
+
+    Attributes:
+        name, version, alias: the registered version.
+        created: it is new; otherwise the same policy had been registered before, and only the alias moved.
+        run_id: MLflow's run that trained the policy; None where the store has none.
+        tracking_uri: the store.
+    """
+
+    name: str
+    version: str
+    alias: str
+    created: bool
+    run_id: str | None
+    tracking_uri: str
+
+    @property
+    def uri(self) -> str:
+        """Address of the model for ``mlflow.pyfunc.load_model`` and ``rpg priors import``."""
+        return f"models:/{self.name}@{self.alias}"
+
+
+def promote(
+    source: Path,
+    name: str,
+    alias: str,
+    tracking_uri: str,
+    mode: Mode = "distribution",
+    precision: Precision = "float64",
+) -> Promotion:
+    """Registers a policy under ``name``, once for each content hash, and points ``alias`` to it.
+
+    Args:
+        source: the bundle's folder.
+        name: registered model; made if it is missing.
+        alias: set to this version; taken from another version that has it.
+        tracking_uri: store of runs and models; must exist.
+        mode: ``deterministic`` leaves the distribution's parameters out.
+        precision: see ``policy``.
+
+    Raises:
+        ValueError: a name or alias that MLflow does not take, no store there, or a damaged bundle.
+    """
+    from mlflow import MlflowClient
+
+    _check_names(name, alias)
+    card = load_bundle(source).card
+    check_store(tracking_uri)
+    client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    with _refused(tracking_uri):
+        version = _registered(client, name, card)
+        created = version is None
+        if version is None:
+            version = _register(client, source, card, name, tracking_uri, mode, precision)
+        client.set_registered_model_alias(name, alias, version.version)
+    return Promotion(name, str(version.version), alias, created, version.run_id or None, tracking_uri)
+
+
+def check_store(tracking_uri: str) -> None:
+    """Refuses an address at which there is no store: MLflow would make a local one, or wait for minutes for a server.
+
+    Raises:
+        ValueError: says what to do.
+    """
+    from rpg_platform.mlflow_runs import embedded_database, without_login
+
+    shown, database = without_login(tracking_uri), embedded_database(tracking_uri)
+    if database is not None:
+        if not database.is_file() or database.stat().st_size == 0:
+            raise ValueError(f"tracking_uri={shown!r}: no MLflow store there; name that of a sweep or of a server")
+        return
+    if re.match(r"https?://", tracking_uri):
+        parts = urllib.parse.urlsplit(tracking_uri)
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+        health = urllib.parse.urlunsplit(address).rstrip("/") + "/health"
+        try:
+            urllib.request.urlopen(health, timeout=_HEALTH_LIMIT_S).close()
+        except (OSError, ValueError) as error:  # URLError is an OSError
+            raise ValueError(f"tracking_uri={shown!r}: no MLflow server answers there: {error}") from error
+    elif not re.match(r"[a-z][a-z0-9+]*:", tracking_uri) or tracking_uri.startswith("file:"):
+        raise ValueError(
+            f"tracking_uri={shown!r}: expected sqlite:///FILE or the address of a server, got a folder; "
+            "a sweep's storage keeps its store in sqlite:///STORAGE/mlflow.db"
+        )
+
+
+def default_store(source: Path) -> str:
+    """The embedded store that a policy's sweep was recorded in, else that of the default storage.
+
+    Args:
+        source: the bundle's folder.
+    """
+    from rpg_platform.mlflow_runs import DATABASE_FILE, default_tracking_uri
+    from rpg_platform.sweep import DEFAULT_STORAGE
+
+    for folder in source.parents:
+        if (folder / DATABASE_FILE).is_file():
+            return default_tracking_uri(folder)
+    return default_tracking_uri(DEFAULT_STORAGE)
+
+
+def find_run(client: MlflowClient, card: PriorCard) -> Run | None:
+    """The run of the trial that made a policy: by its tags, and only if the bundle that it left is this very one."""
+    trial, sweep = card.made_by.get("trial"), card.made_by.get("sweep")
+    if not all(isinstance(each, str) and each and "'" not in each for each in (trial, sweep)):
+        return None
+    query = f"tags.trial_id = '{trial}' and tags.sweep = '{sweep}'"
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    for run in client.search_runs(experiments, query, max_results=_CANDIDATES):
+        if any(_left_bundle(client, run.info.run_id, each) == card.content_hash for each in TRIAL_BUNDLES):
+            return run
+    return None
+
+
+def lineage_tags(card: PriorCard) -> dict[str, str]:
+    """What a version's tags say: prior → weights → result, each in one line."""
+    nearest = card.lineage[0] if card.lineage else None
+    made = card.made_by
+    weights = made.get("weights")
+    tags: dict[str, Any] = {
+        "content_hash": card.content_hash,
+        "policy": card.name,
+        "env_id": card.env_id,
+        "task": made.get("task"),
+        "method": made.get("method"),
+        "weights": weights_text(weights) if isinstance(weights, Mapping) else None,
+        "alpha": card.alpha,
+        "seed": made.get("seed"),
+        "sweep": made.get("sweep"),
+        "trial": made.get("trial"),
+        "prior": nearest.name if nearest else None,
+        "prior_hash": card.parents[0] if card.parents else None,
+        "parents": ",".join(card.parents),
+        **{f"return/{key}": f"{value.mean:.6g}" for key, value in sorted(card.returns.items())},
+    }
+    texts = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in tags.items()}
+    return {key: texts[key][:_MAX_TAG] for key, value in tags.items() if value not in (None, "")}
+
+
+def _registered(client: MlflowClient, name: str, card: PriorCard) -> ModelVersion | None:
+    """The version of ``name`` that is this very policy."""
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        for version in page:
+            if version.tags.get("content_hash") == card.content_hash and version.status == "READY":
+                return version
+        token = page.token
+        if not token:
+            return None
+
+
+def _register(
+    client: MlflowClient,
+    source: Path,
+    card: PriorCard,
+    name: str,
+    tracking_uri: str,
+    mode: Mode,
+    precision: Precision,
+) -> ModelVersion:
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run, tags = find_run(client, card), lineage_tags(card)
+    experiment = run.info.experiment_id if run else _experiment(client, tracking_uri)
+    run_id = run.info.run_id if run else None
+    logged = client.create_logged_model(experiment, name, run_id, tags=tags, model_type="policy")
+    try:
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made) / "model"
+            record = Model(
+                artifact_path=logged.artifact_location,
+                run_id=run_id,
+                model_uuid=logged.model_id,
+                model_id=logged.model_id,
+            )
+            mlflow_model.save(source, folder, mode, precision, record)
+            client.log_model_artifacts(logged.model_id, str(folder))
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    if run_id is not None:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    with _already_there():
+        client.create_registered_model(name)
+    # Without a server MLflow looks models:/… and model ids up in its global store, which need not be this one.
+    server = tracking_uri.startswith("http")
+    version = client.create_model_version(
+        name,
+        f"models:/{logged.model_id}" if server else logged.artifact_location,
+        run_id,
+        tags=tags | {"mode": mode, "precision": precision},
+        description=lineage_text(card),
+        model_id=logged.model_id if server else None,
+    )
+    link = json.dumps([{"name": name, "version": version.version}])  # as MLflow's own registering leaves it
+    client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
+    return version
+
+
+def _experiment(client: MlflowClient, tracking_uri: str) -> str:
+    """The experiment for policies that no run of this store made."""
+    from rpg_platform.mlflow_runs import ARTIFACT_FOLDER, embedded_database
+
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        if found.lifecycle_stage != "active":
+            raise ValueError(f"experiment {EXPERIMENT!r} of the store is deleted; restore it")
+        return str(found.experiment_id)
+    database = embedded_database(tracking_uri)
+    # A client of a local store would otherwise put artifacts below the working directory.
+    location = (database.parent / ARTIFACT_FOLDER / EXPERIMENT).as_uri() if database else None
+    return str(client.create_experiment(EXPERIMENT, location))
+
+
+def _left_bundle(client: MlflowClient, run_id: str, folder: str) -> str | None:
+    """Content hash of a bundle among a run's artifacts; None where there is none or it cannot be read."""
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as local, _without_progress_bars():
+        try:
+            file = client.download_artifacts(run_id, f"{folder}/{CARD_FILE}", local)
+            card = json.loads(Path(file).read_bytes())
+        except (MlflowException, OSError, ValueError) as error:
+            logger.debug("run %s has no bundle that can be read: %s", run_id, error)
+            return None
+    return card.get("content_hash") if isinstance(card, dict) else None
+
+
+def _check_names(name: str, alias: str) -> None:
+    if not name.strip() or re.search(r"[/:'\"]", name):
+        raise ValueError(f"name={name!r}: expected a name without slash, colon or quotes")
+    if not _ALIAS.fullmatch(alias):
+        raise ValueError(
+            f"alias={alias!r}: expected letters, digits, _ and -, and neither 'latest' nor 'v' with a number"
+        )
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """MLflow draws one for a file of three kilobytes; it reads this from the environment only."""
+    name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _already_there() -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+@contextlib.contextmanager
+def _refused(tracking_uri: str) -> Iterator[None]:
+    """Turns what the store refuses into a ``ValueError`` that names the store."""
+    from mlflow.exceptions import MlflowException
+
+    from rpg_platform.mlflow_runs import without_login
+
+    try:
+        yield
+    except MlflowException as error:
+        raise ValueError(f"{without_login(tracking_uri)}: {without_login(str(error))}") from error
