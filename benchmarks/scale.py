@@ -50,6 +50,7 @@ def simulate(trials: int, tracked: bool) -> Cost:
     from rpg_platform.plan import expand
     from rpg_platform.progress import Progress
     from rpg_platform.spec import SweepSpec
+    from rpg_platform.spool import spool_folder
     from rpg_platform.tracking import MlflowTracker
 
     class Idle(tune.Trainable):
@@ -87,7 +88,8 @@ def simulate(trials: int, tracked: bool) -> Cost:
 
         callbacks: list[Any] = [JsonLoggerCallback()]
         if tracked:
-            tracker = MlflowTracker(default_tracking_uri(folder), spec.name, spec, plan)
+            spool = spool_folder(folder, spec.name)
+            tracker = MlflowTracker(default_tracking_uri(folder), spec.name, spec, plan, spool)
             tracker.start()
             callbacks += [tracker, Progress(plan, Console(quiet=True))]
         started = time.perf_counter()
@@ -98,6 +100,8 @@ def simulate(trials: int, tracked: bool) -> Cost:
             run_config=RunConfig(name=spec.name, storage_path=folder, callbacks=callbacks, verbose=0),
         ).fit()
         seconds = time.perf_counter() - started
+        if tracked:
+            tracker.finish([])
     return Cost(trials, tracked, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

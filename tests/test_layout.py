@@ -24,7 +24,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 # What rpg_algorithms may depend on, beyond the standard library: anybody who has RLlib has these.
 ALGORITHMS_MAY_IMPORT = {"gymnasium", "numpy", "pydantic", "ray", "rpg_algorithms", "safetensors", "torch", "envpool"}
-PURE_MODULES = ("rewards", "advantages", "objectives", "distributions", "network")
+PURE_MODULES = ("rewards", "advantages", "objectives", "distributions", "families", "network")
 PURE_MAY_IMPORT = {"gymnasium", "numpy", "rpg_algorithms", "torch"}  # gymnasium: a network fits its spaces
 # A wrong sweep is refused before Ray starts, so what reads it must not need Ray.
 PLATFORM_WITHOUT_RAY = ("spec", "yaml_source", "plan", "methods")

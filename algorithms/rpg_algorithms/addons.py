@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -34,6 +34,25 @@ class AddonReward(Protocol):
         Returns:
             ``[B]`` reward per step.
         """
+
+
+@runtime_checkable
+class CompositeReward(AddonReward, Protocol):
+    """An add-on reward that is the sum of named parts, each of which is reported apart.
+
+    Attributes:
+        part_names: names of the parts: letters, digits, ``-`` and ``_``.
+    """
+
+    part_names: tuple[str, ...]
+
+    def parts(self, obs: Array, actions: Array, next_obs: Array, infos: Mapping[str, Array]) -> Sequence[Array]:
+        """Each part's ``[B]``, in the order of ``part_names``; the whole is their sum."""
+
+
+def part_names(addon: Any) -> tuple[str, ...]:
+    """The names of the parts of an add-on reward; none where it is one."""
+    return tuple(getattr(addon, "part_names", ()))
 
 
 def resolve_addon(addon: Any) -> AddonReward:

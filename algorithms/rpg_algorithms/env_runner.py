@@ -22,7 +22,7 @@ from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
-from rpg_algorithms.addons import AddonReward, resolve_addon
+from rpg_algorithms.addons import AddonReward, CompositeReward, part_names, resolve_addon
 from rpg_algorithms.inference import NumpyPolicy
 from rpg_algorithms.rollout import NonFinite, Rollout
 from rpg_algorithms.spaces import flatten_observations
@@ -54,7 +54,7 @@ class _Episodes:
     length: NDArray[np.int64]
     basic: NDArray[np.float64]
     addon: NDArray[np.float64]
-    metrics: NDArray[np.float64]  # [M, N]
+    metrics: NDArray[np.float64]  # [P + M, N]: the add-on reward's parts, then the step metrics
     started: NDArray[np.float64]
 
     @classmethod
@@ -118,14 +118,15 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
     """RLlib env runner that returns ``[Rollout]`` from ``sample()`` instead of episodes.
 
     Result keys are those of the stock runner, plus the means over finished episodes of ``episode_basic_return``,
-    ``episode_addon_return``, ``episode_total_return`` and of each step metric. ``episode_return_mean`` is the
-    environment's own (basic) return.
+    ``episode_addon_return``, ``episode_total_return``, of each step metric, and ``episode_addon_<part>_return`` of each
+    part of an add-on reward. ``episode_return_mean`` is the environment's own (basic) return.
     """
 
     env: Any
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         self._addon: AddonReward | None = None if config.addon_reward is None else resolve_addon(config.addon_reward)
+        self._parts = part_names(self._addon)
         self._step_metrics: dict[str, AddonReward] = {
             name: resolve_addon(metric) for name, metric in config.step_metrics.items()
         }
@@ -182,7 +183,7 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         seeds = env_seeds(self._seed, steps, self.num_envs) if seeded else None
         obs, _ = self._try_env_reset(seed=seeds)
         self._obs = flatten_observations(self.env.single_observation_space, obs)
-        self._episodes = _Episodes.fresh(self.num_envs, len(self._step_metrics))
+        self._episodes = _Episodes.fresh(self.num_envs, len(self._parts) + len(self._step_metrics))
         self._needs_initial_reset = False
 
     def set_state(self, state: Any) -> None:
@@ -289,8 +290,8 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
     def _finish(self, b: _Buffers, policy: NumpyPolicy) -> tuple[Rollout, int]:
         """Everything that is computed once per rollout."""
         obs, after, dist_inputs = b.obs[:-1], b.next_obs(), policy.complete(b.outputs)
-        addon = np.zeros(b.basic.shape, np.float32) if self._addon is None else self._per_step(self._addon, b, after)
-        metrics = [self._per_step(metric, b, after) for metric in self._step_metrics.values()]
+        addon, metrics = self._addon_values(b, after)
+        metrics += [self._per_step(metric, b, after) for metric in self._step_metrics.values()]
         final_index = np.argwhere(b.truncated & ~b.terminated)
         rollout = Rollout(
             obs=obs,
@@ -311,16 +312,22 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         self._increase_sampled_metrics(len(rollout), finished)
         return rollout, finished
 
+    def _addon_values(
+        self, b: _Buffers, after: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+        """The add-on reward ``[T, N]``, and each of its parts where it has several."""
+        if self._addon is None:
+            return np.zeros(b.basic.shape, np.float32), []
+        if not self._parts:
+            return self._per_step(self._addon, b, after), []
+        assert isinstance(self._addon, CompositeReward)
+        values = self._addon.parts(*_flat(b, after, self._addon.info_keys))
+        parts = [_checked(value, b, f"{self._addon!r}.parts") for value in values]
+        return np.sum(parts, axis=0, dtype=np.float32), parts
+
     def _per_step(self, reward: AddonReward, b: _Buffers, after: NDArray[np.float32]) -> NDArray[np.float32]:
         """Evaluates a vectorised reward on all T*N steps at once: ``[T, N]``."""
-        t, n = b.basic.shape
-        flat_infos: Mapping[str, Any] = {k: b.infos[k].reshape(t * n) for k in reward.info_keys}
-        actions = b.env_actions.reshape(t * n, *b.env_actions.shape[2:])
-        obs, next_obs = b.obs[:-1].reshape(t * n, -1), after.reshape(t * n, -1)
-        values = np.asarray(reward(obs, actions, next_obs, flat_infos), np.float32)
-        if values.shape != (t * n,):
-            raise ValueError(f"{reward!r} returned shape {values.shape} for {t * n} steps: expected ({t * n},)")
-        return values.reshape(t, n)
+        return _checked(reward(*_flat(b, after, reward.info_keys)), b, repr(reward))
 
     def _find_nonfinite(self, *arrays: NDArray[np.float32]) -> tuple[NonFinite, ...]:
         found = []
@@ -340,8 +347,8 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
     def _count_episodes(self, b: _Buffers, addon: NDArray[np.float32], metrics: list[NDArray[np.float32]]) -> int:
         """Adds the rollout to the running episodes and records those that ended. Loops over ends, not steps."""
         done, eps = b.terminated | b.truncated, self._episodes
-        sums = np.cumsum(np.stack([b.basic, addon, *metrics]), axis=1, dtype=np.float64)  # [2 + M, T, N]
-        carried = np.concatenate((eps.basic[None], eps.addon[None], eps.metrics))  # [2 + M, N]
+        sums = np.cumsum(np.stack([b.basic, addon, *metrics]), axis=1, dtype=np.float64)  # [2 + P + M, T, N]
+        carried = np.concatenate((eps.basic[None], eps.addon[None], eps.metrics))  # [2 + P + M, N]
         start = np.zeros(self.num_envs, np.int64)
         offset = np.zeros_like(carried)
         now = time.perf_counter()
@@ -349,9 +356,11 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         for t, n in ends:
             length = int(eps.length[n] + t + 1 - start[n])
             total = carried[:, n] + sums[:, t, n] - offset[:, n]
+            sums_of_parts, sums_of_metrics = total[2 : 2 + len(self._parts)], total[2 + len(self._parts) :]
             self._finished.append(
                 {"length": length, "basic": total[0], "addon": total[1], "seconds": now - eps.started[n]}
-                | {name: total[2 + i] / length for i, name in enumerate(self._step_metrics)}
+                | {f"addon_{name}_return": part for name, part in zip(self._parts, sums_of_parts, strict=True)}
+                | {name: s / length for name, s in zip(self._step_metrics, sums_of_metrics, strict=True)}
             )
             carried[:, n], offset[:, n], start[n] = 0.0, sums[:, t, n], t + 1
             eps.length[n], eps.started[n] = 0, now
@@ -369,11 +378,30 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
                 "episode_basic_return_mean": episode["basic"],
                 "episode_addon_return_mean": episode["addon"],
                 "episode_total_return_mean": episode["basic"] + episode["addon"],
+                **{f"episode_addon_{n}_return_mean": episode[f"addon_{n}_return"] for n in self._parts},
                 **{f"episode_{name}_mean": episode[name] for name in self._step_metrics},
             }
             self.metrics.log_dict(values, window=window)
         self._finished.clear()
         return self.metrics.reduce()
+
+
+def _flat(
+    b: _Buffers, after: NDArray[np.float32], info_keys: tuple[str, ...]
+) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float32], dict[str, NDArray[np.float64]]]:
+    """What a vectorised reward is called with: all T*N steps below each other."""
+    steps = b.basic.size
+    actions = b.env_actions.reshape(steps, *b.env_actions.shape[2:])
+    infos = {key: b.infos[key].reshape(steps) for key in info_keys}
+    return b.obs[:-1].reshape(steps, -1), actions, after.reshape(steps, -1), infos
+
+
+def _checked(values: Any, b: _Buffers, what: str) -> NDArray[np.float32]:
+    """A vectorised reward's values as ``[T, N]``."""
+    array, steps = np.asarray(values, np.float32), b.basic.size
+    if array.shape != (steps,):
+        raise ValueError(f"{what} returned shape {array.shape} for {steps} steps: expected ({steps},)")
+    return array.reshape(b.basic.shape)
 
 
 def _write_infos(

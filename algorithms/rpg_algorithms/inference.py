@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpg_algorithms.distributions import HALF_LOG_2PI, LOG_2
+from rpg_algorithms.graph import NumpyGraph
 from rpg_algorithms.network import NetworkSpec, PolicyNetwork
 
 Array = NDArray[Any]  # float32 throughout
@@ -47,16 +48,21 @@ class NumpyPolicy:
         self.spec: NetworkSpec = network.spec
         self._activation = _ACTIVATIONS[self.spec.activation]
         state = {k: v.detach().cpu().numpy() for k, v in network.state_dict().items()}
-        indices = sorted({int(k.split(".")[1]) for k in state if k.startswith("mlp.")})
-        self._layers = [
-            (np.ascontiguousarray(state[f"mlp.{i}.weight"].T), state[f"mlp.{i}.bias"].copy()) for i in indices
-        ]
+        self._layers: list[tuple[Array, Array]] = []
+        self._forward: Callable[[Array], Array]
+        if network.graph is None:
+            indices = sorted({int(k.split(".")[1]) for k in state if k.startswith("mlp.")})
+            self._layers = [
+                (np.ascontiguousarray(state[f"mlp.{i}.weight"].T), state[f"mlp.{i}.bias"].copy()) for i in indices
+            ]
+            self._forward = self._perceptron
+        else:
+            self._forward = NumpyGraph(network.graph)
         self._log_std = state["log_std"].copy() if "log_std" in state else None
         self._mean = self._inverse_std = None
         if network.normalizer is not None:
-            self._mean = state["normalizer.mean"].astype(np.float32)
-            variance = state["normalizer.var"] + self.spec.observation_epsilon
-            self._inverse_std = (1.0 / np.sqrt(variance)).astype(np.float32)
+            self._mean = state["normalizer.mean"].copy()  # float64, see PolicyNetwork.normalize
+            self._inverse_std = 1.0 / np.sqrt(state["normalizer.var"] + self.spec.observation_epsilon)
         if self.spec.action_low is not None and self.spec.action_high is not None:
             self._low = np.array(self.spec.action_low, dtype=np.float32)
             self._high = np.array(self.spec.action_high, dtype=np.float32)
@@ -74,7 +80,7 @@ class NumpyPolicy:
     @property
     def outputs_size(self) -> int:
         """P': size of the network's own outputs."""
-        return len(self._layers[-1][1])
+        return self.spec.dist_inputs_size if self._log_std is None else self.spec.action_size
 
     def outputs(self, obs: Array) -> Array:
         """The network's own outputs ``[N, P']`` at raw float32 observations ``[N, D]``; see ``complete``."""
@@ -85,6 +91,10 @@ class NumpyPolicy:
             if clip is not None:
                 np.minimum(x, clip, out=x)
                 np.maximum(x, -clip, out=x)
+            x = x.astype(np.float32)
+        return self._forward(x)
+
+    def _perceptron(self, x: Array) -> Array:
         for weight, bias in self._layers[:-1]:
             x = x @ weight
             x += bias
@@ -147,6 +157,6 @@ class NumpyPolicy:
         if self.spec.distribution == "categorical":
             return np.asarray(actions + self.spec.action_start)
         if self.spec.distribution == "squashed_gaussian":
-            result: Array = self._low + 0.5 * (np.tanh(actions) + 1.0) * (self._high - self._low)
-            return result
+            actions = self._low + 0.5 * (np.tanh(actions) + 1.0) * (self._high - self._low)
+        # A squashed action may be rounded past its bound.
         return np.asarray(np.minimum(np.maximum(actions, self._low), self._high))

@@ -10,7 +10,7 @@ Dimension letters: T time steps, N environments, B = T * N samples, D observatio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 from rpg_algorithms.advantages import generalized_advantages, running_returns, standardize
-from rpg_algorithms.distributions import make_distribution
+from rpg_algorithms.families import compare
 from rpg_algorithms.fused import FusedUpdate, UpdateSettings
 from rpg_algorithms.module import ActorCriticModule
 from rpg_algorithms.objectives import (
@@ -83,6 +83,9 @@ class Samples:
 
 class SPGLearner(TorchLearner):
     """Soft policy gradient's learner. Subclasses change the reward through ``transform_reward``."""
+
+    compares_with_prior = False
+    """Whether the reward weighs log pi_theta against the prior's log pi: both must then be of the same variable."""
 
     def build(self) -> None:
         """Builds module and optimizer, loads the prior, and makes all learners start equal."""
@@ -230,18 +233,19 @@ class SPGLearner(TorchLearner):
     def _prepare(self, rollout: TensorRollout, weights: Mapping[str, float]) -> tuple[Samples, dict[str, float]]:
         """Rewards, advantages and targets of a rollout, and the metrics that come with them."""
         module, config = self.actor_critic, self.config
-        shape = rollout.basic.shape
+        shape, logp_old = rollout.basic.shape, rollout.logp.flatten()
         raw = rollout.obs.flatten(0, 1)
         obs = module.policy.normalize(raw)
         statistics: dict[str, Tensor] = {}
         prior_logp = None
         if module.prior is not None:
-            prior_inputs = module.prior(raw)
-            actions = rollout.actions.flatten(0, 1)
-            prior = make_distribution(module.prior.spec.distribution, prior_inputs)
-            prior_logp = prior.log_prob(actions).view(shape)
-            acting = make_distribution(module.policy.spec.distribution, module.policy.head(obs))
-            statistics["kl_to_prior"] = acting.kl(prior).mean()
+            pair = compare(module.policy.spec, module.policy.head(obs), module.prior.spec, module.prior(raw))
+            own_logp, prior_logp = pair.log_probs(rollout.actions.flatten(0, 1))
+            prior_logp = prior_logp.view(shape)
+            if own_logp is not None and self.compares_with_prior:  # another family: see ``families``
+                rollout = replace(rollout, logp=own_logp.view(shape))
+            statistics["kl_to_prior"] = pair.kl().mean()
+            statistics["kl_to_prior_estimated"] = torch.tensor(float(pair.estimated), device=obs.device)
         reward = self.transform_reward(rollout, prior_logp, weights)
         statistics |= self.reward_terms(rollout, prior_logp, weights)
         if config.scale_rewards:
@@ -256,9 +260,7 @@ class SPGLearner(TorchLearner):
         statistics["advantage_std"] = advantage.std()
         if config.normalize_advantages == "batch":
             advantage = standardize(advantage)
-        samples = Samples(
-            obs, rollout.actions.flatten(0, 1), rollout.logp.flatten(), advantage.flatten(), target.flatten()
-        )
+        samples = Samples(obs, rollout.actions.flatten(0, 1), logp_old, advantage.flatten(), target.flatten())
         names = list(statistics)
         values = torch.stack([statistics[name].double() for name in names]).tolist()
         return samples, dict(zip(names, values, strict=True))
@@ -414,6 +416,8 @@ class SPGLearner(TorchLearner):
 
 class RPGLearner(SPGLearner):
     """Residual policy gradient's learner: SPG's with r_RPG for a reward."""
+
+    compares_with_prior = True
 
     def transform_reward(
         self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float]

@@ -8,7 +8,7 @@ Dimension letters: B batch, D observation size, A action dimensions, P size of `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rpg_algorithms.distributions import Categorical, DiagonalGaussian, DistributionName, make_distribution
+from rpg_algorithms.graph import Graph, GraphNetwork
 
 ActivationName = Literal["relu", "tanh", "elu", "silu"]
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
@@ -31,10 +32,10 @@ class NetworkSpec:
         observation_size: D, the size of the flattened (Box) or one-hot (Discrete) observation.
         action_size: A for Box, the number of actions for Discrete.
         distribution: family of the action distribution.
-        hidden: widths of the hidden layers.
+        hidden: widths of the hidden layers. (With a graph: of the critic's, where nothing else is said.)
         activation: activation after each hidden layer.
-        state_dependent_std: the network gives the log standard deviation too (clamped to ``log_std_bounds``);
-            otherwise it is a free parameter.
+        state_dependent_std: the network gives the log standard deviation too (clamped to ``log_std_bounds``, unless it
+            comes from a graph, which holds its own clamp); otherwise it is a free parameter.
         log_std_init: initial log standard deviation of a free parameter, nats.
         log_std_bounds: clamp of a state-dependent log standard deviation, nats.
         normalize_observations: hold running moments and normalise with them.
@@ -42,6 +43,7 @@ class NetworkSpec:
         observation_epsilon: added to the observation's variance.
         action_low, action_high: the environment's bounds per action dimension (Box only).
         action_start: first action of a Discrete space.
+        graph: the network, where it is no perceptron of these layers; takes normalised observations.
     """
 
     observation_size: int
@@ -58,6 +60,7 @@ class NetworkSpec:
     action_low: tuple[float, ...] | None = None
     action_high: tuple[float, ...] | None = None
     action_start: int = 0
+    graph: Graph | None = None
 
     def __post_init__(self) -> None:
         """Checks the fields against each other.
@@ -82,6 +85,18 @@ class NetworkSpec:
             self.action_low and self.action_high and np.all(np.isfinite(self.action_low + self.action_high))
         ):
             raise ValueError("distribution='squashed_gaussian' needs finite action_low and action_high")
+        if self.graph is not None:
+            self._check_graph(self.graph)
+
+    def _check_graph(self, graph: Graph) -> None:
+        shapes, wanted = graph.check(self.observation_size), (None, self.action_size)
+        count = 2 if self.state_dependent_std and self.distribution != "categorical" else 1
+        found = [shapes[name] for name in graph.outputs]
+        if found != [wanted] * count:
+            raise ValueError(
+                f"graph: outputs of shapes {found}, expected {count} of {wanted} (distribution={self.distribution!r}, "
+                f"state_dependent_std={self.state_dependent_std})"
+            )
 
     @property
     def dist_inputs_size(self) -> int:
@@ -89,8 +104,11 @@ class NetworkSpec:
         return self.action_size if self.distribution == "categorical" else 2 * self.action_size
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able dictionary."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """JSON-able dictionary; without ``graph`` where there is none, so that older bundles keep their hashes."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        graph: Graph | None = values.pop("graph")
+        data = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return data if graph is None else data | {"graph": graph.to_json()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NetworkSpec:
@@ -99,13 +117,20 @@ class NetworkSpec:
         if unknown := sorted(set(data) - known):
             raise ValueError(f"network specification has unknown keys {unknown}")
         try:
-            return cls(**data)
+            graph = None if data.get("graph") is None else Graph.from_json(data["graph"])
+            return cls(**{**data, "graph": graph})
         except TypeError as error:
             raise ValueError(f"network specification is incomplete: {error}") from error
 
     def check_compatible(self, other: NetworkSpec, what: str) -> None:
-        """Raises ValueError unless ``other`` observes and acts in the same spaces with the same family."""
-        for name in ("observation_size", "action_size", "distribution", "action_start"):
+        """Raises ValueError unless ``other`` observes and acts in the same spaces.
+
+        Families may differ between ``gaussian`` and ``squashed_gaussian`` (see ``families``).
+        """
+        names = ["observation_size", "action_size", "action_start"]
+        if "categorical" in (self.distribution, other.distribution):
+            names.append("distribution")
+        for name in names:
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"{what}: {name} is {getattr(other, name)!r}, expected {getattr(self, name)!r}")
 
@@ -199,7 +224,14 @@ class RunningMoments(nn.Module):
 
 
 class PolicyNetwork(nn.Module):
-    """Observation normaliser, multilayer perceptron and head: observations ``[B, D]`` → ``dist_inputs`` ``[B, P]``."""
+    """Observation normaliser, network and head: observations ``[B, D]`` → ``dist_inputs`` ``[B, P]``.
+
+    Attributes:
+        mlp: the multilayer perceptron; not there where the specification has a graph.
+        graph: the graph; None where the network is a perceptron.
+    """
+
+    mlp: nn.Sequential
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -210,23 +242,26 @@ class PolicyNetwork(nn.Module):
         if spec.distribution != "categorical" and not spec.state_dependent_std:
             head = spec.action_size
             self.log_std = nn.Parameter(torch.full((spec.action_size,), spec.log_std_init))
-        self.mlp = make_mlp(spec.observation_size, spec.hidden, head, spec.activation)
+        self.graph = None if spec.graph is None else GraphNetwork(spec.graph)
+        if self.graph is None:
+            self.mlp = make_mlp(spec.observation_size, spec.hidden, head, spec.activation)
 
     def normalize(self, obs: Tensor) -> Tensor:
         """Normalised (and clipped) observations ``[B, D]``; the identity without a normaliser."""
         if self.normalizer is None:
             return obs
+        # In float64: an observation that hardly varies leaves few digits of float32 after its mean is taken off.
         std = (self.normalizer.var + self.spec.observation_epsilon).sqrt()
-        x = (obs - self.normalizer.mean.to(obs.dtype)) / std.to(obs.dtype)
+        x = (obs.to(std.dtype) - self.normalizer.mean) / std
         clip = self.spec.observation_clip
-        return x if clip is None else x.clamp(-clip, clip)
+        return (x if clip is None else x.clamp(-clip, clip)).to(obs.dtype)
 
     def head(self, normalized_obs: Tensor) -> Tensor:
         """``dist_inputs`` ``[B, P]`` of already normalised observations."""
-        out: Tensor = self.mlp(normalized_obs)
+        out: Tensor = self.mlp(normalized_obs) if self.graph is None else self.graph(normalized_obs)
         if self.log_std is not None:
             return torch.cat((out, self.log_std.expand_as(out)), dim=-1)
-        if self.spec.distribution == "categorical":
+        if self.spec.distribution == "categorical" or self.graph is not None:
             return out
         mean, log_std = out.chunk(2, dim=-1)
         return torch.cat((mean, log_std.clamp(*self.spec.log_std_bounds)), dim=-1)

@@ -4,7 +4,8 @@
     bundle/weights.safetensors   state of one ``PolicyNetwork``, its observation normaliser included
 
 The card's ``content_hash`` covers the weights and everything else in the card, so that a bundle's hash names it.
-A customised policy leaves as the same bundle; ``parents`` holds the hashes of what it was made from.
+A customised policy leaves as the same bundle; ``parents`` holds the hashes of what it was made from, ``lineage`` what
+is worth knowing of them without having them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
@@ -33,6 +42,9 @@ CARD_FILE = "card.json"
 WEIGHTS_FILE = "weights.safetensors"
 MAX_CARD_BYTES = 1_000_000
 MAX_WEIGHTS_BYTES = 512_000_000
+MAX_LINEAGE = 64
+_MAX_TEXT = 200
+_MAX_WEIGHTS_TEXT = 2_000
 
 
 class BundleError(ValueError):
@@ -47,6 +59,47 @@ class ReturnStatistics(BaseModel):
     mean: float
     std: float
     episodes: int = Field(ge=1)
+
+
+class Ancestor(BaseModel):
+    """What a card keeps of a bundle that its policy was made from.
+
+    Attributes:
+        name, env_id, alpha: as on the ancestor's card.
+        content_hash: names the ancestor.
+        task, method, weights: the training that made it, or ``import`` and the format, where its card says.
+        returns: mean returns by evaluation, such as ``basic/deterministic``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    content_hash: str
+    env_id: str
+    task: str | None = None
+    method: str | None = None
+    weights: dict[str, Any] = {}
+    alpha: float | None = None
+    returns: dict[str, float] = {}
+
+    @classmethod
+    def of(cls, card: PriorCard) -> Ancestor:
+        """The summary of ``card``; bounded, as ``made_by`` may hold anything."""
+        weights = card.made_by.get("weights")
+        method, imported = card.made_by.get("method"), card.made_by.get("import")
+        if method is None and isinstance(imported, dict) and "format" in imported:
+            method = f"import {imported['format']}"
+        fits = isinstance(weights, dict) and len(json.dumps(weights, default=str)) <= _MAX_WEIGHTS_TEXT
+        return cls(
+            name=card.name[:_MAX_TEXT],
+            content_hash=card.content_hash,
+            env_id=card.env_id[:_MAX_TEXT],
+            task=_short_text(card.made_by.get("task")),
+            method=_short_text(method),
+            weights=weights if fits and weights else {},
+            alpha=card.alpha,
+            returns={name: statistics.mean for name, statistics in sorted(card.returns.items())[:12]},
+        )
 
 
 class PriorCard(BaseModel):
@@ -64,6 +117,8 @@ class PriorCard(BaseModel):
         returns: evaluations, such as ``basic/deterministic``.
         made_by: what produced it: versions, method, settings, seed, env steps.
         parents: content hashes of the bundles that it was made from, nearest first.
+        lineage: what they were, in the same order; as many as are known, at most ``MAX_LINEAGE``. Not written when
+            empty, so that cards without it keep their hash.
         created: UTC time, ISO 8601.
         content_hash: SHA-256 of the card without this field and of the weights.
     """
@@ -81,8 +136,29 @@ class PriorCard(BaseModel):
     returns: dict[str, ReturnStatistics] = {}
     made_by: dict[str, Any] = {}
     parents: list[str] = []
+    lineage: list[Ancestor] = Field(default=[], max_length=MAX_LINEAGE)
     created: str = ""
     content_hash: str = ""
+
+    @model_validator(mode="after")
+    def _lineage_is_of_the_parents(self) -> PriorCard:
+        if [each.content_hash for each in self.lineage] != self.parents[: len(self.lineage)]:
+            raise ValueError("lineage does not name the parents in their order")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_lineage(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if not data.get("lineage"):
+            data.pop("lineage", None)
+        return data
+
+    def descent(self) -> dict[str, Any]:
+        """``parents`` and ``lineage`` of what is made from this bundle, for ``describe``."""
+        return {
+            "parents": [self.content_hash, *self.parents],
+            "lineage": [Ancestor.of(self), *self.lineage][:MAX_LINEAGE],
+        }
 
     @classmethod
     def describe(
@@ -154,7 +230,7 @@ def save_bundle(path: str | Path, network: PolicyNetwork, card: PriorCard) -> Pr
         card: what to say of it; ``network`` must describe ``network``.
 
     Raises:
-        BundleError: the weights are not finite.
+        BundleError: the weights are not finite, or the card is too large to be read again.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,9 +239,11 @@ def save_bundle(path: str | Path, network: PolicyNetwork, card: PriorCard) -> Pr
     weights = safetensors_save(state)
     card = card.model_copy(update={"network": network.spec.to_dict(), "content_hash": ""})
     card = card.model_copy(update={"content_hash": _content_hash(card, weights)})
+    text = json.dumps(card.model_dump(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    if len(text) > MAX_CARD_BYTES:  # ASCII: bytes
+        raise BundleError(f"{folder}: the card takes {len(text)} bytes, more than the {MAX_CARD_BYTES} that are read")
     (folder / WEIGHTS_FILE).write_bytes(weights)
-    text = json.dumps(card.model_dump(), indent=2, sort_keys=True, allow_nan=False)
-    (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
     return card
 
 
@@ -226,6 +304,15 @@ def load_bundle(path: str | Path) -> PriorBundle:
             raise BundleError(f"{file}: {name} is {found}, the card's network has {wanted}")
     _check_finite(state, folder)
     return PriorBundle(card, {k: v.numpy() for k, v in state.items()})
+
+
+def _short_text(value: object) -> str | None:
+    """A name as it is, anything else (a task written in the YAML) by its name or as JSON; cut."""
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        value = value["name"]
+    if value is None:
+        return None
+    return (value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))[:_MAX_TEXT]
 
 
 def _content_hash(card_without_hash: PriorCard, weights: bytes) -> str:

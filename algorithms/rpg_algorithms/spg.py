@@ -150,7 +150,7 @@ class SPGConfig(AlgorithmConfig):
                 reported as ``env_runners/episode_<name>_mean``.
             prior: a ``PriorBundle`` or a bundle's folder. It is read at once; checkpoints carry it.
             start_from_prior: start with the prior's weights and its frozen observation normaliser (default), or from
-                scratch.
+                scratch, then of another family too (see ``families``).
             critic_warmup_iterations: training iterations in which the critic alone learns, when starting from a prior.
             lambda_: GAE's lambda.
             clip_param: half-width of PPO's clipping.

@@ -212,6 +212,8 @@ def _pool_candidate(env: Any, context: Mapping[str, Any]) -> tuple[str | None, s
     if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
         creator = _global_registry.get(ENV_CREATOR, env)
         env, arguments = getattr(creator, "env_id", None), getattr(creator, "env_kwargs", {})
+        if wrappers := getattr(creator, "wrappers", ()):
+            return None, f"it does not take the wrappers {list(wrappers)} of {env}"
     if not isinstance(env, str):
         return None, "it needs an environment given by its gymnasium id"
     if arguments:

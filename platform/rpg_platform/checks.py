@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import cast
 
 from rpg_platform.methods import METHODS, weight_faults
 from rpg_platform.search_space import SearchSpace
-from rpg_platform.shipped import SHIPPED
+from rpg_platform.shipped import SHIPPED, bundle_in
 from rpg_platform.spec import SweepSpec
 from rpg_platform.spec_errors import Path, Problem, dotted, show, suggestion
+from rpg_platform.task_spec import build_task, same_environment, task_env_id, task_label
 from rpg_platform.tasks import TASKS
 from rpg_platform.trials import Arm, arms, count_trials, draws, make_trials, searched, uses_prior
 
@@ -52,7 +52,11 @@ def check(spec: SweepSpec, *, check_files: bool = True) -> list[Problem]:
         *_samples(spec),
         *_iteration(spec),
         *_start(spec),
+        *_evaluation_seeds(spec),
+        *_objective(spec),
     ]
+    if check_files:
+        problems += _environment(spec)
     if check_files and spec.prior is not None:
         problems += _bundle(spec, spec.prior)
     total = count_trials(spec)
@@ -66,8 +70,24 @@ def check(spec: SweepSpec, *, check_files: bool = True) -> list[Problem]:
 
 # ---- names --------------------------------------------------------------------------------------
 def _task(spec: SweepSpec) -> Iterator[Problem]:
-    if spec.task not in TASKS:
-        yield Problem(("task",), f"unknown task {show(spec.task)}" + suggestion(spec.task, TASKS))
+    if isinstance(spec.task, str):
+        if spec.task not in TASKS:
+            yield Problem(("task",), f"unknown task {show(spec.task)}" + suggestion(spec.task, TASKS))
+    elif spec.task.env is not None and not spec.task.addons:
+        for arm in arms(spec):
+            if "addon_weight" in METHODS[arm.entry.method].takes:
+                message = f"method {arm.entry.method!r} customises for add-on rewards, and the task has none"
+                yield Problem(("task",), f"{message}: give addons", at_key=True, needs=(arm.path,))
+
+
+def _environment(spec: SweepSpec) -> Iterator[Problem]:
+    """What only the environment of a task of one's own can tell; registered tasks are tested."""
+    if isinstance(spec.task, str):
+        return
+    from rpg_platform.conformance import probe  # imports gymnasium, and whatever the task names
+
+    for error in probe(build_task(spec.task)):
+        yield Problem(("task", *error.path), error.message, error.at_key, offset=error.offset)
 
 
 def _seeds(spec: SweepSpec) -> Iterator[Problem]:
@@ -104,21 +124,38 @@ def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
         hint = suggestion(prior, SHIPPED)
         yield Problem(here, f"{prior!r} is neither a shipped prior nor a folder beside the file{hint}")
         return
-    folder = SHIPPED.get(prior, pathlib.Path(prior))
+    folder = SHIPPED.get(prior) or bundle_in(pathlib.Path(prior)) or pathlib.Path(prior)
     try:
         card = _read_card(folder)
     except ValueError as error:
         yield Problem(here, str(error))
         return
-    made_for, wanted = card.get("env_id"), TASKS[spec.task].env_id if spec.task in TASKS else None
-    if isinstance(made_for, str) and wanted and _family(made_for) != _family(wanted):
-        message = f"{prior!r} acts in {made_for}, but task {spec.task!r} is in {wanted}"
+    made_for, wanted = card.get("env_id"), task_env_id(spec.task)
+    if isinstance(made_for, str) and wanted and not same_environment(made_for, wanted):
+        message = f"{prior!r} acts in {made_for}, but task {task_label(spec.task)!r} is in {wanted}"
         yield Problem(here, message, needs=(("task",),))
     if card.get("alpha") is None:
         for arm in arms(spec):
             if METHODS[arm.entry.method].algorithm == "rpg" and "omega" in arm.entry.weights:
                 message = f"needs the alpha that the prior was trained with, and {prior!r} records none"
                 yield Problem(arm.weight_path("omega"), f"{message}; give omega_prime", True, (here, arm.path))
+    yield from _families(spec, prior, card)
+
+
+def _families(spec: SweepSpec, prior: str, card: Mapping[str, object]) -> Iterator[Problem]:
+    """A policy that starts from its prior is of its family; from scratch both kinds of Gaussian go together."""
+    network, described = spec.training.fixed.network, card.get("network")
+    given = None if network is None else network.distribution
+    its = described.get("distribution") if isinstance(described, dict) else None
+    if given is None or not isinstance(its, str) or given == its:
+        return
+    path: Path = (*_TRAINING, "network", "distribution")
+    message = f"{given!r} given, but the prior {prior!r} is {its!r}"
+    if "categorical" in (given, its):
+        yield Problem(path, f"{message}: their actions are of different kinds", needs=(("prior",),))
+    elif any(value is True for value in spec.training.candidates("start_from_prior")):
+        message += ", and a policy that starts from its prior is of its family; set start_from_prior: false"
+        yield Problem(path, message, needs=((*_TRAINING, "start_from_prior"), ("prior",)))
 
 
 def _read_card(folder: pathlib.Path) -> Mapping[str, object]:
@@ -141,10 +178,6 @@ def _read_card(folder: pathlib.Path) -> Mapping[str, object]:
     if not isinstance(card, dict):
         raise ValueError(f"not a prior bundle: {folder / CARD_FILE} is no JSON object")
     return card
-
-
-def _family(env_id: str) -> str:
-    return re.sub(r"-v\d+$", "", env_id)
 
 
 # ---- the search ---------------------------------------------------------------------------------
@@ -216,7 +249,8 @@ def _iteration(spec: SweepSpec) -> Iterator[Problem]:
         yield Problem(where, f"{message} (rollout_length {min(rollouts)} x {spelled}{shared})", needs=needs)
     warmup = max(cast(int, value) for value in spec.training.candidates("critic_warmup_iterations"))
     trains = any(uses_prior(spec, arm.entry.method) and METHODS[arm.entry.method].algorithm for arm in arms(spec))
-    if trains and longest <= spec.budget.env_steps <= warmup * longest:
+    starts = any(value is True for value in spec.training.candidates("start_from_prior"))
+    if trains and starts and longest <= spec.budget.env_steps <= warmup * longest:
         message = f"{warmup} iterations of {longest} env steps use up the budget of {spec.budget.env_steps}"
         where = (*_TRAINING, "critic_warmup_iterations")
         yield Problem(where, f"{message} before the policy moves", needs=(*needs, _STEPS, ("algorithm",), ("prior",)))
@@ -239,3 +273,37 @@ def _start(spec: SweepSpec) -> Iterator[Problem]:
             ("prior",),
         )
         yield Problem((*_TRAINING, "network"), f"{message} {detail}; leave one out", at_key=True, needs=needs)
+
+
+# ---- evaluation -----------------------------------------------------------------------------------
+def _evaluation_seeds(spec: SweepSpec) -> Iterator[Problem]:
+    settings = spec.evaluation
+    if settings.validations == 0:
+        return
+    evaluation = range(settings.seed, settings.seed + settings.episodes)
+    validation = range(settings.validation_seed, settings.validation_seed + settings.validation_episodes)
+    if evaluation.start < validation.stop and validation.start < evaluation.stop:
+        message = f"the validation seeds {_span(validation)} and the evaluation seeds {_span(evaluation)} overlap"
+        section: Path = ("evaluation",)
+        needs = tuple((*section, name) for name in ("seed", "episodes", "validation_episodes", "validations"))
+        yield Problem((*section, "validation_seed"), f"{message}: the best would be chosen on them", needs=needs)
+
+
+def _span(seeds: range) -> str:
+    return f"{seeds.start} to {seeds.stop - 1}"
+
+
+def _objective(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.prior is not None:
+        return
+    constraints = spec.objective.constraints
+    for name in type(constraints).model_fields:
+        bound = getattr(constraints, name)
+        if name == "kl_to_prior" and bound is not None:
+            yield Problem(("objective", "constraints", name), _NO_PRIOR, at_key=True, needs=(("prior",),))
+        elif getattr(bound, "min_fraction_of_prior", None) is not None:
+            path: Path = ("objective", "constraints", name, "min_fraction_of_prior")
+            yield Problem(path, _NO_PRIOR, at_key=True, needs=(("prior",),))
+
+
+_NO_PRIOR = "is measured against the prior, and no prior is given"

@@ -7,7 +7,7 @@ Short episodes are therefore not counted more often than long ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rpg_algorithms.distributions import make_distribution
+from rpg_algorithms.addons import part_names
+from rpg_algorithms.families import compare
 from rpg_algorithms.inference import NumpyPolicy
 from rpg_algorithms.network import PolicyNetwork
 from rpg_algorithms.prior import ReturnStatistics
@@ -37,7 +38,9 @@ class Episodes:
         basic_return, addon_return, total_return: undiscounted sums per episode.
         episode_length: steps.
         task_metric: mean over the episode's steps.
-        kl_to_prior: mean over the episode's steps of KL(policy || prior), nats; nan without a prior.
+        kl_to_prior: mean over the episode's steps of KL(policy || prior), nats, between families estimated (see
+            ``rpg_algorithms.families``); nan without a prior.
+        addon_parts: of a task with several add-on rewards, the weighted return of each; they sum to ``addon_return``.
     """
 
     basic_return: NDArray[np.float64]
@@ -46,6 +49,7 @@ class Episodes:
     episode_length: NDArray[np.float64]
     task_metric: NDArray[np.float64]
     kl_to_prior: NDArray[np.float64]
+    addon_parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -89,7 +93,9 @@ def _play(
     space = envs.single_observation_space
     observed, _ = envs.reset(seed=[seed + i for i in range(episodes)])
     obs = flatten_observations(space, observed).copy()
+    names = part_names(task.addon)
     sums = np.zeros((4, episodes))  # basic, add-on, metric, KL
+    parts = np.zeros((len(names), episodes))
     length = np.zeros(episodes)
     playing = np.ones(episodes, bool)
     while playing.any():
@@ -105,15 +111,28 @@ def _play(
         after = _with_final(space, next_obs, infos, done)
         values = _infos(infos, keys, done, episodes)
         sums[0, playing] += reward[playing]
-        for row, function in ((1, task.addon), (2, task.metric)):
-            sums[row, playing] += _per_step(function, obs, env_actions, after, values)[playing]
+        step = (obs, env_actions, after)
+        if names:
+            parts[:, playing] += _each(task.addon, *step, values)[:, playing]
+        else:
+            sums[1, playing] += _per_step(task.addon, *step, values)[playing]
+        sums[2, playing] += _per_step(task.metric, *step, values)[playing]
         if prior is not None:
             sums[3, playing] += _kl(acting.complete(outputs), policy, prior, obs)[playing]
         length[playing] += 1
         playing &= ~done
         obs = next_obs
     kl = sums[3] / length if prior is not None else np.full(episodes, np.nan)
-    return Episodes(sums[0], sums[1], sums[0] + sums[1], length, sums[2] / length, kl)
+    addon = parts.sum(0) if names else sums[1]
+    each = dict(zip(names, parts, strict=True))
+    return Episodes(sums[0], addon, sums[0] + addon, length, sums[2] / length, kl, each)
+
+
+def _each(
+    addon: Any, obs: NDArray[Any], actions: NDArray[Any], after: NDArray[Any], infos: Mapping[str, NDArray[Any]]
+) -> NDArray[Any]:
+    """``[P, N]`` values of the parts of an add-on reward that has several."""
+    return np.stack(addon.parts(obs, actions, after, {k: infos[k] for k in addon.info_keys}))
 
 
 def _per_step(
@@ -150,8 +169,8 @@ def _infos(
 
 def _kl(inputs: NDArray[Any], policy: PolicyNetwork, prior: PolicyNetwork, obs: NDArray[Any]) -> NDArray[Any]:
     with torch.no_grad():
-        own = make_distribution(policy.spec.distribution, torch.from_numpy(inputs))
-        result: NDArray[Any] = own.kl(prior.distribution(torch.from_numpy(obs))).numpy()
+        pair = compare(policy.spec, torch.from_numpy(inputs), prior.spec, prior(torch.from_numpy(obs)))
+        result: NDArray[Any] = pair.kl().numpy()
         return result
 
 
@@ -162,16 +181,20 @@ def evaluate_both(
     return {mode: evaluate(policy, task, episodes, seed, mode, prior) for mode in MODES}
 
 
-def as_metrics(results: Mapping[Mode, Episodes]) -> dict[str, float]:
-    """Flat metrics: ``eval/<mode>/<measure>_mean`` and ``_std`` over episodes, and ``eval/kl_to_prior`` (sampled)."""
+def as_metrics(results: Mapping[Mode, Episodes], prefix: str = "eval") -> dict[str, float]:
+    """Flat metrics: ``eval/<mode>/<measure>_mean`` and ``_std`` over episodes, and ``eval/kl_to_prior`` (sampled).
+
+    Of several add-on rewards each has ``eval/<mode>/addon/<name>_return_mean`` and ``_std`` too.
+    """
     metrics: dict[str, float] = {}
     for mode, played in results.items():
-        for measure in MEASURES:
-            values = getattr(played, measure)
-            metrics[f"eval/{mode}/{measure}_mean"] = float(values.mean())
-            metrics[f"eval/{mode}/{measure}_std"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        measured = {measure: getattr(played, measure) for measure in MEASURES}
+        measured |= {f"addon/{name}_return": values for name, values in played.addon_parts.items()}
+        for measure, values in measured.items():
+            metrics[f"{prefix}/{mode}/{measure}_mean"] = float(values.mean())
+            metrics[f"{prefix}/{mode}/{measure}_std"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     if "sampled" in results:
-        metrics["eval/kl_to_prior"] = float(results["sampled"].kl_to_prior.mean())
+        metrics[f"{prefix}/kl_to_prior"] = float(results["sampled"].kl_to_prior.mean())
     return metrics
 
 

@@ -1,9 +1,12 @@
-"""Delivery to MLflow: plain records in, exactly one parent run and one child run a trial out.
+"""Runs at MLflow: exactly one parent run a sweep and one child run a trial, however often a record is sent.
 
-``tracking`` turns what Tune reports into ``Record``s and never talks to MLflow itself; ``MlflowRuns``
-delivers them in order. A record names its run by our key (the trial's id, ``PARENT`` for the sweep), not by
-MLflow's run id, and carries its own times, so it can wait, and be delivered twice, without changing or
-doubling anything.
+``tracking`` turns what Tune reports into ``Record``s, ``spool`` keeps them, ``sender`` says when to send, and
+``MlflowRuns`` does it. A record names its run by our key (the trial's id, ``PARENT`` for the sweep), not by MLflow's
+run id, and carries its own times, so it can wait, and be sent twice, without changing or doubling anything:
+
+- a metric is identified by run, key, timestamp, step and value, in MLflow's database too;
+- a run is looked up by its tags before it is made, wherever an earlier attempt may have made it;
+- parameters are sent only where they are missing, and a tag, an artifact or a status is the same the second time.
 """
 
 from __future__ import annotations
@@ -14,22 +17,19 @@ import logging
 import os
 import re
 import tempfile
-import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import unquote
 from uuid import uuid4
 
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from ray.tune import Checkpoint
-
-logger = logging.getLogger(__name__)
 
 PARENT = ""
 """Key of the sweep's own run."""
@@ -39,38 +39,49 @@ ARTIFACT_FOLDER = "mlartifacts"
 TAG_PARENT = "mlflow.parentRunId"
 TAG_RUN_KEY = "run_key"
 TAG_TRIAL_ID = "trial_id"
+TAG_PROBE = "tracker_probe"
 
 MAX_PARAM_CHARS = 6_000
 MAX_TAG_CHARS = 5_000
-MAX_PENDING = 100_000
+# What MLflow takes in one log-batch request (together 1,000 of them and 1 MB).
+_BATCH_METRICS, _BATCH_PARAMS, _BATCH_TAGS = 800, 100, 100
+_MAX_BATCH_CHARS = 400_000
 
-# The server says these of a request that will be no better the second time.
-_REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"})
-_FIRST_PAUSE_S = 2.0
-_LONGEST_PAUSE_S = 60.0
-_QUICK_S = 2.0
-# MLflow's own defaults hold the caller for about four minutes when a server is away.
-_REQUEST_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_STATUS = re.compile(r"failed with error code (\d{3}) ")
 
 Kind = Literal["open", "metrics", "tags", "text", "file", "folder", "close"]
+ARTIFACTS: frozenset[Kind] = frozenset({"text", "file", "folder"})
 
 
 @dataclass(frozen=True)
 class Record:
-    """One thing to deliver.
+    """One thing to deliver; JSON through and through.
 
     Attributes:
         run: key of the run it belongs to: a trial's id, or ``PARENT``.
-        kind: what ``data`` is. ``open``: name, tags, params, start_time; ``metrics``: values, step,
-            timestamp; ``tags``: values; ``text``: text, path; ``file``: base64, path; ``folder``: checkpoint
-            (``ray.tune.Checkpoint``), folder (inside the checkpoint), path; ``close``: status, end_time.
+        kind: what ``data`` is. ``open``: name, tags, params, start_time; ``metrics``: values, step, timestamp;
+            ``tags``: values; ``text``: text, path; ``file``: base64, path; ``folder``: checkpoint (path or URI), folder
+            (inside the checkpoint), path; ``close``: status, end_time, if_running (a run that is not is left alone).
             Times are in ms since the epoch.
-        data: the content; everything but a checkpoint is JSON.
+        data: the content.
     """
 
     run: str
     kind: Kind
     data: Mapping[str, Any]
+
+    def payload(self) -> dict[str, Any]:
+        """As the spool keeps it."""
+        return {"run": self.run, "kind": self.kind, "data": self.data}
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any]) -> Record:
+        """Back from the spool.
+
+        Raises:
+            KeyError: something is missing.
+        """
+        return cls(payload["run"], payload["kind"], payload["data"])
 
 
 def default_tracking_uri(storage: str | Path) -> str:
@@ -138,155 +149,119 @@ def create_embedded_store(database: Path) -> bool:
 
 
 @dataclass
-class MlflowRuns:
-    """The runs of one sweep at one tracking server.
+class KnownRun:
+    """What is known of one run.
 
-    ``put`` delivers at once where it can. While the server is away, records wait in memory, in order, and are
-    tried again with growing pauses; what the server refuses for good is dropped and counted. Nothing is
-    raised.
+    Attributes:
+        run_id: MLflow's id.
+        status: the last that was set.
+        doubtful: it was looked up after an attempt to make it whose answer was lost: that attempt may still have made
+            a second one.
+    """
+
+    run_id: str
+    status: str = "RUNNING"
+    doubtful: bool = False
+
+
+@dataclass
+class MlflowRuns:
+    """The runs of one sweep at one tracking server. Every method raises what MLflow raises.
 
     Attributes:
         tracking_uri: MLflow server, or ``sqlite:///…``.
         experiment: name of the MLflow experiment; made if it is missing.
         run_key: what tells this sweep's parent run from another of the same name.
-        run_ids: our key → MLflow's run id, of every run opened so far.
-        errors: failed deliveries and failures inside the tracker.
-        dropped: records given up.
+        sweep: name of the sweep.
+        known: our key → what is known of the run, of every run opened so far.
+        changed: called with each run that becomes known or changes, to be kept for a later process.
     """
 
     tracking_uri: str
     experiment: str
     run_key: str
-    run_ids: dict[str, str] = field(default_factory=dict)
-    errors: int = 0
-    dropped: int = 0
+    sweep: str = "sweep"
+    known: dict[str, KnownRun] = field(default_factory=dict)
+    changed: Callable[[str, KnownRun], None] = lambda key, run: None
     experiment_id: str | None = None
 
     def __post_init__(self) -> None:
         self._client: MlflowClient | None = None
-        self._pending: deque[Record] = deque()
         self._search_first: set[str] = set()  # runs that may exist without our knowing their id
-        self._unopened: set[str] = set()  # runs the server refused to open
-        self._quiet_until = 0.0
-        self._pause_s = _FIRST_PAUSE_S
-        self._warned: set[str] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks before a run: the connection stays behind."""
-        return {**self.__dict__, "_client": None}
+        self._search_always = False
+        self._settled: set[str] = set()  # runs whose parameters are known to be there
 
     @property
-    def pending(self) -> int:
-        """Number of records that wait for the server."""
-        return len(self._pending)
+    def run_ids(self) -> dict[str, str]:
+        """Our key → MLflow's run id."""
+        return {key: run.run_id for key, run in self.known.items()}
+
+    def page(self, key: str) -> str | None:
+        """Address of a run's page; None for an embedded store, or while the run has not been opened."""
+        if key not in self.known or self.experiment_id is None or not self.tracking_uri.startswith("http"):
+            return None
+        base = without_login(self.tracking_uri).rstrip("/")
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.known[key].run_id}"
 
     def expect_earlier_runs(self, *keys: str) -> None:
-        """Says that these runs may exist already (a restored sweep): each is looked up before it is made."""
+        """Says that these runs (none: any) may exist already: each is looked up before it is made."""
         self._search_first.update(keys)
+        self._search_always |= not keys
 
-    def put(self, record: Record) -> None:
-        """Takes a record and delivers what can be delivered now."""
-        if len(self._pending) >= MAX_PENDING and record.kind == "metrics":
-            self._drop(record, f"more than {MAX_PENDING} records are waiting")
-            return
-        self._pending.append(record)
-        self.flush()
+    def put(self, *records: Record, closing: bool = False) -> None:
+        """Sends records one by one; ``closing`` as for ``log``."""
+        for record in records:
+            if record.kind in ARTIFACTS:
+                self.upload(record)
+            elif record.kind == "close":
+                self.close(record)
+            else:
+                self.log([record], closing=closing)
 
-    def flush(self, patience_s: float = 0.0) -> bool:
-        """Delivers what is waiting.
+    def log(self, records: Sequence[Record], *, closing: bool = False) -> None:
+        """Opens a run if it has to be, and logs its metrics, tags and parameters in as few requests as they take.
 
         Args:
-            patience_s: how long to keep trying when the server is away, in seconds; 0 tries at most once, and
-                not at all during the pause after a failure.
-
-        Returns:
-            Whether nothing is left.
+            records: of one run: ``open``, ``metrics`` and ``tags``.
+            closing: its end follows, so a run that has ended need not be shown as running in between.
         """
-        deadline = time.monotonic() + patience_s
-        if patience_s:
-            self._quiet_until = 0.0
-        while self._pending:
-            wait = self._quiet_until - time.monotonic()
-            if wait > 0:
-                if time.monotonic() + wait > deadline:
-                    return False
-                time.sleep(wait)
-            if self._try(self._pending[0]):
-                self._pending.popleft()
-        return True
+        key = records[0].run
+        openings = [record.data for record in records if record.kind == "open"]
+        tags: dict[str, object] = {}
+        params: dict[str, str] = {}
+        if openings:
+            opened, fresh = self._open(key, openings, reopen=not closing)
+            if not fresh:
+                tags |= {name: value for data in openings for name, value in data["tags"].items()}
+            if key not in self._settled:  # parameters can't change, so a reopened run gets only those it lacks
+                had = {} if opened is None else opened.data.params
+                params = {n: v for data in reversed(openings) for n, v in data["params"].items() if n not in had}
+        elif key not in self.known:
+            self._open(key, [], reopen=False)
+        metrics = []
+        for record in records:
+            if record.kind == "metrics":
+                step, timestamp = record.data["step"], record.data["timestamp"]
+                metrics += [Metric(metric_key(k), v, timestamp, step) for k, v in record.data["values"].items()]
+            elif record.kind == "tags":
+                tags |= record.data["values"]
+        run_id, (client, _) = self.known[key].run_id, self._connect()
+        cut = [Param(name, value[:MAX_PARAM_CHARS]) for name, value in params.items()]
+        for batch in _batches(metrics, cut, [RunTag(name, tag_value(value)) for name, value in tags.items()]):
+            client.log_batch(run_id, **batch, synchronous=True)
+        if openings:
+            self._settled.add(key)
 
-    def failed(self, what: str, error: BaseException) -> None:
-        """Counts a failure and warns of the first of its kind, with what to do."""
-        self.errors += 1
-        level = logging.DEBUG if what in self._warned else logging.WARNING
-        self._warned.add(what)
-        logger.log(level, "tracking: %s: %s. Training continues.", what, _short(error))
+    def upload(self, record: Record) -> None:
+        """Uploads an artifact.
 
-    # ---- delivery -------------------------------------------------------------------------------
-
-    def _try(self, record: Record) -> bool:
-        """Delivers one record; True when it is done with, delivered or dropped."""
-        if record.run in self._unopened or (record.kind != "open" and record.run not in self.run_ids):
-            self._drop(record, f"run {record.run!r} could not be opened")
-            return True
-        start = time.monotonic()
-        for attempt in (1, 2):
-            try:
-                with _request_limits():
-                    self._deliver(record)
-                break
-            except Exception as error:
-                if _is_refusal(error) and record.run + record.kind != PARENT + "open":
-                    self._refused(record, error)
-                    return True
-                took_s = time.monotonic() - start
-                # Once more at once, as a kept-alive connection may just have been closed; not after a time-out.
-                if attempt == 2 or took_s > _QUICK_S:
-                    self._away(error, took_s)
-                    return False
-        if self._pause_s > _FIRST_PAUSE_S:
-            logger.info(
-                "tracking: %s answers again; %d records follow",
-                without_login(self.tracking_uri),
-                len(self._pending),
-            )
-        self._pause_s = _FIRST_PAUSE_S
-        return True
-
-    def _away(self, error: Exception, took_s: float) -> None:
-        # A server that swallows requests costs each caller's time: it gets a small share of it.
-        self._quiet_until = time.monotonic() + max(self._pause_s, 10 * took_s)
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        self.failed(
-            f"MLflow at {without_login(self.tracking_uri)} can't be used now; records wait in memory until "
-            "it is back. Check that the server runs, that tracking.uri is its address and the login is right",
-            error,
-        )
-
-    def _refused(self, record: Record, error: Exception) -> None:
-        if record.kind == "open":
-            self._unopened.add(record.run)
-        self.failed(f"MLflow refused {record.kind!r} of run {record.run or 'of the sweep'!r}; it is left out", error)
-        self._drop(record, "refused")
-
-    def _drop(self, record: Record, why: str) -> None:
-        self.dropped += 1
-        logger.debug("tracking: dropped %s of %r: %s", record.kind, record.run, why)
-
-    def _deliver(self, record: Record) -> None:
-        (client, experiment_id), data = self._connect(), record.data
-        if record.kind == "open":
-            self._open(client, experiment_id, record)
-            return
-        run_id = self.run_ids[record.run]
-        if record.kind == "metrics":
-            metrics = [
-                Metric(metric_key(key), value, data["timestamp"], data["step"]) for key, value in data["values"].items()
-            ]
-            client.log_batch(run_id, metrics=metrics, synchronous=True)
-        elif record.kind == "tags":
-            client.log_batch(run_id, tags=_tags(data["values"]), synchronous=True)
-        elif record.kind == "text":
+        Raises:
+            FileNotFoundError: the checkpoint that it was to come from is gone.
+        """
+        if record.run not in self.known:
+            self._open(record.run, [], reopen=False)
+        (client, _), run_id, data = self._connect(), self.known[record.run].run_id, record.data
+        if record.kind == "text":
             client.log_text(run_id, data["text"], data["path"])
         elif record.kind == "file":
             path = PurePosixPath(data["path"])
@@ -294,15 +269,36 @@ class MlflowRuns:
                 file = Path(made) / path.name
                 file.write_bytes(base64.b64decode(data["base64"]))
                 client.log_artifact(run_id, str(file), str(path.parent))
-        elif record.kind == "folder":
-            source: Checkpoint = data["checkpoint"]
-            inside = Checkpoint(f"{source.path}/{data['folder']}", source.filesystem)
-            with inside.as_directory() as local:
-                if not Path(local).is_dir():
-                    raise FileNotFoundError(f"{inside.path} is gone")
-                client.log_artifacts(run_id, local, data["path"])
         else:
-            client.set_terminated(run_id, data["status"], data["end_time"])
+            inside = _folder_in(data["checkpoint"], data["folder"])
+            if inside is None:
+                return
+            with inside.as_directory() as local:
+                client.log_artifacts(run_id, local, data["path"])
+
+    def close(self, record: Record, tags: Mapping[str, object] | None = None) -> None:
+        """Ends a run with its status; once more if it has ended before."""
+        key = record.run
+        if record.data.get("if_running") and (key not in self.known or self.known[key].status != "RUNNING"):
+            return
+        if tags:
+            self.log([Record(key, "tags", {"values": tags})], closing=True)
+        elif key not in self.known:
+            self._open(key, [], reopen=False)
+        (client, _), run = self._connect(), self.known[key]
+        client.set_terminated(run.run_id, record.data["status"], record.data["end_time"])
+        run.status = record.data["status"]
+        if run.doubtful:
+            self._remove_strays(client, key)
+            run.doubtful = False
+        self.changed(key, run)
+
+    def probe(self) -> None:
+        """Writes a tag to the sweep's run: raises nothing if the server takes what is in order."""
+        client, _ = self._connect()
+        client.set_tag(self.known[PARENT].run_id, TAG_PROBE, "ok")
+
+    # ---- opening --------------------------------------------------------------------------------
 
     def _connect(self) -> tuple[MlflowClient, str]:
         """The client and the experiment's id; makes store and experiment the first time."""
@@ -316,55 +312,125 @@ class MlflowRuns:
             location = (database.parent / ARTIFACT_FOLDER / folder).as_uri()
         client = MlflowClient(self.tracking_uri)
         found: Experiment | None = client.get_experiment_by_name(self.experiment)
-        if found is not None and found.lifecycle_stage != "active":
-            raise RuntimeError(
-                f"experiment {self.experiment!r} is deleted; restore it, or set another tracking.experiment"
-            )
-        # Two sweeps may make it at once: the slower one's call fails, and its second attempt finds it.
-        experiment_id = found.experiment_id if found else client.create_experiment(self.experiment, location)
-        self._client, self.experiment_id = client, experiment_id
-        return client, experiment_id
+        if found is None:
+            try:
+                self.experiment_id = client.create_experiment(self.experiment, location)
+            except MlflowException:  # another sweep may have made it a moment ago
+                found = client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+        if found is not None:
+            if found.lifecycle_stage != "active":
+                raise RuntimeError(
+                    f"experiment {self.experiment!r} is deleted; restore it, or set another tracking.experiment"
+                )
+            self.experiment_id = found.experiment_id
+        assert self.experiment_id is not None
+        self._client = client
+        return client, self.experiment_id
 
-    def _open(self, client: MlflowClient, experiment_id: str, record: Record) -> None:
-        key, data = record.run, record.data
-        run = self._find(client, experiment_id, key)
-        tags = dict(data["tags"]) | {TAG_RUN_KEY: self.run_key}
-        if key != PARENT:
-            tags |= {TAG_PARENT: self.run_ids[PARENT], TAG_TRIAL_ID: key}
+    def _open(self, key: str, openings: Sequence[Mapping[str, Any]], *, reopen: bool) -> tuple[Run | None, bool]:
+        """Makes sure that the run exists.
+
+        Args:
+            key: its key.
+            openings: data of its ``open`` records; none if they are lost: then the run carries what makes it ours.
+            reopen: whether it runs from now on.
+
+        Returns:
+            The run as it was found (None: no need to ask), and whether it has just been made.
+        """
+        known = self.known.get(key)
+        if known is not None and key in self._settled and known.status == "RUNNING":
+            return None, False
+        if key != PARENT and PARENT not in self.known:
+            self._open(PARENT, [], reopen=False)
+        client, experiment_id = self._connect()
+        run, searched = self._find(client, experiment_id, key)
+        fresh = run is None
         if run is None:
             self._search_first.add(key)  # if the answer is lost, the run exists all the same
+            tags = {"kind": "trial" if key else "sweep", "sweep": self.sweep}
+            tags |= {name: value for data in openings for name, value in data["tags"].items()}
+            tags |= {TAG_RUN_KEY: self.run_key}
+            if key != PARENT:
+                tags |= {TAG_PARENT: self.known[PARENT].run_id, TAG_TRIAL_ID: key}
             run = client.create_run(
                 experiment_id,
-                start_time=data["start_time"],
+                start_time=openings[0]["start_time"] if openings else None,
                 tags={name: tag_value(value) for name, value in tags.items()},
-                run_name=data["name"],
+                run_name=openings[0]["name"] if openings else key or self.sweep,
             )
-        elif run.info.status != "RUNNING":
+        elif reopen and run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
-        # Parameters can't change, so a reopened run gets only those it lacks.
-        missing = {
-            name: value[:MAX_PARAM_CHARS] for name, value in data["params"].items() if name not in run.data.params
-        }
-        if missing:
-            params = [Param(name, value) for name, value in missing.items()]
-            client.log_batch(run.info.run_id, params=params, synchronous=True)
-        self.run_ids[key] = run.info.run_id
+        self._search_first.discard(key)
+        status = "RUNNING" if reopen else run.info.status
+        doubtful = searched or (known is not None and known.doubtful)
+        self.known[key] = KnownRun(run.info.run_id, status, doubtful)
+        self.changed(key, self.known[key])
+        return (None if fresh else run), fresh
 
-    def _find(self, client: MlflowClient, experiment_id: str, key: str) -> Run | None:
-        """The run of ``key`` if there is one; asks the server only if there may be one."""
-        if key in self.run_ids:
-            with contextlib.suppress(MlflowException):
-                run = client.get_run(self.run_ids[key])
+    def _find(self, client: MlflowClient, experiment_id: str, key: str) -> tuple[Run | None, bool]:
+        """The run of ``key`` if there is one, and whether it was searched for; asks only if there may be one."""
+        if key in self.known:
+            try:
+                run = client.get_run(self.known[key].run_id)
                 if run.info.lifecycle_stage == "active":
-                    return run
-        elif key not in self._search_first:
-            return None
+                    return run, False
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        elif not self._search_always and key not in self._search_first:
+            return None, False
+        found = client.search_runs(
+            [experiment_id], self._query(key), max_results=1, order_by=["attributes.start_time ASC"]
+        )
+        return (found[0] if found else None), True
+
+    def _query(self, key: str) -> str:
         if key == PARENT:
-            query = f"tags.{TAG_RUN_KEY} = '{self.run_key}' and tags.kind = 'sweep'"
-        else:
-            query = f"tags.{TAG_PARENT} = '{self.run_ids[PARENT]}' and tags.{TAG_TRIAL_ID} = '{key}'"
-        found = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"])
-        return found[0] if found else None
+            return f"tags.{TAG_RUN_KEY} = '{self.run_key}' and tags.kind = 'sweep'"
+        return f"tags.{TAG_RUN_KEY} = '{self.run_key}' and tags.{TAG_TRIAL_ID} = '{key}'"
+
+    def _remove_strays(self, client: MlflowClient, key: str) -> None:
+        """Removes what a request made whose answer was lost and that came through after we had looked."""
+        client, experiment_id = self._connect()
+        for run in client.search_runs([experiment_id], self._query(key)):
+            if run.info.run_id != self.known[key].run_id and not run.data.metrics and run.info.status == "RUNNING":
+                client.delete_run(run.info.run_id)
+
+
+def _batches(
+    metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
+) -> Iterator[dict[str, list[Any]]]:
+    """As few batches as MLflow's limits allow; none for nothing."""
+    batch: dict[str, list[Any]] = {"params": [], "tags": [], "metrics": []}
+    limits = {"params": _BATCH_PARAMS, "tags": _BATCH_TAGS, "metrics": _BATCH_METRICS}
+    chars = 0
+    of_kinds: tuple[tuple[str, Iterable[Any]], ...] = (("params", params), ("tags", tags), ("metrics", metrics))
+    for kind, each in ((kind, each) for kind, items in of_kinds for each in items):
+        length = len(each.key) + (len(each.value) if isinstance(each.value, str) else 100)
+        if len(batch[kind]) >= limits[kind] or chars + length > _MAX_BATCH_CHARS:
+            yield batch
+            batch, chars = {"params": [], "tags": [], "metrics": []}, 0
+        batch[kind].append(each)
+        chars += length
+    if any(batch.values()):
+        yield batch
+
+
+def _folder_in(checkpoint: str, folder: str) -> Checkpoint | None:
+    """A folder of a checkpoint; None if the checkpoint has no such folder.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint any more.
+    """
+    whole = Checkpoint(checkpoint)
+    inside = f"{whole.path.rstrip('/')}/{folder}"
+    found = [info.type.name for info in whole.filesystem.get_file_info([whole.path, inside])]
+    if found[0] == "NotFound":
+        raise FileNotFoundError(f"checkpoint {whole.path} is gone")
+    return Checkpoint(inside, whole.filesystem) if found[1] == "Directory" else None
 
 
 def without_login(text: str) -> str:
@@ -382,31 +448,29 @@ def tag_value(value: object) -> str:
     return str(value)[:MAX_TAG_CHARS]
 
 
-def _tags(values: Mapping[str, object]) -> list[RunTag]:
-    return [RunTag(name, tag_value(value)) for name, value in values.items()]
-
-
-def _is_refusal(error: Exception) -> bool:
+def is_refusal(error: Exception) -> bool:
+    """Whether the same request would be answered the same way for ever: it, not the server, is at fault."""
     if isinstance(error, MlflowException):
-        return error.error_code in _REFUSALS
-    return isinstance(error, (FileNotFoundError, TypeError, ValueError, KeyError))
+        status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
+        said = _STATUS.search(str(error))  # a proxy's own answer, which MLflow takes for a 500
+        status = int(said[1]) if said else status
+    elif isinstance(error, requests.RequestException):
+        status = 500 if error.response is None else error.response.status_code
+    else:
+        return isinstance(error, (FileNotFoundError, TypeError, ValueError, KeyError, AttributeError))
+    return 400 <= status < 500 and status not in (401, 403, 408, 409, 425, 429)
 
 
-def _short(error: BaseException) -> str:
+def says_gone(error: Exception) -> bool:
+    """Whether MLflow itself, not something before it, says that a run does not exist or has been deleted."""
+    codes = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+    return isinstance(error, MlflowException) and error.error_code in codes and not _STATUS.search(str(error))
+
+
+def short(error: BaseException) -> str:
+    """An error in one line, without logins."""
     lines = str(error).strip().splitlines() or [""]
     return without_login(f"{type(error).__name__}: {lines[0][:300]}")
-
-
-@contextlib.contextmanager
-def _request_limits() -> Iterator[None]:
-    """Keeps one request short. MLflow reads these from the environment only; what the user has set stays."""
-    ours = {name: value for name, value in _REQUEST_LIMITS.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

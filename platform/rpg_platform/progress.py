@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune import Callback
@@ -26,12 +26,21 @@ class Progress(Callback):
     Args:
         trials: all trials of the sweep.
         console: where to show it; a live view when it is a terminal.
+        tracking: says where the tracker's records are.
+        finished: last reports of the trials that an earlier attempt finished.
     """
 
-    def __init__(self, trials: Sequence[TrialSpec], console: Console) -> None:
+    def __init__(
+        self,
+        trials: Sequence[TrialSpec],
+        console: Console,
+        tracking: Callable[[], object] | None = None,
+        finished: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._tracking = tracking
         self._total = {trial.trial_id: trial.env_steps for trial in trials}
-        self._latest: dict[str, dict[str, Any]] = {}
-        self._state = dict.fromkeys(self._total, "pending")
+        self._latest: dict[str, Mapping[str, Any]] = dict(finished or {})
+        self._state = dict.fromkeys(self._total, "pending") | dict.fromkeys(self._latest, "finished")
         self._console = console
         self._started = time.monotonic()
         self._first_report: tuple[float, float] | None = None
@@ -53,8 +62,8 @@ class Progress(Callback):
             self._live = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks; a live display and its console stay here."""
-        return self.__dict__ | {"_live": None, "_console": None}
+        """Tune pickles its callbacks; a live display, its console and the tracker stay here."""
+        return self.__dict__ | {"_live": None, "_console": None, "_tracking": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_console": Console()}
@@ -76,8 +85,9 @@ class Progress(Callback):
         self._maybe_line()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial finished."""
-        self._move(trial, "finished")
+        """A trial ended: it finished, gave up, or was stopped."""
+        last = self._latest.get(_trial_id(trial), {})
+        self._move(trial, "finished" if last.get("finished") else "failed" if "failed" in last else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for good."""
@@ -96,7 +106,7 @@ class Progress(Callback):
     def _move(self, trial: Any, state: str) -> None:
         trial_id = _trial_id(trial)
         self._state[trial_id] = state
-        if self._live is None and state in ("finished", "failed", "restarting"):
+        if self._live is None and state in ("finished", "failed", "stopped", "restarting"):
             self._console.print(f"{self._clock()}  {trial_id}: {state}{self._returns(trial_id)}", highlight=False)
 
     # --- what is shown
@@ -115,11 +125,12 @@ class Progress(Callback):
     def _summary(self) -> str:
         states = list(self._state.values())
         counts = ", ".join(
-            f"{states.count(s)} {s}" for s in ("finished", "running", "pending", "failed") if s in states
+            f"{states.count(s)} {s}" for s in ("finished", "running", "pending", "stopped", "failed") if s in states
         )
         rate, left = self._rate(), sum(self._total.values()) - self._done_steps()
         pace = f"{rate:,.0f} env steps/s, about {_duration(left / rate)} left" if rate > 0 else "starting"
-        return f"{counts}; {pace}"
+        tracking = "" if self._tracking is None else f"; MLflow: {self._tracking()}"
+        return f"{counts}; {pace}{tracking}"
 
     def _maybe_line(self) -> None:
         now = time.monotonic()

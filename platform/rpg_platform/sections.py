@@ -6,9 +6,9 @@ A default, a bound, a unit and a sentence for each field.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rpg_platform.spec_errors import fault, show
 
@@ -163,6 +163,79 @@ class Evaluation(Section):
 
     episodes: Whole = Field(default=20, ge=1, le=10_000, description="Episodes, all finished, per evaluation.")
     seed: Seed = Field(default=10_000, description="First of the fixed evaluation seeds.")
+    validations: Whole = Field(
+        default=5,
+        ge=0,
+        le=1_000,
+        description="Times in training that the policy is tried on the validation seeds, to keep the best; 0: never.",
+    )
+    validation_episodes: Whole = Field(default=5, ge=1, le=10_000, description="Episodes per validation.")
+    validation_seed: Seed = Field(
+        default=1_000_000, description="First of the validation seeds; none may be an evaluation seed."
+    )
+
+
+class Range(Section):
+    """Bounds on a figure; at least one."""
+
+    min: float | None = Field(default=None, description="The least it may be; null: no bound.")
+    max: float | None = Field(default=None, description="The most it may be; null: no bound.")
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Self:
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            raise fault(f"bounds nothing; give {' or '.join(type(self).model_fields)}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise fault(f"min {show(self.min)} is above max {show(self.max)}: nothing satisfies both")
+        return self
+
+
+class ReturnRange(Range):
+    """Bounds on a return per episode; at least one."""
+
+    min_fraction_of_prior: float | None = Field(
+        default=None,
+        ge=0,
+        le=1_000,
+        description="The least it may be as a share f of the prior's r: r - (1 - f) |r|; null: no bound.",
+    )
+
+
+class Ceiling(Section):
+    """The most that a figure may be."""
+
+    max: float = Field(ge=0, description="The most it may be.")
+
+
+class Constraints(Section):
+    """What a policy must satisfy to be called best; null: no constraint."""
+
+    kl_to_prior: Ceiling | None = Field(default=None, description="KL to the prior, sampled policy, nats per state.")
+    basic_return: ReturnRange | None = Field(default=None, description="Basic return per episode.")
+    addon_return: ReturnRange | None = Field(default=None, description="Add-on return per episode.")
+    total_return: ReturnRange | None = Field(default=None, description="Basic plus add-on return per episode.")
+    episode_length: Range | None = Field(default=None, description="Steps per episode.")
+    task_metric: Range | None = Field(default=None, description="The task's readable metric, mean over steps.")
+
+
+class Objective(Section):
+    """What is called best: among a sweep's settings, and among the checkpoints of a trial."""
+
+    maximize: Literal["total_return", "basic_return", "addon_return"] = Field(
+        default="total_return", description="The return per episode that is as high as can be."
+    )
+    mode: Literal["deterministic", "sampled"] = Field(
+        default="deterministic", description="Which policy it and the constraints are of."
+    )
+    constraints: Constraints = Field(default_factory=Constraints, description="What must hold besides.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, data: object) -> object:
+        """Constraints whose lines are all commented out are absent, not null."""
+        if isinstance(data, dict) and data.get("constraints", data) is None:
+            return {key: value for key, value in data.items() if key != "constraints"}
+        return data
 
 
 class Checkpoint(Section):
@@ -172,6 +245,17 @@ class Checkpoint(Section):
         default=100_000, description="Env steps between checkpoints; null: only at the end."
     )
     keep: Whole = Field(default=2, ge=1, description="Checkpoints kept per trial.")
+
+
+class Faults(Section):
+    """What happens when a trial's process dies or hangs."""
+
+    retries: Whole = Field(
+        default=2, ge=0, le=1_000, description="Times that a trial is started again from its last checkpoint."
+    )
+    stall_after_s: float | None = Field(
+        default=3600.0, gt=0, description="Seconds without a report until a trial's process is ended; null: never."
+    )
 
 
 class Tracking(Section):

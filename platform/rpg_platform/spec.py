@@ -34,9 +34,11 @@ from rpg_platform.sections import (
     Budget,
     Checkpoint,
     Evaluation,
+    Faults,
     Line,
     Name,
     Network,
+    Objective,
     Positive,
     Resources,
     Section,
@@ -48,6 +50,7 @@ from rpg_platform.sections import (
     Whole,
 )
 from rpg_platform.spec_errors import Path, Problem, explain, fault, refuse, show, suggestion
+from rpg_platform.task_spec import AnyTask
 
 __all__ = [
     "SECTION_KEYS",
@@ -55,7 +58,9 @@ __all__ = [
     "Budget",
     "Checkpoint",
     "Evaluation",
+    "Faults",
     "Network",
+    "Objective",
     "Resources",
     "SweepSpec",
     "Tracking",
@@ -246,7 +251,7 @@ class SweepSpec(Section):
 
     name: Name = Field(description="Names the results; by default the file's stem.")
     description: Text = Field(default="", description="Free text.")
-    task: Line = Field(description="A registered task: an environment with an add-on reward.")
+    task: AnyTask = Field(description="A registered task, or an environment with add-on rewards (`task_spec`).")
     prior: Line | None = Field(default=None, description="A shipped prior's name, or the path of a bundle.")
     algorithm: Method = Field(description="The method whose weights are swept.")
     weights: SweepWeights = Field(default_factory=dict, description="Its weights: value, schedule or search space.")
@@ -259,8 +264,10 @@ class SweepSpec(Section):
     budget: Budget
     training: SearchedTraining = Field(default_factory=TrainingSpace)
     resources: Resources = Field(default_factory=Resources)
+    objective: Objective = Field(default_factory=Objective)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    faults: Faults = Field(default_factory=Faults)
     tracking: Tracking = Field(default_factory=Tracking)
     storage: Line | None = Field(default=None, description="Local path or URI of the results; null: ~/rpg_results.")
 
@@ -284,8 +291,10 @@ SECTION_KEYS: Mapping[str, Collection[str]] = {
         for name, section in (
             ("budget", Budget),
             ("resources", Resources),
+            ("objective", Objective),
             ("evaluation", Evaluation),
             ("checkpoint", Checkpoint),
+            ("faults", Faults),
             ("tracking", Tracking),
         )
     },
@@ -302,7 +311,7 @@ class TrialSpec(Section):
 
     trial_id: Line
     sweep: Name
-    task: Line
+    task: AnyTask
     prior: Line | None
     method: Method
     weights: TrialWeights
@@ -310,6 +319,7 @@ class TrialSpec(Section):
     env_steps: Annotated[Whole, Field(ge=0)]
     training: Training
     resources: Resources
+    objective: Objective = Field(default_factory=Objective)
     evaluation: Evaluation
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
 

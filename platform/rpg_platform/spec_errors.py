@@ -35,12 +35,14 @@ class Problem:
         at_key: The key itself is at fault (an unknown name), not its value.
         needs: Further paths that the message speaks of; it is left unsaid when one of them is itself at
             fault.
+        offset: Characters of the text there that stand before the fault; None: it is of the text as a whole.
     """
 
     path: Path
     message: str
     at_key: bool = False
     needs: tuple[Path, ...] = ()
+    offset: int | None = None
 
     def __str__(self) -> str:
         return f"{dotted(self.path)}: {self.message}" if self.path else self.message
@@ -117,15 +119,15 @@ def refuse(problems: Sequence[Problem]) -> NoReturn:
     raise ValidationError.from_exception_data(
         _CUSTOM,
         [
-            InitErrorDetails(type=fault(problem.message, problem.at_key), loc=problem.path, input=None)
+            InitErrorDetails(type=fault(problem.message, problem.at_key, problem.offset), loc=problem.path, input=None)
             for problem in problems
         ],
     )
 
 
-def fault(message: str, at_key: bool = False) -> PydanticCustomError:
+def fault(message: str, at_key: bool = False, offset: int | None = None) -> PydanticCustomError:
     """The error to raise from inside a pydantic validator, about the value being validated."""
-    return PydanticCustomError(_CUSTOM, "{message}", {"message": message, "at_key": at_key})
+    return PydanticCustomError(_CUSTOM, "{message}", {"message": message, "at_key": at_key, "offset": offset})
 
 
 def explain(
@@ -155,7 +157,8 @@ def _explain_one(error: ErrorDetails, model: type[BaseModel], homes: Mapping[str
     got = f"got {show(error['input'])}"
     match error["type"]:
         case "specification":
-            return Problem(path, str(context["message"]), at_key=bool(context["at_key"]))
+            at_key, offset = bool(context["at_key"]), context["offset"]
+            return Problem(path, str(context["message"]), at_key, offset=offset)
         case "extra_forbidden":
             return Problem(path, "unknown key" + _key_hint(path, model, homes), at_key=True)
         case "missing":

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from rpg_algorithms.network import spec_for_spaces
 from rpg_algorithms.prior import PriorBundle, load_bundle
+from rpg_platform.conformance import probe
 from rpg_platform.environments import make_env
 from rpg_platform.methods import METHODS
 from rpg_platform.mlflow_runs import default_tracking_uri
@@ -29,13 +29,15 @@ from rpg_platform.progress import Progress
 from rpg_platform.report import TrialResult
 from rpg_platform.shipped import resolve_prior
 from rpg_platform.spec import SweepSpec, TrialSpec
+from rpg_platform.spool import spool_folder
+from rpg_platform.stopping import GracefulStop, Watchdog
+from rpg_platform.sweep_folder import SweepFolder
 from rpg_platform.tasks import get_task
 from rpg_platform.tracking import MlflowTracker
 from rpg_platform.trial import CustomizationTrial, algorithm_config, running_code
 
 logger = logging.getLogger(__name__)
 DEFAULT_STORAGE = "~/rpg_results"
-MAX_FAILURES = 2
 
 
 class SweepError(ValueError):
@@ -67,7 +69,7 @@ class SweepOutcome:
     @property
     def failed(self) -> int:
         """Number of trials without a final evaluation."""
-        return sum(error is not None or not (result or {}).get("done") for _, result, error in self.results)
+        return sum(error is not None or not (result or {}).get("finished") for _, result, error in self.results)
 
 
 def storage_of(spec: SweepSpec) -> str:
@@ -117,58 +119,108 @@ def start_ray(address: str | None) -> None:
 
 
 def run_sweep(
-    spec: SweepSpec, *, address: str | None = None, console: Console | None = None, source: str | None = None
+    spec: SweepSpec,
+    *,
+    address: str | None = None,
+    console: Console | None = None,
+    source: str | None = None,
+    resume: bool = False,
 ) -> SweepOutcome:
-    """Runs every trial of ``spec`` and records it.
+    """Runs every trial of ``spec`` and records it; with ``resume`` those that are not finished yet.
 
     Args:
         spec: the sweep.
         address: Ray cluster; None for a local one.
         console: where progress is shown.
         source: the YAML as the user wrote it, for the record.
+        resume: continue the sweep of this name from its storage: finished trials are not run again, the others go on
+            from their newest complete checkpoints.
 
     Raises:
-        SweepError: the name is taken in this storage, or the cluster can never run a trial.
+        SweepError: the cluster can never run a trial.
+        SweepFolderError: the name is taken in this storage, or there is no such sweep to resume.
         SpecError: the specification contradicts itself.
     """
     console = console or Console()
     quiet()
     trials = expand(spec)
-    storage, experiment = storage_of(spec), spec.tracking.experiment or spec.name
+    folder = SweepFolder(storage_of(spec), spec.name)
     tracking_uri = tracking_uri_of(spec)
-    if "://" not in storage and (Path(storage) / spec.name).exists():
-        raise SweepError(
-            f"{Path(storage) / spec.name} exists: a sweep named {spec.name!r} was run there; nothing is overwritten. "
-            "Give another name (--name) or another storage (--storage)"
-        )
-    prior = load_bundle(resolve_prior(spec.prior)) if spec.prior is not None else None
+    if not resume:
+        folder.check_free()
+    prior = _prior_of(spec, folder if resume else None)
     _check_trials(trials, prior)
     start_ray(address)
-    bundles = placement(spec)
-    _check_capacity(bundles, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    tracker = MlflowTracker(tracking_uri, experiment, spec, trials, source=source)
-    progress = Progress(trials, console)
-    console.print(f"{running_code()} (driver)", highlight=False, markup=False, soft_wrap=True)
-    tracker.start()
-    results: list[TrialResult] = [(trial, None, None) for trial in trials]
-    interrupted = True
-    checkpoints: dict[str, str] = {}
-    try:
-        with progress, _sigterm_as_interrupt(), _no_automatic_loggers():
-            grid = _tuner(spec, trials, prior, bundles, storage, [tracker, progress]).fit()
-        results, checkpoints = _collect(trials, grid)
-        # Tune returns from a stop as from an end; a trial that neither ended nor failed tells them apart.
-        interrupted = any(error is None and not (result or {}).get("done") for _, result, error in results)
-    finally:
-        tracker.finish(results, interrupted=interrupted)
-    return SweepOutcome(
-        results,
-        str(Path(storage) / spec.name) if "://" not in storage else f"{storage}/{spec.name}",
+    _check_capacity(placement(spec), [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    if not resume:
+        folder.create(spec, source, prior)
+    with folder.lock():
+        return _run(spec, trials, prior, folder, tracking_uri, source, console, resume)
+
+
+def _prior_of(spec: SweepSpec, resumed: SweepFolder | None) -> PriorBundle | None:
+    """The sweep's prior: from where the specification says, or what a sweep that is resumed has kept of it."""
+    if spec.prior is None:
+        return None
+    kept = None if resumed is None else resumed.prior()
+    return kept or load_bundle(resolve_prior(spec.prior))
+
+
+def _run(
+    spec: SweepSpec,
+    trials: list[TrialSpec],
+    prior: PriorBundle | None,
+    folder: SweepFolder,
+    tracking_uri: str,
+    source: str | None,
+    console: Console,
+    resume: bool,
+) -> SweepOutcome:
+    """Runs what is not finished and collects everything."""
+    experiment = spec.tracking.experiment or spec.name
+    states = folder.trials()
+    states = {trial.trial_id: states[trial.trial_id] for trial in trials if trial.trial_id in states}
+    finished = {t.trial_id for t in trials if t.trial_id in states and states[t.trial_id].finishes(t)}
+    tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    prior_hash = None if prior is None else prior.card.content_hash
+    spool = spool_folder(folder.storage, spec.name)
+    tracker = MlflowTracker(
         tracking_uri,
         experiment,
-        tracker.parent_url,
-        checkpoints,
-        interrupted,
+        spec,
+        trials,
+        spool,
+        source=source,
+        prior_hash=prior_hash,
+        resume=resume,
+        run_key=folder.run_key(),
+    )
+    progress = Progress(trials, console, tracker.state, {name: states[name].report for name in finished})
+    stop, watchdog = GracefulStop(tell), Watchdog(spec.faults.stall_after_s, tell)
+    tell(f"{running_code()} (driver)")
+    if states:
+        restored = len(states) - len(finished)
+        tell(f"{len(finished)} of {len(trials)} trials are finished, {restored} go on from a checkpoint")
+    tracker.start()
+    known: list[TrialResult] = [
+        (t, dict(states[t.trial_id].report) if t.trial_id in finished else None, None) for t in trials
+    ]
+    checkpoints = {name: states[name].checkpoint for name in finished}
+    results, interrupted = known, True
+    todo = [trial for trial in trials if trial.trial_id not in finished]
+    try:
+        if todo:
+            parameters = {"prior": prior, "checkpoints": {name: state.checkpoint for name, state in states.items()}}
+            with progress, stop.on_signals(), _no_automatic_loggers():
+                grid = _tuner(spec, todo, parameters, folder, [tracker, progress, stop, watchdog], stop).fit()
+            results, newer = _collect(known, grid)
+            checkpoints |= newer
+        # Tune returns from a stop as from an end; a trial that neither ended nor failed tells them apart.
+        interrupted = any(error is None and not (result or {}).get("finished") for _, result, error in results)
+    finally:
+        tracker.finish(results, interrupted=interrupted, tell=tell)
+    return SweepOutcome(
+        results, folder.uri, tracking_uri, experiment, tracker.parent_url, checkpoints, interrupted=interrupted
     )
 
 
@@ -186,22 +238,6 @@ def _no_automatic_loggers() -> Iterator[None]:
             os.environ[name] = before
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Lets a SIGTERM (``ray job stop``, a container's end) stop Tune in order, as Ctrl-C does.
-
-    Tune stops in order on SIGUSR1 too, which Ray, unlike SIGINT, does not block in a job's driver.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGUSR1))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _check_trials(trials: Sequence[TrialSpec], prior: PriorBundle | None) -> None:
     """Lets RLlib refuse a setting here rather than in every trial's process.
 
@@ -209,6 +245,8 @@ def _check_trials(trials: Sequence[TrialSpec], prior: PriorBundle | None) -> Non
         ValueError: names the trial and what does not fit.
     """
     task = get_task(trials[0].task)  # a sweep's trials share it
+    if not isinstance(trials[0].task, str) and (refused := probe(task)):
+        raise SweepError("\n".join(map(str, refused)))
     env = make_env(task)
     if prior is not None:
         prior.check_spaces(env.observation_space, env.action_space, task.env_id)
@@ -227,14 +265,15 @@ def _check_trials(trials: Sequence[TrialSpec], prior: PriorBundle | None) -> Non
 def _tuner(
     spec: SweepSpec,
     trials: Sequence[TrialSpec],
-    prior: PriorBundle | None,
-    bundles: list[dict[str, float]],
-    storage: str,
+    parameters: Mapping[str, Any],
+    folder: SweepFolder,
     callbacks: list[Any],
+    stop: GracefulStop,
 ) -> Tuner:
     trainable = tune.with_resources(
-        tune.with_parameters(CustomizationTrial, prior=prior), PlacementGroupFactory(bundles)
+        tune.with_parameters(CustomizationTrial, **parameters), PlacementGroupFactory(placement(spec))
     )
+    storage, name = folder.next_attempt()
     return Tuner(
         trainable,
         param_space={"trial": tune.grid_search([trial.model_dump(mode="json") for trial in trials])},
@@ -245,12 +284,13 @@ def _tuner(
             trial_dirname_creator=_name,
         ),
         run_config=RunConfig(
-            name=spec.name,
+            name=name,
             storage_path=storage,
-            callbacks=[JsonLoggerCallback(), *callbacks],
+            stop=stop,
+            callbacks=[*callbacks, JsonLoggerCallback()],  # the tracker first: what a file has, its spool has
             # When else to save is the trial's to say: it alone knows its env steps per report.
             checkpoint_config=CheckpointConfig(num_to_keep=spec.checkpoint.keep, checkpoint_at_end=True),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=spec.faults.retries),
             verbose=0,
         ),
     )
@@ -295,19 +335,26 @@ def _check_capacity(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapp
             )
 
 
-def _collect(trials: Sequence[TrialSpec], grid: Any) -> tuple[list[TrialResult], dict[str, str]]:
-    """Each trial's last report or error, in the plan's order, and its last checkpoint."""
+def _collect(known: Sequence[TrialResult], grid: Any) -> tuple[list[TrialResult], dict[str, str]]:
+    """Each trial's last report or error, in the plan's order, and its last checkpoint.
+
+    Args:
+        known: every trial, with its report where it had been finished before.
+        grid: Tune's results of the others.
+    """
     found: dict[str, Any] = {}
     for i in range(len(grid)):
         found[Path(grid[i].path).name] = grid[i]  # the folder's name is the trial's id, see _name
     rows: list[TrialResult] = []
     checkpoints = {}
-    for trial in trials:
+    for trial, report, _ in known:
         result = found.get(trial.trial_id)
         if result is None:
-            rows.append((trial, None, None))
+            rows.append((trial, report, None))
             continue
-        error = None if result.error is None else str(result.error).strip().splitlines()[-1]
+        error = (result.metrics or {}).get("failed")
+        if result.error is not None:
+            error = str(result.error).strip().splitlines()[-1]
         rows.append((trial, result.metrics, error))
         if result.checkpoint is not None:
             checkpoints[trial.trial_id] = result.checkpoint.path

@@ -2,6 +2,7 @@
 
     STORAGE/NAME/sweep.json            the specification, as data
     STORAGE/NAME/sweep.yaml            the same as the user wrote it
+    STORAGE/NAME/prior-bundle/         the prior, wherever it came from
     STORAGE/NAME/TRIAL/checkpoint_*/   the first attempt's trials
     STORAGE/NAME/attempt-2/TRIAL/...   those of the attempt that resumed it, and so on
 
@@ -19,19 +20,24 @@ import os
 import posixpath
 import re
 import socket
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from pyarrow import fs as filesystems
 
-from rpg_platform.spec import SweepSpec
+from rpg_algorithms.prior import CARD_FILE, WEIGHTS_FILE, PriorBundle, load_bundle, save_bundle
+from rpg_platform.spec import SweepSpec, TrialSpec
+from rpg_platform.trial_state import STATE_FILE
 
 FORMAT = 1
-SPEC_FILE, SOURCE_FILE, STATE_FILE, LOCK_FILE = "sweep.json", "sweep.yaml", "trial.json", "driver.lock"
+SPEC_FILE, SOURCE_FILE, LOCK_FILE = "sweep.json", "sweep.yaml", "driver.lock"
+PRIOR_FOLDER = "prior-bundle"
 _ATTEMPT = re.compile(r"attempt-(\d+)")
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 _MARK_OF_TUNE = ".validate_storage_marker"  # the first file that Tune writes into a run's folder
@@ -49,32 +55,21 @@ class TrialState:
     Attributes:
         checkpoint: local path or URI.
         env_steps: env steps that it has trained.
-        finished: whether it was evaluated at the end of its budget.
-        report: its last report.
+        report: its last report; ``finished`` in it is true after the evaluation at the end of its budget.
     """
 
     checkpoint: str
     env_steps: int
-    finished: bool
     report: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def finished(self) -> bool:
+        """Whether it was evaluated at the end of its budget."""
+        return bool(self.report.get("finished"))
 
-def write_state(checkpoint: Path, env_steps: int, finished: bool, report: Mapping[str, Any]) -> None:
-    """Completes a checkpoint's folder: writes ``trial.json`` last, which names all other files and their sizes."""
-    files = {
-        file.relative_to(checkpoint).as_posix(): file.stat().st_size
-        for file in sorted(checkpoint.rglob("*"))
-        if file.is_file() and file.name != STATE_FILE
-    }
-    kept = {key: value for key, value in report.items() if isinstance(value, bool | int | float | str)}
-    state = {"format": FORMAT, "env_steps": env_steps, "finished": finished, "report": kept, "files": files}
-    (checkpoint / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
-
-
-def read_state(checkpoint: Path) -> Mapping[str, Any]:
-    """What ``write_state`` wrote."""
-    state: Mapping[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    return state
+    def finishes(self, trial: TrialSpec) -> bool:
+        """Whether there is nothing left to do of ``trial``, whose budget may have been extended."""
+        return self.finished and self.env_steps >= trial.env_steps
 
 
 class SweepFolder:
@@ -117,13 +112,10 @@ class SweepFolder:
 
     def exists(self) -> bool:
         """Whether something is there already."""
-        found = self._fs.get_file_info(self._root)
-        if found.type != filesystems.FileType.Directory:
-            return bool(found.type != filesystems.FileType.NotFound)
-        return bool(self._fs.get_file_info(filesystems.FileSelector(self._root)))
+        return bool(self._fs.get_file_info(self._root).type != filesystems.FileType.NotFound)
 
-    def create(self, spec: SweepSpec, source: str | None) -> None:
-        """Claims the folder for a new sweep and writes what was asked for.
+    def check_free(self) -> None:
+        """Refuses a name that is taken.
 
         Raises:
             SweepFolderError: something is there; nothing is overwritten.
@@ -134,14 +126,35 @@ class SweepFolder:
                 f"{self.uri} exists: a sweep named {self.name!r} was run there; nothing is overwritten. "
                 f"Either {hint}, or give another name (--name) or another storage (--storage)"
             )
+
+    def create(self, spec: SweepSpec, source: str | None, prior: PriorBundle | None = None) -> None:
+        """Claims the folder for a new sweep and keeps what was asked for, the prior too.
+
+        Raises:
+            SweepFolderError: something is there; nothing is overwritten.
+        """
+        self.check_free()
         self._fs.create_dir(self._root, recursive=True)
+        if prior is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                save_bundle(folder, prior.build(), prior.card)
+                self._fs.create_dir(posixpath.join(self._root, PRIOR_FOLDER))
+                for file in Path(folder).iterdir():
+                    self._write(f"{PRIOR_FOLDER}/{file.name}", file.read_bytes())
+        self.write_spec(spec, source)
+
+    def write_spec(self, spec: SweepSpec, source: str | None = None) -> None:
+        """Writes the specification, whole or not at all, and the text that it was written as."""
         if source is not None:
             self._write(SOURCE_FILE, source)
-        self.write_spec(spec)
+        run_key = self.run_key() if self._exists(SPEC_FILE) else uuid4().hex
+        data = {"format": FORMAT, "run_key": run_key, "spec": spec.model_dump(mode="json")}
+        self._write(SPEC_FILE, json.dumps(data, indent=2))
 
-    def write_spec(self, spec: SweepSpec) -> None:
-        """Writes the specification, whole or not at all."""
-        self._write(SPEC_FILE, json.dumps({"format": FORMAT, "spec": spec.model_dump(mode="json")}, indent=2))
+    def run_key(self) -> str:
+        """What tells this sweep from any other of its name, in MLflow too."""
+        key: str = json.loads(self._read(SPEC_FILE))["run_key"]
+        return key
 
     def spec(self) -> SweepSpec:
         """The specification that the sweep was started with, or extended to.
@@ -158,6 +171,19 @@ class SweepFolder:
             return SweepSpec.model_validate(data["spec"])
         except (ValueError, KeyError, TypeError) as error:
             raise SweepFolderError(f"{self.uri}/{SPEC_FILE}: {error}") from error
+
+    def prior(self) -> PriorBundle | None:
+        """The prior that the sweep was started with, where it had one.
+
+        Raises:
+            BundleError: it is damaged.
+        """
+        if not self._exists(f"{PRIOR_FOLDER}/{CARD_FILE}"):
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (CARD_FILE, WEIGHTS_FILE):
+                (Path(folder) / name).write_bytes(self._read_bytes(f"{PRIOR_FOLDER}/{name}"))
+            return load_bundle(folder)
 
     def source(self) -> str | None:
         """The YAML as the user wrote it, where there was one."""
@@ -206,10 +232,10 @@ class SweepFolder:
             try:
                 state = json.loads(self._read(f"{folder}/{STATE_FILE}"))
                 files: Mapping[str, int] = state["files"]
-                if any(sizes.get(f"{folder}/{name}") != size for name, size in files.items()):
-                    continue
+                if not files or any(sizes.get(f"{folder}/{name}") != size for name, size in files.items()):
+                    continue  # a trial that failed leaves a checkpoint without files
                 address = self._address(posixpath.join(self._root, folder))
-                return TrialState(address, int(state["env_steps"]), bool(state["finished"]), state["report"])
+                return TrialState(address, int(state["env_steps"]), state["report"])
             except (ValueError, KeyError, TypeError, OSError):
                 continue  # a checkpoint that was being written when everything ended; the one before it counts
         return None
@@ -249,13 +275,16 @@ class SweepFolder:
         return bool(info.type == filesystems.FileType.File)
 
     def _read(self, name: str) -> str:
-        with self._fs.open_input_stream(posixpath.join(self._root, name)) as stream:
-            return bytes(stream.read()).decode("utf-8")
+        return self._read_bytes(name).decode("utf-8")
 
-    def _write(self, name: str, text: str) -> None:
+    def _read_bytes(self, name: str) -> bytes:
+        with self._fs.open_input_stream(posixpath.join(self._root, name)) as stream:
+            return bytes(stream.read())
+
+    def _write(self, name: str, content: str | bytes) -> None:
         path = posixpath.join(self._root, name)
         temporary = f"{path}.part" if self.is_local else path  # an object appears whole
         with self._fs.open_output_stream(temporary) as stream:
-            stream.write(text.encode("utf-8"))
+            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
         if temporary != path:
             self._fs.move(temporary, path)

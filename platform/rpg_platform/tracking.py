@@ -1,23 +1,19 @@
 """Tune's events → MLflow: one parent run a sweep, one child run a trial, each report once.
 
-The tracker only decides *what* is recorded; ``mlflow_runs`` delivers it. Every record is plain data with its
-own time, so that delivery may wait or be repeated. Nothing that goes wrong here reaches the training.
+The tracker decides *what* is recorded and appends it to the ``spool``; the ``sender`` delivers it from a thread of its
+own. Every record is plain data with its own time, so that delivery may wait or be repeated. Training never waits for
+any of it, and nothing that goes wrong here reaches it.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
-import getpass
-import importlib.metadata
 import json
 import logging
-import math
-import numbers
-import re
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 from uuid import uuid4
@@ -26,59 +22,31 @@ import yaml
 from ray.tune import Callback
 
 from rpg_platform import report
-from rpg_platform.mlflow_runs import (
-    DATABASE_FILE,
-    PARENT,
-    Kind,
-    MlflowRuns,
-    Record,
-    default_tracking_uri,
-    without_login,
-)
+from rpg_platform.methods import METHODS
+from rpg_platform.mlflow_runs import PARENT, Kind, MlflowRuns, Record, default_tracking_uri, without_login
 from rpg_platform.plots import tradeoff_png
+from rpg_platform.provenance import provenance
+from rpg_platform.sender import Sender, TrackerState, read_identity, write_identity
+from rpg_platform.spool import FOLDER, Spool, SpoolError
+from rpg_platform.task_spec import task_label
+from rpg_platform.trial_reports import DROPPED_KEY, checkpoint_address, error_text, finite_metrics, report_step
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from rpg_platform.spec import SweepSpec, TrialSpec
 
-__all__ = ["DATABASE_FILE", "MlflowTracker", "default_tracking_uri"]
+__all__ = ["MlflowTracker", "TrackerState", "default_tracking_uri"]
 
 logger = logging.getLogger(__name__)
 
 ParentStatus = Literal["FINISHED", "FAILED", "KILLED"]
+Tell = Callable[[str], None]
 
-STEP_KEY = "env_steps"
-DROPPED_KEY = "dropped_nonfinite"
-BUNDLE_FOLDER = "bundle"
-CONFIG_FOLDER = "config"
+ARTIFACT_FOLDERS = ("bundle", "bundle_best", "evaluation", "config")
 FINAL_PATIENCE_S = 30.0
+SILENT_PATIENCE_S = 3.0  # of which nothing is said
 
-# Tune's bookkeeping, not the trial's figures; `time_total_s` is kept.
-_NOT_METRICS = frozenset(
-    {
-        *(
-            "timestamp",
-            "date",
-            "pid",
-            "hostname",
-            "node_ip",
-            "trial_id",
-            "config",
-            "done",
-            "should_checkpoint",
-        ),
-        *("iterations_since_restore", "time_since_restore", "timesteps_since_restore", "time_this_iter_s"),
-        *(
-            "training_iteration",
-            "timesteps_total",
-            "episodes_total",
-            "checkpoint_dir_name",
-            STEP_KEY,
-            DROPPED_KEY,
-        ),
-    }
-)
 # Beside the weights, these make a trial what it is; the rest is in the config artifact.
 _TRAINING_PARAMS = ("lr", "gamma", "lambda_", "clip_param", "minibatch_size", "num_epochs")
 
@@ -95,8 +63,7 @@ def _never_raises(method: Callable[P, None]) -> Callable[P, None]:
         except Exception as error:
             tracker = args[0]
             assert isinstance(tracker, MlflowTracker)
-            tracker.runs.failed(f"{method.__name__} failed, a defect of the tracker; please report it", error)
-            logger.debug("tracking: %s", method.__name__, exc_info=True)
+            tracker._defect(method.__name__, error)
 
     return guarded
 
@@ -104,26 +71,30 @@ def _never_raises(method: Callable[P, None]) -> Callable[P, None]:
 class MlflowTracker(Callback):
     """Records a sweep in MLflow while Tune runs it.
 
-    Made by ``sweep`` before the Tuner, given to it as a callback, and told the end by ``finish``::
+    Made by ``sweep`` before the Tuner, given to it as its *first* callback (so that no file has a report that the spool
+    has not), and told the end by ``finish``::
 
-        tracker = MlflowTracker(uri, experiment, spec, trials)
+        tracker = MlflowTracker(uri, experiment, spec, trials, spool_folder(storage, spec.name))
         tracker.start()
         try:
-            ...  # Tuner(run_config=RunConfig(callbacks=[tracker])).fit()
+            ...  # Tuner(run_config=RunConfig(callbacks=[tracker, ...])).fit()
         finally:
             tracker.finish(results, interrupted=...)
 
-    Runs are reopened, never doubled: after a trial's restart by its id, after Tune restored the driver by the
-    state Tune keeps (``get_state``; leave ``start`` to Tune then), and for a rebuilt driver by ``run_key``.
+    Runs are reopened, never doubled: after a trial's restart by its id; for a new driver of the same sweep (``resume``)
+    by what the earlier one left in the spool's folder, which is sent first; where that folder is gone, by ``run_key``.
 
     Args:
         tracking_uri: MLflow server, or ``sqlite:///…`` (``default_tracking_uri``).
         experiment: MLflow experiment; made if it is missing.
         spec: the sweep.
         trials: all of its trials.
+        folder: of the spool, see ``spool.spool_folder``.
         source: text of the YAML file as the user wrote it; None: the spec is written out.
-        run_key: what tells this sweep from an earlier one of the same name; the same key reopens its runs.
-            None: a new sweep.
+        resume: this goes on with a sweep that was begun before; else it is refused to use that one's spool.
+        run_key: what tells this sweep from another of the same name; with ``resume``, the same key reopens its runs.
+            None: the spool's own, or of a new sweep a new one.
+        prior_hash: content hash of the sweep's prior.
     """
 
     def __init__(
@@ -132,90 +103,166 @@ class MlflowTracker(Callback):
         experiment: str,
         spec: SweepSpec,
         trials: Sequence[TrialSpec],
+        folder: Path,
         *,
         source: str | None = None,
+        resume: bool = False,
         run_key: str | None = None,
+        prior_hash: str | None = None,
     ) -> None:
-        self.runs = MlflowRuns(tracking_uri, experiment, run_key or uuid4().hex)
+        self.tracking_uri = tracking_uri
+        self.experiment = experiment
+        self.folder = folder
+        self.run_key = run_key
+        self._resume = resume
         self._spec: dict[str, Any] = json.loads(without_login(json.dumps(spec.model_dump(mode="json"))))
         self._source = None if source is None else without_login(source)
-        self._trial_ids = [trial.trial_id for trial in trials]
-        self._started = False
+        self._prior_hash = prior_hash
+        kept = {"trial_id", "method", "weights", "seed", "env_steps"}
+        self._trials = {trial.trial_id: trial.model_dump(mode="json", include=kept) for trial in trials}
         self._open: set[str] = set()  # trials whose run has been opened here and not been closed
-        if run_key is not None:
-            self.runs.expect_earlier_runs(PARENT, *self._trial_ids)
+        self._defects = 0
+        self._spool: Spool | None = None
+        self._runs: MlflowRuns | None = None
+        self._sender: Sender | None = None
+        self._last_state = TrackerState(0, 0)
 
     @property
     def errors(self) -> int:
-        """Failed deliveries and failures inside the tracker."""
-        return self.runs.errors
+        """Requests that failed, and failures inside the tracker."""
+        return self._defects + (self._sender.errors if self._sender is not None else 0)
+
+    def state(self) -> TrackerState:
+        """Where the records are: sent, spooled, rejected; and whether MLflow can be reached."""
+        if self._spool is not None and self._sender is not None:
+            self._last_state = self._sender.state()
+        return self._last_state
 
     @property
-    def pending(self) -> int:
-        """Records that wait for the server."""
-        return self.runs.pending
-
-    @property
-    def dropped(self) -> int:
-        """Records given up."""
-        return self.runs.dropped
+    def run_ids(self) -> dict[str, str]:
+        """Our key (a trial's id, ``PARENT``) → MLflow's run id, of every run opened so far."""
+        return {} if self._runs is None else self._runs.run_ids
 
     @property
     def parent_run_id(self) -> str | None:
         """MLflow's id of the sweep's run; None while it has not been opened."""
-        return self.runs.run_ids.get(PARENT)
+        return self.run_ids.get(PARENT)
 
     @property
     def parent_url(self) -> str | None:
         """The sweep's page; None for an embedded store, or while the run has not been opened."""
-        if self.parent_run_id is None or not self.runs.tracking_uri.startswith("http"):
-            return None
-        base = without_login(self.runs.tracking_uri).rstrip("/")
-        return f"{base}/#/experiments/{self.runs.experiment_id}/runs/{self.parent_run_id}"
+        return None if self._runs is None else self._runs.page(PARENT)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks; one that comes back has to open its runs again."""
-        return {**self.__dict__, "_started": False, "_open": set()}
+        """Tune pickles its callbacks; one that comes back has to open its spool and its runs again."""
+        return {**self.__dict__, "_spool": None, "_runs": None, "_sender": None, "_open": set(), "_resume": True}
 
     # ---- the sweep ------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Opens the sweep's run; makes store and experiment if they are new. A second call does nothing."""
-        if self._started:
-            return
-        self._started = True
-        try:
-            self._open_parent()
-        except Exception as error:
-            self.runs.failed("the sweep's run was not opened, a defect of the tracker; please report it", error)
+        """Opens the spool, begins to send what an earlier driver left in it, and opens the sweep's run.
 
-    def finish(self, results: Sequence[report.TrialResult], *, interrupted: bool = False) -> ParentStatus:
-        """Closes the sweep: summary as artifacts, the true status, and a last wait for a server that is away.
+        A second call does nothing.
+
+        Raises:
+            SpoolError: another driver of this sweep is running, an earlier one has left a spool and this is not to
+                resume it, or the spool is damaged or of a later version.
+        """
+        if self._spool is not None:
+            return
+        spool = Spool(self.folder)
+        try:
+            spool.open()
+            self._begin(spool)
+        except SpoolError:
+            spool.close()
+            raise
+        except Exception as error:
+            self._defect(f"the spool {self.folder} can't be used", error)
+
+    def _begin(self, spool: Spool) -> None:
+        found = read_identity(self.folder)
+        if found is not None and not self._resume:
+            raise SpoolError(
+                f"{self.folder} belongs to an earlier sweep named {found.sweep!r} on this storage: give another name, "
+                "or, if it is not needed any more, remove that folder"
+            )
+        earlier = None if found is None else found.run_key
+        name = str(self._spec["name"])
+        runs = MlflowRuns(self.tracking_uri, self.experiment, self.run_key or earlier or uuid4().hex, name)
+        if self._resume and self.run_key not in (None, earlier):
+            runs.expect_earlier_runs()
+        self.run_key = runs.run_key
+        write_identity(spool, runs)
+        self._spool, self._runs, self._sender = spool, runs, Sender(spool, runs)
+        self._sender.start()
+        self._open_parent()
+
+    def finish(
+        self, results: Sequence[report.TrialResult], *, interrupted: bool = False, tell: Tell = logger.warning
+    ) -> ParentStatus:
+        """Closes the sweep: summary as artifacts, the true status, and a last, bounded wait for what is not sent yet.
 
         Args:
             results: every trial with its last result and error; one that is not among them counts as missing.
             interrupted: the sweep was stopped from outside.
+            tell: what is said to the user, a line at a time: that it waits, and what is left.
 
         Returns:
             ``FINISHED`` if every trial finished, ``KILLED`` if interrupted before that, else ``FAILED``.
         """
         ended = {trial.trial_id for trial, result, error in results if report.is_finished(result, error)}
         failed = sorted({trial.trial_id for trial, _, error in results if error is not None})
-        missing = [each for each in self._trial_ids if each not in ended and each not in failed]
+        missing = [each for each in self._trials if each not in ended and each not in failed]
         status: ParentStatus = "FINISHED"
         if failed or missing:
             status = "KILLED" if interrupted else "FAILED"
         try:
-            self._close(results, status, ended, failed, missing)
-        except Exception as error:
-            self.runs.failed("the sweep's run was not closed, a defect of the tracker; please report it", error)
+            try:
+                self._close(results, status, ended, failed, missing)
+            except Exception as error:
+                self._defect("the sweep's summary", error)
+            self._wait(tell)
+        finally:
+            self._stop()
         return status
+
+    def _wait(self, tell: Tell) -> None:
+        if self._sender is None:
+            return
+        uri = without_login(self.tracking_uri)
+        with contextlib.suppress(KeyboardInterrupt):  # the user's answer to that line
+            if not self._sender.flush(SILENT_PATIENCE_S) and FINAL_PATIENCE_S:
+                tell(
+                    f"Tracking: {self.state().spooled} records still to send to {uri}; waiting until nothing has "
+                    f"passed for {FINAL_PATIENCE_S:g} s (Ctrl-C: not at all)"
+                )
+                self._sender.flush(FINAL_PATIENCE_S)
+        state = self.state()
+        command = f"rpg track {self.folder.parent if self.folder.name == FOLDER else self.folder}"
+        if state.spooled:
+            tell(
+                f"Tracking: {state.spooled} records are not in MLflow yet. They are safe in {self.folder}; once {uri} "
+                f"can be used again, send them with: {command}"
+            )
+        if state.rejected:
+            tell(
+                f"Tracking: MLflow did not take {state.rejected} records, each with the reason in "
+                f"{self.folder / 'rejected.log'}; to try them again: {command}"
+            )
+
+    def _stop(self) -> None:
+        if self._sender is not None and self._spool is not None:
+            self._sender.stop()
+            self._last_state = self._sender.state()
+            self._spool.close()
+            self._spool = None
 
     def _open_parent(self) -> None:
         spec = self._spec
         params = {
             "algorithm": spec.get("algorithm"),
-            "task": spec.get("task"),
+            "task": task_label(spec.get("task")),
             "prior": spec.get("prior"),
             **{f"weights.{name}": value for name, value in (spec.get("weights") or {}).items()},
             "baselines": spec.get("baselines"),
@@ -223,15 +270,18 @@ class MlflowTracker(Callback):
             "env_steps": (spec.get("budget") or {}).get("env_steps"),
             "samples": spec.get("samples"),
             "search_seed": spec.get("search_seed"),
-            "trials": len(self._trial_ids),
+            "trials": len(self._trials),
         }
-        tags = {"kind": "sweep", **self._common_tags(), "trials_total": len(self._trial_ids)}
+        tags = {"kind": "sweep", **self._common_tags(), "trials_total": len(self._trials)}
         if spec.get("description"):
             tags["mlflow.note.content"] = spec["description"]
         self._open_run(PARENT, str(spec["name"]), params, tags)
         source = self._source or yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
         self._put(PARENT, "text", text=source, path="sweep.yaml")
         self._put(PARENT, "text", text=json.dumps(spec, indent=2), path="spec.json")
+        steps = sum(trial["env_steps"] for trial in self._trials.values())
+        plan = {"trials": len(self._trials), "env_steps": steps, "each": list(self._trials.values())}
+        self._put(PARENT, "text", text=json.dumps(plan, indent=1), path="plan.json")
 
     def _close(
         self,
@@ -241,49 +291,51 @@ class MlflowTracker(Callback):
         failed: Sequence[str],
         missing: Sequence[str],
     ) -> None:
-        for trial_id in sorted(self._open):
+        # Also what an earlier driver has opened and this one has not come to.
+        for trial_id in sorted(self._open | (set(self._trials) if self._resume else set())):
             left = "FINISHED" if trial_id in ended else "FAILED" if trial_id in failed else "KILLED"
-            self._close_run(trial_id, left)
-        rows = report.summarise(results)
-        self._put(PARENT, "text", text=report.rows_to_json(rows), path="summary/summary.json")
-        self._put(PARENT, "text", text=report.rows_to_markdown(rows), path="summary/summary.md")
-        picture = tradeoff_png(rows, title=self._spec.get("description", ""))
-        if picture is not None:
-            encoded = base64.b64encode(picture).decode("ascii")
-            self._put(PARENT, "file", base64=encoded, path="summary/tradeoff.png")
+            self._close_run(trial_id, left, if_running=trial_id not in self._open)
         tags: dict[str, object] = {
             "trials_finished": len(ended - set(failed)),
             "trials_failed": len(failed),
             "trials_missing": len(missing),
-            "tracker_errors": self.errors,
-            "tracker_dropped": self.dropped,
         }
         if failed:
             tags["failed_trials"] = ", ".join(failed)
         if missing:
             tags["missing_trials"] = ", ".join(missing)
-        if rows and rows[0].seeds:
-            tags["best_setting"] = rows[0].setting
         self._put(PARENT, "tags", values=tags)
-        self._close_run(PARENT, status)
-        if not self.runs.flush(patience_s=FINAL_PATIENCE_S):
-            logger.warning(
-                "tracking: %d records never reached MLflow at %s. Nothing is lost for good: result.json in "
-                "each trial's folder has every report.",
-                self.pending,
-                without_login(self.runs.tracking_uri),
-            )
+        try:
+            self._summarise(results)
+        finally:
+            self._close_run(PARENT, status)
+
+    def _summarise(self, results: Sequence[report.TrialResult]) -> None:
+        rows = report.summarise(results)
+        self._put(PARENT, "text", text=report.rows_to_json(rows), path="summary/summary.json")
+        self._put(PARENT, "text", text=report.rows_to_markdown(rows), path="summary/summary.md")
+        best = next((row for row in rows if row.is_best), None)
+        if best is not None:
+            self._put(PARENT, "tags", values={"best_setting": best.setting})
+        picture = tradeoff_png(rows, title=self._spec.get("description", ""))
+        if picture is not None:
+            encoded = base64.b64encode(picture).decode("ascii")
+            self._put(PARENT, "file", base64=encoded, path="summary/tradeoff.png")
 
     # ---- Tune's hooks ---------------------------------------------------------------------------
 
     def setup(self, *args: Any, **info: Any) -> None:
         """Opens the sweep's run before Tune starts a trial."""
-        self.start()
+        try:
+            self.start()
+        except SpoolError as error:
+            self._defect("the sweep's run", error)
 
     @_never_raises
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Opens the trial's run, or reopens it if the trial has been restarted."""
         spec = _trial_spec(trial)
+        spec = {**spec, "task": task_label(spec.get("task"))}
         weights = spec.get("weights") or {}
         training = spec.get("training") or {}
         params = {
@@ -291,10 +343,14 @@ class MlflowTracker(Callback):
             **weights,
             **{name: training[name] for name in _TRAINING_PARAMS if name in training},
         }
-        tags = {
-            "kind": "trial",
-            **self._common_tags(),
-            **{name: spec[name] for name in ("task", "prior", "method", "seed") if spec.get(name) is not None},
+        tags = {"kind": "trial", **self._common_tags()}
+        for name in ("prior", "prior_hash") if spec.get("prior") is None else ():
+            tags.pop(name, None)  # its method makes no use of it
+        method = METHODS.get(spec.get("method", ""))
+        tags |= {
+            **{name: _text(spec[name]) for name in ("task", "prior", "method", "seed") if spec.get(name) is not None},
+            **{f"weights.{name}": _text(value) for name, value in weights.items()},
+            "algorithm": (method and method.algorithm) or "none",
         }
         trial_id = str(spec["trial_id"])
         self._open_run(trial_id, trial_id, params, tags)
@@ -309,7 +365,7 @@ class MlflowTracker(Callback):
             _trial_spec(trial)["trial_id"],
             "metrics",
             values=values | {DROPPED_KEY: float(dropped)},
-            step=_step(result),
+            step=report_step(result),
             # The report's own time, so that delivering it twice adds nothing.
             timestamp=int(result["timestamp"] * 1000) if "timestamp" in result else _now_ms(),
         )
@@ -317,48 +373,63 @@ class MlflowTracker(Callback):
     @_never_raises
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Notes a failure that Tune answers with a restart; the trial's run stays open."""
-        tags = {"restarts": trial.num_failures, "last_failure": _error_text(trial)[0]}
+        tags = {"restarts": trial.num_failures, "last_failure": error_text(trial)[0]}
         self._put(_trial_spec(trial)["trial_id"], "tags", values=tags)
 
     @_never_raises
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Records the customised policy and closes the trial's run."""
+        """Records the customised policy and closes the trial's run: finished, failed, or stopped before its end."""
         trial_id = _trial_spec(trial)["trial_id"]
+        estimated = (trial.last_result or {}).get("kl_to_prior_estimated")
+        if estimated is not None:
+            self._put(trial_id, "tags", values={"kl_to_prior": "estimated" if estimated else "closed form"})
+        last = trial.last_result or {}
+        if "failed" in last:  # it gave up by itself, and Tune counts that as an end
+            self._put(trial_id, "tags", values={"error": last["failed"]})
+            self._close_run(trial_id, "FAILED")
+            return
         self._put_bundle(trial_id, trial)
-        self._close_run(trial_id, "FINISHED")
+        self._close_run(trial_id, "KILLED" if last.get("finished") is False else "FINISHED")
 
     @_never_raises
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Records why a trial failed for good, and its last good policy if there is one."""
         spec = _trial_spec(trial)
         trial_id = spec["trial_id"]
-        if trial_id not in self.runs.run_ids and trial_id not in self._open:
+        if trial_id not in self._open:
             self.on_trial_start(iteration, trials, trial)  # it failed before it started
-        last_line, full = _error_text(trial)
+        last_line, full = error_text(trial)
         self._put(trial_id, "tags", values={"error": last_line})
         self._put(trial_id, "text", text=full, path="error.txt")
         self._put_bundle(trial_id, trial)
         self._close_run(trial_id, "FAILED")
 
-    @_never_raises
-    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Delivers what is waiting, without patience: ``finish`` follows."""
-        self.runs.flush()
-
     def get_state(self) -> dict[str, Any] | None:
-        """What Tune keeps for a restored driver: which run belongs to which trial."""
-        return {"run_key": self.runs.run_key, "run_ids": dict(self.runs.run_ids)}
+        """What Tune keeps for a restored driver, should the spool's folder be gone."""
+        return {"run_key": self.run_key}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes ``get_state`` back, before ``setup``: the runs of the interrupted sweep go on."""
-        self.runs.run_key = state["run_key"]
-        self.runs.run_ids.update(state["run_ids"])
-        self.runs.expect_earlier_runs(PARENT, *self._trial_ids)
+        self.run_key = state["run_key"]
 
     # ---- records --------------------------------------------------------------------------------
 
     def _put(self, run: str, kind: Kind, **data: Any) -> None:
-        self.runs.put(Record(run, kind, data))
+        self.start()
+        if self._spool is None or self._sender is None:  # it can't be opened, which has been said
+            self._defects += 1
+            return
+        self._spool.append(Record(run, kind, data).payload())
+        self._sender.wake()
+
+    def _defect(self, what: str, error: Exception) -> None:
+        self._defects += 1
+        logger.log(
+            logging.WARNING if self._defects == 1 else logging.DEBUG,
+            "tracking: %s failed: %s: %s. Training continues; please report it.",
+            *(what, type(error).__name__, without_login(str(error))),
+        )
+        logger.debug("tracking: %s", what, exc_info=error)
 
     def _open_run(self, run: str, name: str, params: Mapping[str, Any], tags: Mapping[str, object]) -> None:
         if run != PARENT:
@@ -366,61 +437,27 @@ class MlflowTracker(Callback):
         texts = {key: _text(value) for key, value in params.items() if value is not None and value != []}
         self._put(run, "open", name=name, params=texts, tags=dict(tags), start_time=_now_ms())
 
-    def _close_run(self, run: str, status: str) -> None:
+    def _close_run(self, run: str, status: str, *, if_running: bool = False) -> None:
         self._open.discard(run)
-        self._put(run, "close", status=status, end_time=_now_ms())
+        self._put(run, "close", status=status, end_time=_now_ms(), if_running=if_running)
 
     def _put_bundle(self, trial_id: str, trial: Trial) -> None:
-        checkpoint = trial.checkpoint
-        if checkpoint is None:
+        if trial.checkpoint is None:
             return
-        for folder in _folders_of(checkpoint):
+        checkpoint = checkpoint_address(trial.checkpoint, self._spec.get("storage"))
+        for folder in ARTIFACT_FOLDERS:
             self._put(trial_id, "folder", checkpoint=checkpoint, folder=folder, path=folder)
 
     def _common_tags(self) -> dict[str, Any]:
         """Tags of the sweep's run and of each trial's: the UI nests runs in one sort order only."""
-        tags = {"sweep": self._spec["name"], "task": self._spec.get("task"), "prior": self._spec.get("prior")}
-        return {key: value for key, value in tags.items() if value is not None} | _provenance()
-
-
-def finite_metrics(result: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, float], int]:
-    """The figures of a report that MLflow can hold.
-
-    Args:
-        result: a report; nested mappings give ``outer/inner``. Tune's own entries and what is no number
-            are left out.
-        prefix: of the keys.
-
-    Returns:
-        The finite figures, and how many were NaN or infinite.
-    """
-    values: dict[str, float] = {}
-    dropped = 0
-    for key, value in result.items():
-        if not prefix and key in _NOT_METRICS:
-            continue
-        if isinstance(value, Mapping):
-            inner, inner_dropped = finite_metrics(value, f"{prefix}{key}/")
-            values |= inner
-            dropped += inner_dropped
-        elif not isinstance(value, bool) and isinstance(value, numbers.Real):
-            if math.isfinite(value):
-                values[prefix + key] = float(value)
-            else:
-                dropped += 1
-    return values, dropped
+        tags = {name: self._spec.get(name) for name in ("task", "prior", "algorithm")}
+        tags |= {"task": task_label(tags["task"]), "sweep": self._spec["name"], "prior_hash": self._prior_hash}
+        return {key: _text(value) for key, value in tags.items() if value is not None} | provenance()
 
 
 def _trial_spec(trial: Trial) -> dict[str, Any]:
     spec: dict[str, Any] = trial.config["trial"]
     return spec
-
-
-def _step(result: Mapping[str, Any]) -> int:
-    step = result.get(STEP_KEY)
-    if step is None or not math.isfinite(step):
-        step = result.get("training_iteration", 0)
-    return int(step)
 
 
 def _text(value: object) -> str:
@@ -430,57 +467,3 @@ def _text(value: object) -> str:
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _error_text(trial: Trial) -> tuple[str, str]:
-    """The last line of a trial's error, and all of it."""
-    local = trial.error_file  # on this machine at once; Tune copies it to the storage, where get_error() looks, later
-    written = Path(local).read_text(encoding="utf-8", errors="replace") if local and Path(local).is_file() else None
-    full = str(written or trial.get_error() or "no error text").strip()
-    full = re.sub(r"\bip=[0-9A-Fa-f.:]+", "ip=-", full)  # hosts are nobody's business on a shared server
-    return full.splitlines()[-1][:500], full
-
-
-def _folders_of(checkpoint: Any) -> Iterator[str]:
-    """Which of the folders that belong into MLflow a checkpoint has."""
-    for folder in (BUNDLE_FOLDER, CONFIG_FOLDER):
-        info = checkpoint.filesystem.get_file_info(f"{checkpoint.path}/{folder}")
-        if info.type.name == "Directory":
-            yield folder
-
-
-@functools.cache
-def _provenance() -> dict[str, str]:
-    """Who ran which code: user, versions, commit. No host names: tracking servers are shared."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without an entry
-        user = "unknown"
-    tags = {"mlflow.user": user, "mlflow.source.name": "rpg sweep", "mlflow.source.type": "LOCAL"}
-    for name in ("residual-policy-gradient", "ray", "torch", "mlflow"):
-        try:
-            tags[f"version.{name}"] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # e.g. our package from a source folder on PYTHONPATH
-            continue
-    return tags | _git_tags(Path(__file__).resolve())
-
-
-def _git_tags(file: Path) -> dict[str, str]:
-    """Commit of the checkout that tracks ``file`` and whether it was changed since; empty without one."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(file.parent), *arguments]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    # A wheel inside somebody's repository is not of that repository.
-    if git("ls-files", "--error-unmatch", file.name) is None:
-        return {}
-    commit = git("rev-parse", "HEAD")
-    if not commit:
-        return {}
-    changed = bool(git("status", "--porcelain", "--untracked-files=no"))
-    return {"mlflow.source.git.commit": commit, "git_changed": str(changed).lower()}

@@ -21,14 +21,20 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 import rpg_algorithms
 import rpg_platform
 from rpg_algorithms import RPGConfig, SPGConfig
+from rpg_algorithms.addons import part_names
 from rpg_algorithms.module import NetworkConfig
 from rpg_algorithms.network import PolicyNetwork
 from rpg_algorithms.prior import PriorBundle, PriorCard, save_bundle
+from rpg_algorithms.rollout import NonFiniteError
 from rpg_platform.environments import make_env, register
+from rpg_platform.episode_file import EvaluatedPolicy, Which, write_episodes
 from rpg_platform.evaluation import as_card_returns, as_metrics, evaluate_both
 from rpg_platform.methods import METHODS, algorithm_weights
 from rpg_platform.spec import TrialSpec
+from rpg_platform.task_spec import task_label
 from rpg_platform.tasks import Task, get_task
+from rpg_platform.trial_state import read_state, write_state
+from rpg_platform.validation import Validation
 
 if TYPE_CHECKING:
     from rpg_algorithms import SPG
@@ -41,6 +47,7 @@ _LEARNER_KEYS = {
     "reward_prior_term": "reward_prior_term",
     "reward_entropy_term": "reward_entropy_term",
     "kl_to_prior": "kl_to_prior",
+    "kl_to_prior_estimated": "kl_to_prior_estimated",
     "entropy": "entropy",
     "clip_fraction": "clip_fraction",
     "approx_kl": "approx_kl",
@@ -116,45 +123,74 @@ class CustomizationTrial(tune.Trainable):
 
     algo: SPG | None
 
-    def setup(self, config: dict[str, Any], prior: PriorBundle | None = None) -> None:
-        """Builds the algorithm; the prior bundle was read once by the driver."""
+    def setup(
+        self,
+        config: dict[str, Any],
+        prior: PriorBundle | None = None,
+        checkpoints: Mapping[str, str] | None = None,
+    ) -> None:
+        """Builds the algorithm; the prior bundle was read once by the driver.
+
+        Args:
+            config: the trial, under ``trial``.
+            prior: the sweep's prior.
+            checkpoints: trial id → checkpoint to go on from, a local path or a URI.
+        """
         self.trial = TrialSpec.model_validate(config["trial"])
         self.task = get_task(self.trial.task)
         self.prior = prior if METHODS[self.trial.method].prior != "unused" else None
         self.prior_network = None if self.prior is None else self.prior.build()
-        self._evaluated: dict[str, Any] = {}
+        self._validation = Validation(
+            self.trial.evaluation, self.trial.objective, self.trial.env_steps, self.task, self.prior_network
+        )
+        self._evaluated: dict[Which, EvaluatedPolicy] = {}
         self._env_steps = 0
         self.algo = None
+        self._last_report: dict[str, Any] = {}
         if METHODS[self.trial.method].algorithm is not None:
             built = algorithm_config(self.trial, self.task, self.prior)
             assert built.algo_class is not None
             self.algo = built.algo_class(config=built, storage=self._storage)
+        checkpoint = (checkpoints or {}).get(self.trial.trial_id)
+        if checkpoint is not None:
+            with tune.Checkpoint(checkpoint).as_directory() as folder:
+                self.load_checkpoint(folder)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Lets Tune reuse this process for the next trial: a new one takes seconds to import everything."""
         self.cleanup()
-        self.setup(new_config)  # Tune's with_parameters gives the prior again
+        self.setup(new_config)  # Tune's with_parameters gives prior and checkpoints again
         return True
 
     def step(self) -> dict[str, Any]:
         """Trains for one report's worth of iterations; evaluates when the budget is used up."""
         started, before = time.perf_counter(), self._env_steps
-        result: dict[str, Any] = {}
-        if self.algo is not None:
-            iterations = self._iterations_per_report()
-            for _ in range(iterations):
-                result = self.algo.train()
-                self._env_steps = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
-                if self._env_steps >= self.trial.env_steps:
-                    break
-        report = self._report(result)
+        try:
+            report = self._report(self._train())
+        except NonFiniteError as error:  # it would come again from the last checkpoint: this trial alone ends
+            self._last_report = self._report({}) | {"done": True, "failed": f"NonFiniteError: {error}"}
+            return self._last_report
         report["env_steps_per_s"] = (self._env_steps - before) / (time.perf_counter() - started)
         every = self.trial.checkpoint.every_env_steps
         report["should_checkpoint"] = every is not None and self._env_steps // every > before // every
+        if self.algo is not None and self._validation.due(before, self._env_steps):
+            report |= self._validation.consider(self.policy(), self._env_steps)
         if self.algo is None or self._env_steps >= self.trial.env_steps:
             report |= self._evaluate()
-            report["done"] = True
+            report |= {"done": True, "finished": True}
+        self._last_report = report
         return report
+
+    def _train(self) -> dict[str, Any]:
+        """One report's worth of iterations; the last one's result."""
+        result: dict[str, Any] = {}
+        if self.algo is not None:
+            for _ in range(self._iterations_per_report()):
+                if self._env_steps >= self.trial.env_steps:
+                    break
+                result = self.algo.train()
+                self._env_steps = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
+        return result
 
     def _iterations_per_report(self) -> int:
         settings, resources = self.trial.training, self.trial.resources
@@ -162,19 +198,32 @@ class CustomizationTrial(tune.Trainable):
         return max(1, math.ceil(self.trial.env_steps / per_iteration / REPORTS_PER_TRIAL))
 
     def _report(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        report: dict[str, Any] = {"env_steps": float(self._env_steps), "done": False, "code": running_code()}
+        report: dict[str, Any] = {"env_steps": float(self._env_steps), "done": False, "finished": False}
+        report["code"] = running_code()
         learner = result.get("learners", {}).get(DEFAULT_MODULE_ID, {})
         episodes = result.get("env_runners", {})
-        for source, names in ((learner, _LEARNER_KEYS), (episodes, _EPISODE_KEYS)):
+        parts = {f"episode_addon_{n}_return_mean": f"addon/{n}_return" for n in part_names(self.task.addon)}
+        for source, names in ((learner, _LEARNER_KEYS), (episodes, _EPISODE_KEYS | parts)):
             report |= {name: float(source[key]) for key, name in names.items() if key in source}
         report["nonfinite_values"] = float(result.get("nonfinite_values", 0.0))
         return report
 
     def _evaluate(self) -> dict[str, float]:
+        """Plays the evaluation's episodes with the final policy and, if that is another, with the best."""
+        self._evaluated = {"final": self._play(self.policy(), self._env_steps)}
+        metrics = as_metrics(self._evaluated["final"].results)
+        best = self._validation.best
+        if best is not None:
+            is_final = best.env_steps == self._env_steps
+            self._evaluated["best"] = self._evaluated["final"] if is_final else self._play(best.network, best.env_steps)
+            metrics |= as_metrics(self._evaluated["best"].results, "eval_best")
+            metrics["eval_best/env_steps"] = float(best.env_steps)
+        return metrics
+
+    def _play(self, policy: PolicyNetwork, env_steps: int) -> EvaluatedPolicy:
         settings = self.trial.evaluation
-        results = evaluate_both(self.policy(), self.task, settings.episodes, settings.seed, self.prior_network)
-        self._evaluated = dict(as_card_returns(results))
-        return as_metrics(results)
+        results = evaluate_both(policy, self.task, settings.episodes, settings.seed, self.prior_network)
+        return EvaluatedPolicy(env_steps, settings.seed, results)
 
     def policy(self) -> PolicyNetwork:
         """The policy as it is now: the learner's, or the prior itself."""
@@ -189,15 +238,21 @@ class CustomizationTrial(tune.Trainable):
     # --- checkpoints
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The algorithm's checkpoint, the policy as a bundle, and this trial's own counters."""
+        """The algorithm's checkpoint, the policy and the best so far as bundles, and this trial's own counters."""
         folder = Path(checkpoint_dir)
+        if "failed" in self._last_report:  # nothing of it is worth keeping; the checkpoint before is
+            write_state(folder, self._env_steps, self._last_report)
+            return
         if self.algo is not None:
             self.algo.save_to_path(str(folder / "algorithm"))
             (folder / "config").mkdir(exist_ok=True)
             everything = json.dumps(self.algo.config.to_dict(), default=str, indent=2, sort_keys=True)
             (folder / "config" / "algorithm_config.json").write_text(everything, encoding="utf-8")
-        save_bundle(folder / "bundle", self.policy(), self._card())
-        (folder / "trial.json").write_text(json.dumps({"env_steps": self._env_steps}), encoding="utf-8")
+        save_bundle(folder / "bundle", self.policy(), self._card("final", self._env_steps))
+        self._validation.save(folder, lambda best: self._card("best", best.env_steps))
+        if self._evaluated:
+            write_episodes(folder, self.trial.trial_id, self._evaluated)
+        write_state(folder, self._env_steps, self._last_report)
 
     def load_checkpoint(self, checkpoint_dir: str | dict[str, Any] | None) -> None:
         """Restores weights, optimizer, normaliser and counters; the environments start anew."""
@@ -205,14 +260,16 @@ class CustomizationTrial(tune.Trainable):
         folder = Path(checkpoint_dir)
         if self.algo is not None:
             self.algo.restore_from_path(str(folder / "algorithm"))
-        self._env_steps = int(json.loads((folder / "trial.json").read_text(encoding="utf-8"))["env_steps"])
+        self._env_steps = int(read_state(folder)["env_steps"])
+        self._validation.load(folder)
 
-    def _card(self) -> PriorCard:
+    def _card(self, which: Which, env_steps: int) -> PriorCard:
         trial = self.trial
+        returns = as_card_returns(self._evaluated[which].results) if which in self._evaluated else {}
         if self.prior is not None and self.algo is None:
-            return self.prior.card.model_copy(update={"returns": self._evaluated or self.prior.card.returns})
+            return self.prior.card.model_copy(update={"returns": returns or self.prior.card.returns})
         env = make_env(self.task)
-        parents = [] if self.prior is None else [self.prior.card.content_hash, *self.prior.card.parents]
+        descent = {} if self.prior is None else self.prior.card.descent()
         return PriorCard.describe(
             trial.sweep,
             self.task.env_id,
@@ -221,13 +278,15 @@ class CustomizationTrial(tune.Trainable):
             self.policy().spec,
             env_kwargs=dict(self.task.env_kwargs),
             alpha=self._alpha(),
-            returns=self._evaluated,
-            parents=parents,
+            returns=returns,
+            **descent,
             made_by={
                 "versions": _versions(),
-                "env_steps": self._env_steps,
+                "env_steps": env_steps,
                 "trial": trial.trial_id,
-                **trial.model_dump(mode="json", include={"sweep", "task", "prior", "method", "weights", "seed"}),
+                **trial.model_dump(mode="json", include={"sweep", "prior", "method", "weights", "seed"}),
+                "task": task_label(trial.task),
+                **({} if isinstance(trial.task, str) else {"task_spec": trial.model_dump(mode="json")["task"]}),
                 "training": trial.training.model_dump(mode="json", exclude_none=True),
             },
         )

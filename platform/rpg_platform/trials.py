@@ -169,6 +169,7 @@ def _trial(spec: SweepSpec, arm: Arm, setting: Mapping[str, Setting]) -> TrialSp
         env_steps=spec.budget.env_steps,
         training=Training.model_validate(training),
         resources=spec.resources,
+        objective=spec.objective,
         evaluation=spec.evaluation,
         checkpoint=spec.checkpoint,
     )
@@ -186,6 +187,7 @@ def _prior_trial(spec: SweepSpec) -> TrialSpec:
         env_steps=0,
         training=spec.training.fixed.model_copy(update={"start_from_prior": True, "network": None}),
         resources=spec.resources,
+        objective=spec.objective,
         evaluation=spec.evaluation,
         checkpoint=spec.checkpoint,
     )

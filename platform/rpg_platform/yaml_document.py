@@ -33,6 +33,53 @@ _ALIAS = "alias"
 _KEY = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")
 
 
+@dataclass(frozen=True)
+class Written:
+    """A text of a document.
+
+    Attributes:
+        text: What it says.
+        source: The whole document.
+        start, end: Where in the document it is written, quotes or block indicator included.
+        line, column: Of its start.
+        style: None (plain), a quotation mark, or a block's `|` or `>`.
+    """
+
+    text: str
+    source: str
+    start: int
+    end: int
+    line: int
+    column: int
+    style: str | None
+
+    def place(self, offset: int) -> Place:
+        """Line and column of the character at `offset`; of the whole where escapes hide which it is."""
+        before = self.source[self.start : self._position(offset)]
+        if "\n" not in before:
+            return (self.line, self.column + len(before))
+        return (self.line + before.count("\n"), len(before) - before.rfind("\n"))
+
+    def _position(self, offset: int) -> int:
+        """Index in the document. Folding changes blanks, so only other characters are followed."""
+        at = self.start
+        if self.style in ("|", ">"):
+            at = self.source.find("\n", at) + 1
+        elif self.style is not None:
+            at += 1
+        for character in self.text[:offset]:
+            if character.isspace():
+                continue
+            while at < self.end and self.source[at].isspace():
+                at += 1
+            if at >= self.end or self.source[at] != character:
+                return self.start
+            at += 2 if self.style == "'" == character else 1
+        while offset < len(self.text) and at < self.end and self.source[at].isspace():
+            at += 1
+        return at
+
+
 @dataclass
 class Document:
     """A document that was read.
@@ -42,20 +89,27 @@ class Document:
             not be read.
         values: Line and column (from 1) of the value at each path.
         keys: Line and column (from 1) of the key at each path.
+        texts: Each text at its path, as it is and as it is written.
         problems: What could not be read; `broken` says so of the document as a whole.
         broken: It is not YAML, so `data` means nothing.
-        located: Line and column of each problem that has no path of its own.
+        source: Its text; None where it has none.
     """
 
     data: Any = None
     values: dict[Path, Place] = field(default_factory=dict)
     keys: dict[Path, Place] = field(default_factory=dict)
+    texts: dict[Path, Written] = field(default_factory=dict)
     problems: list[tuple[Place, Problem]] = field(default_factory=list)
     broken: bool = False
+    source: str | None = None
 
     def place(self, problem: Problem) -> Place:
         """Where to point for a problem: its value or key, or else the nearest thing above it in the text."""
         path = problem.path
+        if problem.offset is not None:
+            for candidate in (path, (*path, "expression")):
+                if candidate in self.texts:
+                    return self.texts[candidate].place(problem.offset)
         if problem.at_key and path in self.keys:
             return self.keys[path]
         if path in self.values:
@@ -121,7 +175,7 @@ class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
 def read_document(raw: bytes) -> Document:
     """Read one document; whatever is wrong is in its `problems`."""
     document = Document()
-    text = _decode(raw, document)
+    text = document.source = _decode(raw, document)
     if text is None:
         return document
     try:
@@ -172,6 +226,8 @@ def _syntax(error: Exception, text: str) -> tuple[Place, str]:
         mark = error.problem_mark or error.context_mark
         why = ", ".join(part for part in (error.context, error.problem) if part)
         place = _place(mark) if mark else (1, 1)
+        if "flow mapping" in why and "got '['" in why:
+            why += "; a text with [ or , in it stands in quotes inside {...}"
         return place, why if isinstance(error, _TooDeep) else f"not valid YAML: {' '.join(why.split())}"
     return (1, 1), f"not valid YAML: {type(error).__name__}"
 
@@ -189,6 +245,10 @@ def _construct(node: Node, path: Path, document: Document) -> Any:
     if isinstance(node, ScalarNode):
         kind = node.tag.removeprefix(_TAG)
         if kind in _SCALARS:
+            if kind == "str" and document.source is not None:
+                start, end = node.start_mark.index, node.end_mark.index
+                where = _place(node.start_mark)
+                document.texts[path] = Written(node.value, document.source, start, end, *where, node.style)
             try:
                 return _SCALARS[kind](node.value)
             except ValueError as error:

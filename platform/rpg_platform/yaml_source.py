@@ -20,10 +20,11 @@ from rpg_platform.checks import check, is_path
 from rpg_platform.shipped import SHIPPED
 from rpg_platform.spec import SECTION_KEYS, SweepSpec
 from rpg_platform.spec_errors import Path, Problem, SpecError, explain
-from rpg_platform.tasks import TASKS
-from rpg_platform.yaml_document import MAX_BYTES, Document, read_document
+from rpg_platform.task_spec import TaskFile, TaskSpec
+from rpg_platform.tasks import TASKS, Task, get_task
+from rpg_platform.yaml_document import MAX_BYTES, Document, Place, read_document
 
-__all__ = ["SpecError", "dump_spec", "load_spec", "parse_spec"]
+__all__ = ["SpecError", "dump_spec", "find_task", "load_spec", "parse_spec"]
 
 
 def load_spec(path: str | os.PathLike[str], *, check_files: bool = True) -> SweepSpec:
@@ -42,13 +43,16 @@ def load_spec(path: str | os.PathLike[str], *, check_files: bool = True) -> Swee
         column.
     """
     file = pathlib.Path(path)
+    return parse_spec(_read(file), source=str(file), folder=file.parent, name=file.stem, check_files=check_files)
+
+
+def _read(file: pathlib.Path) -> bytes:
     try:
         with file.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
+            return stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SpecError([f"{file}: cannot be read: {reason}"]) from error
-    return parse_spec(raw, source=str(file), folder=file.parent, name=file.stem, check_files=check_files)
 
 
 def parse_spec(
@@ -81,8 +85,35 @@ def parse_spec(
         places += [document.place(problem) for problem in found]
         if spec is not None and not problems:
             return spec
+    raise SpecError(_located(source, places, problems))
+
+
+def _located(source: str, places: Iterable[Place], problems: Iterable[Problem]) -> list[str]:
     lines = sorted(zip(places, map(str, problems), strict=True))
-    raise SpecError(list(dict.fromkeys(f"{source}:{line}:{column}: {text}" for (line, column), text in lines)))
+    return list(dict.fromkeys(f"{source}:{line}:{column}: {text}" for (line, column), text in lines))
+
+
+def find_task(name_or_file: str) -> Task:
+    """The task registered under a name, or the one under `task` in a YAML file: a sweep's, or one with nothing else.
+
+    Raises:
+        SpecError: If what the file says of its task is wrong; lists every fault with line and column.
+        ValueError: If there is neither such a task nor such a file.
+    """
+    file = pathlib.Path(name_or_file)
+    if name_or_file in TASKS or not (file.suffix in (".yaml", ".yml") or file.is_file()):
+        return get_task(name_or_file)
+    document = read_document(_read(file))
+    problems = [problem for _, problem in document.problems]
+    places = [place for place, _ in document.problems]
+    if not problems:
+        try:
+            task = TaskFile.model_validate({"task": document.data.get("task")}).task
+            return get_task(task if isinstance(task, str) else _with_folder(task, file.parent))
+        except ValidationError as error:
+            problems = explain(error, TaskFile)
+            places = [document.place(problem) for problem in problems]
+    raise SpecError(_located(str(file), places, problems))
 
 
 def dump_spec(spec: SweepSpec) -> str:
@@ -113,7 +144,7 @@ def _validate(
             spec = SweepSpec.model_validate(rest)
         except ValidationError:
             return None, problems
-    spec = _with_absolute_prior(spec, folder)
+    spec = _with_task_folder(_with_absolute_prior(spec, folder), folder)
     for problem in check(spec, check_files=check_files):
         if not any(_touches(path, set_aside) for path in (problem.path, *problem.needs)):
             problems.append(problem)
@@ -135,15 +166,29 @@ def _without(data: dict[str, Any], paths: Iterable[Path]) -> dict[str, Any]:
     for path in paths:
         top = path[0]
         section = rest.get(str(top))
-        if len(path) > 1 and isinstance(section, dict) and path[1] in section:
+        if len(path) > 1 and top != "task" and isinstance(section, dict) and path[1] in section:
             del section[path[1]]
-        elif len(path) == 1 or not isinstance(section, dict):
+        elif len(path) == 1 or top == "task" or not isinstance(section, dict):
             rest.pop(str(top), None)
     required = {"name": "unnamed", "task": next(iter(TASKS)), "algorithm": "ppo", "budget": {}}
     rest = {**required, **{key: value for key, value in rest.items() if value is not None}}
     if isinstance(rest["budget"], dict):
         rest["budget"].setdefault("env_steps", 10**12)
     return rest
+
+
+def _with_task_folder(spec: SweepSpec, folder: pathlib.Path) -> SweepSpec:
+    if isinstance(spec.task, str):
+        return spec
+    return spec.model_copy(update={"task": _with_folder(spec.task, folder)})
+
+
+def _with_folder(task: TaskSpec, folder: pathlib.Path) -> TaskSpec:
+    """Own modules are looked for beside the file, or in the folder that it names."""
+    if not (task.has_own_code or task.folder):
+        return task
+    beside = os.path.abspath(folder / pathlib.Path(task.folder or ".").expanduser())  # noqa: PTH100
+    return task.model_copy(update={"folder": beside})
 
 
 def _with_absolute_prior(spec: SweepSpec, folder: pathlib.Path) -> SweepSpec:

@@ -20,6 +20,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gaussian": {},
     "state-dependent": {"state_dependent_std": True},
     "squashed": {"distribution": "squashed_gaussian"},
+    "squashed-state-dependent": {"distribution": "squashed_gaussian", "state_dependent_std": True},
     "categorical": {},
 }
 
@@ -56,12 +57,14 @@ class Case:
         family: key of ``FAMILIES``.
         training: settings of ``training()``.
         prior: whether it gets a prior.
+        prior_family: key of ``FAMILIES`` for the prior, where it is not the policy's.
     """
 
     config: type[SPGConfig]
     family: str = "gaussian"
     training: dict[str, Any] = field(default_factory=dict)
     prior: bool = False
+    prior_family: str | None = None
 
     def build_config(self, folder: Path, **training: Any) -> SPGConfig:
         """The configuration, small; a prior is written to ``folder / "prior"``."""
@@ -74,7 +77,7 @@ class Case:
         }
         from_prior = self.prior and self.training.get("start_from_prior", True)
         if self.prior:
-            settings["prior"] = make_prior(folder / "prior", self.family)
+            settings["prior"] = make_prior(folder / "prior", self.prior_family or self.family)
         network = {} if from_prior else {"hidden": (8,), "log_std_init": -0.5} | FAMILIES[self.family]
         config = (
             self.config()
@@ -98,6 +101,12 @@ CASES: dict[str, Case] = {
     "greedy": Case(RPGConfig, training={"addon_reward": addon, "omega_prime": 0.0, "alpha_hat": 0.0}, prior=True),
     "kl": Case(RPGConfig, training={"addon_reward": addon, "kl_coefficient": [[0, 0.2], [1000, 0.0]]}, prior=True),
     "omega": Case(RPGConfig, training={"addon_reward": addon, "omega": 1.0, "alpha_hat": 0.1}, prior=True),
+    "rpg-gaussian-to-squashed-prior": Case(
+        RPGConfig, training=RESIDUAL | {"start_from_prior": False}, prior=True, prior_family="squashed"
+    ),
+    "rpg-squashed-to-gaussian-prior": Case(
+        RPGConfig, "squashed", RESIDUAL | {"start_from_prior": False}, prior=True, prior_family="gaussian"
+    ),
     "rpg-from-scratch": Case(RPGConfig, training=RESIDUAL | {"start_from_prior": False}, prior=True),
     "warm-up": Case(RPGConfig, training=RESIDUAL | {"critic_warmup_iterations": 3, "target_kl": 0.01}, prior=True),
 }

@@ -74,6 +74,20 @@ def test_forward_pass_and_log_probabilities_are_torchs(family: str, activation: 
     )
 
 
+def test_an_observation_that_hardly_varies_keeps_its_digits() -> None:
+    """Mean 1,000 and deviation 0.001: in float32 alone, what is left after the mean is off by a third of it."""
+    network = make_network("gaussian", "unclipped", observation_epsilon=0.0, hidden=())
+    assert network.normalizer is not None
+    network.normalizer.mean.fill_(1_000.00003)
+    network.normalizer.var.fill_(1e-6)
+    obs = np.nextafter(np.full((9, D), 1_000.0, np.float32), np.float32(np.inf)) + np.zeros(D, np.float32)
+    exact = (obs.astype(np.float64) - 1_000.00003) / 1e-3
+    assert network.normalize(torch.from_numpy(obs)).numpy() == pytest.approx(exact, rel=1e-6)
+    with torch.no_grad():
+        expected = network.head(torch.from_numpy(exact.astype(np.float32))).numpy()
+    assert NumpyPolicy(network).dist_inputs(obs) == pytest.approx(expected, abs=1e-5)
+
+
 def test_without_hidden_layers_it_is_linear() -> None:
     network = make_network("categorical", "none", hidden=())
     obs = observations()

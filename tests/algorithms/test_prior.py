@@ -23,7 +23,14 @@ from rpg_algorithms import (
     load_card,
     save_bundle,
 )
-from rpg_algorithms.prior import CARD_FILE, MAX_CARD_BYTES, WEIGHTS_FILE
+from rpg_algorithms.prior import (
+    CARD_FILE,
+    MAX_CARD_BYTES,
+    MAX_LINEAGE,
+    WEIGHTS_FILE,
+    Ancestor,
+    ReturnStatistics,
+)
 
 OBSERVATIONS = gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)
 ACTIONS = gym.spaces.Box(np.array([-1.0, -2.0], np.float32), np.array([1.0, 0.5], np.float32))
@@ -123,7 +130,7 @@ def test_the_card_is_json_that_names_everything(folder: Path) -> None:
         "high": "inf",
     }
     assert data["alpha"] == 0.1
-    assert set(data["network"]) == set(NetworkSpec.__dataclass_fields__)
+    assert set(data["network"]) == set(NetworkSpec.__dataclass_fields__) - {"graph"}
     assert sorted(p.name for p in folder.iterdir()) == [CARD_FILE, WEIGHTS_FILE]
 
 
@@ -328,3 +335,57 @@ def test_a_pickle_in_the_place_of_weights_is_not_executed(
     assert not mark.exists()
     pickle.loads(pickle.dumps(Payload(mark)))  # the payload does work
     assert mark.exists()
+
+
+# --- the line of ancestors
+
+
+def generations(tmp_path: Path, n: int) -> list[PriorCard]:
+    """Bundles each of which was made from the one before, the last first."""
+    cards = [save(tmp_path / "0")]
+    for i in range(1, n):
+        made_by = {"method": "rpg", "weights": {"omega_prime": i}, "task": {"name": f"task{i}", "env": "Walker-v0"}}
+        returns = {"total/sampled": ReturnStatistics(mean=i, std=1.0, episodes=3)}
+        descent = load_bundle(tmp_path / str(i - 1)).card.descent()
+        cards.insert(0, save(tmp_path / str(i), alpha=0.1 * i, made_by=made_by, returns=returns, **descent))
+    return cards
+
+
+def test_a_card_names_its_whole_line_nearest_first(tmp_path: Path) -> None:
+    last, *earlier = generations(tmp_path, 4)
+    assert last == load_bundle(tmp_path / "3").card  # through the disk and its hash
+    assert last.parents == [card.content_hash for card in earlier]
+    assert [each.content_hash for each in last.lineage] == last.parents
+    assert last.lineage[0].model_dump() == {
+        "name": "walker",
+        "content_hash": earlier[0].content_hash,
+        "env_id": "Walker-v0",
+        "task": "task2",
+        "method": "rpg",
+        "weights": {"omega_prime": 2},
+        "alpha": 0.2,
+        "returns": {"total/sampled": 2.0},
+    }
+
+
+def test_a_line_does_not_grow_a_card_without_end(tmp_path: Path) -> None:
+    last, *earlier = generations(tmp_path, MAX_LINEAGE + 4)
+    assert [each.content_hash for each in last.lineage] == last.parents[:MAX_LINEAGE]
+    assert last.parents == [card.content_hash for card in earlier]
+    huge = {"method": ["m" * 10_000], "task": "t" * 10_000, "weights": {"x": [[0, 1]] * 10_000}}
+    ancestor = Ancestor.of(last.model_copy(update={"made_by": huge, "name": "n" * 10_000}))
+    assert len(ancestor.model_dump_json()) < 2_000
+    assert ancestor.weights == {}
+
+
+def test_a_card_without_ancestors_is_written_as_before_there_were_any(folder: Path) -> None:
+    assert "lineage" not in json.loads((folder / CARD_FILE).read_text())
+    assert load_card(folder).lineage == []
+
+
+def test_a_line_that_is_not_that_of_the_parents_is_refused(tmp_path: Path) -> None:
+    generations(tmp_path, 3)
+    lineage = json.loads((tmp_path / "2" / CARD_FILE).read_text())["lineage"]
+    edit_card(tmp_path / "2", lineage=lineage[::-1])
+    with pytest.raises(BundleError, match="lineage does not name the parents in their order"):
+        load_card(tmp_path / "2")

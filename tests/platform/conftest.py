@@ -75,11 +75,43 @@ def unused_port() -> int:
     return free_port()
 
 
-@dataclass(frozen=True)
+@dataclass
 class MlflowServer:
-    uri: str
+    """A real `mlflow server` on a loopback port, over SQLite in its folder; may be killed and started again."""
+
+    folder: Path
     port: int
-    log: Path
+    backend: str = ""
+
+    def __post_init__(self) -> None:
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.log = self.folder / "log"
+        self.backend = self.backend or f"sqlite:///{self.folder}/mlflow.db"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if self.backend.startswith("sqlite"):
+            create_embedded_store(self.folder / "mlflow.db")
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", self.backend, "--artifacts-destination", str(self.folder / "artifacts")]
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        deadline = time.monotonic() + 90
+        while True:
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            with suppress(OSError):
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        """SIGKILL, to it and its workers."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(10)
+            self._process = None
 
     def requests(self) -> list[str]:
         """Method and path of each request so far, from the server's access log."""
@@ -88,28 +120,13 @@ class MlflowServer:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A real `mlflow server` on a loopback port, over SQLite."""
-    folder = tmp_path_factory.mktemp("server")
-    create_embedded_store(folder / "mlflow.db")
-    port, log = free_port(), folder / "log"
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    """A server that all tests share: none may kill it."""
+    server = MlflowServer(tmp_path_factory.mktemp("server"), free_port())
     try:
-        deadline = time.monotonic() + 90
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            with suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            time.sleep(0.2)
-        yield MlflowServer(f"http://127.0.0.1:{port}", port, log)
+        server.start()
+        yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        server.kill()
 
 
 @pytest.fixture(scope="session")

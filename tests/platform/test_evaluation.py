@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +13,7 @@ import torch
 from rpg_algorithms.network import PolicyNetwork, spec_for_spaces
 from rpg_platform.environments import make_env
 from rpg_platform.evaluation import MEASURES, Episodes, Mode, as_card_returns, as_metrics, evaluate, evaluate_both
-from rpg_platform.tasks import Linear, Task
+from rpg_platform.tasks import Linear, Part, Task, WeightedSum
 
 SEED = 10_000
 
@@ -116,7 +116,8 @@ def test_equals_the_plainest_loop(name: str, mode: Mode) -> None:
     assert found.episode_length.tolist() == expected.episode_length.tolist()
     if task is not HALFCHEETAH:
         assert len(set(found.episode_length.tolist())) > 1  # unequal lengths: each still counts once
-    for field in fields(Episodes):
+    assert found.addon_parts == {}
+    for field in fields(Episodes)[:-1]:
         np.testing.assert_allclose(getattr(found, field.name), getattr(expected, field.name), rtol=2e-3, atol=2e-3)
 
 
@@ -180,3 +181,27 @@ def test_both_modes_on_the_same_seeds() -> None:
     both = evaluate_both(policy, HALFCHEETAH, 2, SEED)
     for mode, played in both.items():
         np.testing.assert_array_equal(played.total_return, evaluate(policy, HALFCHEETAH, 2, SEED, mode).total_return)
+
+
+def test_several_add_ons_each_apart() -> None:
+    """Each part is what evaluating it alone gives, times its weight; together they are the add-on return."""
+    parts = {"moved": Part(Everything(("x_velocity",)), 0.5), "still": Part(Linear(0, 1.0), -2.0)}
+    several = replace(HALFCHEETAH, addon=WeightedSum(parts))
+    policy = policy_for(HALFCHEETAH, 1)
+    both = evaluate_both(policy, several, 2, SEED)
+    for mode, played in both.items():
+        assert list(played.addon_parts) == ["moved", "still"]
+        for name, part in parts.items():
+            alone = evaluate(policy, replace(HALFCHEETAH, addon=part.function), 2, SEED, mode)
+            np.testing.assert_allclose(played.addon_parts[name], part.weight * alone.addon_return, rtol=1e-5)
+            np.testing.assert_array_equal(played.basic_return, alone.basic_return)
+        np.testing.assert_allclose(played.addon_return, sum(played.addon_parts.values()))
+        np.testing.assert_allclose(played.total_return, played.basic_return + played.addon_return)
+    metrics = as_metrics(both)
+    moved = both["sampled"].addon_parts["moved"]
+    assert metrics["eval/sampled/addon/moved_return_mean"] == pytest.approx(moved.mean())
+    assert metrics["eval/sampled/addon/moved_return_std"] == pytest.approx(moved.std(ddof=1))
+    assert sum("addon/" in name for name in metrics) == 2 * 2 * 2
+    single = evaluate(policy, replace(HALFCHEETAH, addon=WeightedSum({"moved": parts["moved"]})), 2, SEED, "sampled")
+    np.testing.assert_allclose(single.addon_return, moved)
+    assert single.addon_parts == {}  # of one there is nothing to tell apart

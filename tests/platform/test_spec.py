@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from rpg_platform.plan import expand
 from rpg_platform.search_space import SearchSpace
-from rpg_platform.sections import Section
+from rpg_platform.sections import Constraints, Range, Section
 from rpg_platform.shipped import SHIPPED
 from rpg_platform.spec import (
     SECTION_KEYS,
@@ -20,6 +20,7 @@ from rpg_platform.spec import (
     Checkpoint,
     Evaluation,
     Network,
+    Objective,
     Resources,
     SweepSpec,
     Tracking,
@@ -88,7 +89,9 @@ def test_the_quickstart_sweeps_both_weights() -> None:
 
 
 # ---- the models ---------------------------------------------------------------------------------
-@pytest.mark.parametrize("section", [Training, Network, Budget, Resources, Evaluation, Checkpoint, Tracking])
+@pytest.mark.parametrize(
+    "section", [Training, Network, Budget, Resources, Objective, Constraints, Range, Evaluation, Checkpoint, Tracking]
+)
 def test_every_field_has_a_sentence_and_a_default(section: type[Section]) -> None:
     for name, field in section.model_fields.items():
         assert (field.description or "").endswith("."), name
@@ -107,6 +110,8 @@ def test_defaults() -> None:
     assert (minimal.training.fixed.gamma, minimal.training.fixed.lambda_) == (0.98, 0.92)
     assert minimal.evaluation == Evaluation(episodes=20, seed=10_000)
     assert minimal.resources == Resources(envs_per_runner=8, env_runners=0, learners=0)
+    assert minimal.objective == Objective(maximize="total_return", mode="deterministic", constraints=Constraints())
+    assert minimal == spec(objective={"constraints": None})
     assert (minimal.checkpoint.every_env_steps, minimal.checkpoint.keep) == (100_000, 2)
 
 
@@ -120,6 +125,11 @@ def test_a_full_specification_survives_json_and_yaml() -> None:
         baselines=["greedy", {"kl": {"kl_coefficient": {"grid": [0.1, [[0, 1], [5, 0]]]}}}],
         seeds=[3, 1],
         training={"lr": {"choice": [1e-3, 1e-4]}, "target_kl": {"grid": [None, 0.02]}, "gamma": 0.9},
+        objective={
+            "maximize": "addon_return",
+            "mode": "sampled",
+            "constraints": {"kl_to_prior": {"max": 3}, "basic_return": {"min": -1.5, "min_fraction_of_prior": 0.9}},
+        },
         tracking={"uri": "http://localhost:5000", "experiment": "yes"},
         storage="s3://bucket/path",
     )

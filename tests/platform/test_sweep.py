@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from rpg_algorithms import NetworkSpec, PolicyNetwork, load_bundle
 from rpg_algorithms.prior import save_bundle
 from rpg_platform.cli import app
+from rpg_platform.episode_file import read_episodes
 from rpg_platform.mlflow_runs import default_tracking_uri
 from rpg_platform.report import summarise
 from rpg_platform.shipped import resolve_prior
@@ -58,7 +59,7 @@ def raw_spec(**changes: Any) -> dict[str, Any]:
         "weights": {"omega_prime": {"grid": [0.1, 0.2]}, "alpha_hat": 0.02},
         "budget": {"env_steps": 1024},
         "training": {"rollout_length": 64, "minibatch_size": 128, "num_epochs": 2, "critic_warmup_iterations": 1},
-        "evaluation": {"episodes": 2},
+        "evaluation": {"episodes": 2, "validation_episodes": 2},
         **changes,
     }
 
@@ -159,6 +160,26 @@ def test_mlflow_has_one_parent_and_its_children(swept: tuple[SweepOutcome, str],
         )
         files = {file.path for file in runs.client.list_artifacts(run.info.run_id, "bundle")}
         assert files == {"bundle/card.json", "bundle/weights.safetensors"}
+        folders = {file.path for file in runs.client.list_artifacts(run.info.run_id)}
+        assert folders >= {"bundle", "evaluation"}
+        assert ("bundle_best" in folders) == (trial.method != "prior")
+
+
+def test_single_episodes_of_every_trial_are_on_the_same_seeds(swept: tuple[SweepOutcome, str]) -> None:
+    outcome, _ = swept
+    evaluated = {trial.trial_id: read_episodes(outcome.checkpoints[trial.trial_id]) for trial, _, _ in outcome.results}
+    assert {trial: set(found) for trial, found in evaluated.items()} == {
+        "prior": {"final"},
+        A: {"final", "best"},
+        B: {"final", "best"},
+    }
+    assert {policy.seed for found in evaluated.values() for policy in found.values()} == {10_000}
+    for trial, result, _ in outcome.results:
+        assert result is not None
+        for which, policy in evaluated[trial.trial_id].items():
+            prefix = "eval" if which == "final" else "eval_best"
+            mean = policy.results["sampled"].total_return.mean()
+            assert result[f"{prefix}/sampled/total_return_mean"] == pytest.approx(mean)
 
 
 def test_same_name_again_is_refused_and_nothing_is_touched(swept: tuple[SweepOutcome, str], storage: Path) -> None:
@@ -247,6 +268,8 @@ def test_failing_trial_is_named_and_the_others_finish(local_ray: None, tmp_path:
         bad: "FAILED",
     }
     assert runs.parent.data.tags["failed_trials"] == bad
+    assert "restarts" not in runs.children[bad].data.tags, "NaN comes again: it is not worth a retry"
+    assert "Run only these: rpg resume failing --storage" in ended.stderr
 
 
 def test_interrupted_sweep_ends_its_runs_and_says_so(tmp_path: Path, read_sweep: ReadSweep) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rpg_platform.spec import SweepSpec
-from rpg_platform.sweep_folder import SweepFolder, SweepFolderError, write_state
+from rpg_platform.sweep_folder import SweepFolder, SweepFolderError
+from rpg_platform.trial_state import write_state
 
 SPEC = SweepSpec.model_validate(
     {
@@ -26,7 +27,8 @@ def checkpoint(run: Path, trial: str, index: int, env_steps: int, finished: bool
     folder = run / trial / f"checkpoint_{index:06d}"
     (folder / "bundle").mkdir(parents=True)
     (folder / "bundle" / "weights").write_bytes(b"w" * 100)
-    write_state(folder, env_steps, finished, {"basic_return": 1.5, "kl": float("nan"), "nested": {}})
+    report = {"basic_return": 1.5, "kl": float("nan"), "nested": {}, "finished": finished}
+    write_state(folder, env_steps, report)
     return folder
 
 
@@ -72,6 +74,9 @@ def test_the_newest_complete_checkpoint_counts(folder: SweepFolder, tmp_path: Pa
     (run / "a" / "checkpoint_000011").mkdir()
     unreadable = checkpoint(run, "a", 12, 4_000)
     (unreadable / "trial.json").write_text('{"env_steps"')
+    failed = run / "a" / "checkpoint_000013"
+    failed.mkdir()
+    write_state(failed, 5_000, {"failed": "NonFiniteError"})
     checkpoint(run, "b", 5, 9_000)
     later = checkpoint(run / "attempt-2", "b", 0, 10_000, finished=True)
     checkpoint(run / "attempt-10", "c", 0, 10)

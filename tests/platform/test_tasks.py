@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any
 
 import gymnasium as gym
@@ -53,6 +54,10 @@ def transitions(env: gym.Env[Any, Any]) -> tuple[np.ndarray, np.ndarray, np.ndar
         ("ant-sideways", 14, 2.0, -2.0, -2.0),
         ("swimmer-first-joint", 1, 0.2, -0.2, 0.2),
         ("swimmer-first-joint", 1, -0.7, -0.7, 0.7),
+        ("cartpole-center", 0, -1.2, -0.5, 1.2),  # -|-1.2| / 2.4
+        ("cartpole-center", 0, 0.6, -0.25, 0.6),
+        ("walker2d-upright", 1, -0.3, -3.0, 0.3),  # -10 * |-0.3|
+        ("humanoid-sideways", 23, -0.5, 0.5, 0.5),  # -(-0.5)
     ],
 )
 def test_values_by_hand(name: str, index: int, value: float, reward: float, metric: float) -> None:
@@ -81,6 +86,8 @@ def test_linear_by_hand() -> None:
         ("hopper-height", 0, "rootz", "qpos", 0),
         ("ant-sideways", 14, "root", "qvel", 1),  # of a free joint's six velocities: x, y, z, then the rotations
         ("swimmer-first-joint", 1, "motor1_rot", "qpos", 0),
+        ("walker2d-upright", 1, "rooty", "qpos", 0),
+        ("humanoid-sideways", 23, "root", "qvel", 1),
     ],
 )
 def test_index_is_what_it_claims(name: str, index: int, joint: str, kind: str, offset: int) -> None:
@@ -93,11 +100,60 @@ def test_index_is_what_it_claims(name: str, index: int, joint: str, kind: str, o
     state[kind][at] += 0.125
     env.set_state(state["qpos"], state["qvel"])
     changed = np.flatnonzero(~np.isclose(env._get_obs(), before, atol=1e-9))
-    assert changed.tolist() == [index]
+    state_entries = env.model.nq + env.model.nv  # what follows in Humanoid's observation is computed from these
+    assert changed[changed < state_entries].tolist() == [index]
     assert env._get_obs()[index] == pytest.approx(before[index] + 0.125)
     for function in (TASKS[name].addon, TASKS[name].metric):
         assert isinstance(function, Linear)
         assert function.index == index
+
+
+# What gymnasium's own table says of the entry: the last column is the unit.
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("halfcheetah-foot-angle", "| 7 | angle of the front foot | -Inf | Inf | ffoot | hinge | angle (rad) |"),
+        (
+            "hopper-height",
+            "| 0 | z-coordinate of the torso (height of hopper) | -Inf | Inf | rootz | slide | position (m) |",
+        ),
+        ("swimmer-first-joint", "| 1 | angle of the first rotor | -Inf | Inf | motor1_rot | hinge | angle (rad) |"),
+        ("walker2d-upright", "| 1 | angle of the torso | -Inf | Inf | rooty | hinge | angle (rad) |"),
+        (
+            "humanoid-sideways",
+            "| 23 | y-coordinate velocity of the torso (centre) | -Inf | Inf | root | free | velocity (m/s) |",
+        ),
+        ("cartpole-center", "| 0 | Cart Position | -4.8 | 4.8 |"),
+    ],
+)
+def test_index_and_unit_are_those_that_gymnasium_documents(name: str, row: str) -> None:
+    """Spaces aside."""
+    documented = [
+        re.sub(r"\s+", " ", line).strip() for line in str(make_env(TASKS[name]).unwrapped.__doc__).splitlines()
+    ]
+    index = row.split("|")[1].strip()
+    assert row in documented, [line for line in documented if line.startswith(f"| {index} ")]
+
+
+def test_cartpole_is_centred_in_metres_and_mountain_car_counts_pushes_to_the_left() -> None:
+    cartpole: Any = make_env(TASKS["cartpole-center"]).unwrapped
+    assert cartpole.x_threshold == 2.4  # where the track ends: the reward there is -1
+    obs, _ = cartpole.reset(seed=0)
+    assert obs[0] == pytest.approx(cartpole.state[0])
+    car: Any = make_env(TASKS["mountain_car-less-left"]).unwrapped
+    task = TASKS["mountain_car-less-left"]
+    speeds = []
+    for push in (-1.0, -0.01, 0.0, 1.0):
+        before, _ = car.reset(seed=0)
+        action = np.array([push], np.float32)
+        after, *_ = car.step(action)
+        speeds.append(float(after[1]))
+        rows = (before[None], action[None], after[None])
+        left = push < 0
+        assert task.addon(*rows, {})[0] == pytest.approx(-0.1 if left else 0.0)
+        assert task.metric(*rows, {})[0] == float(left)
+    assert speeds == sorted(speeds)  # a negative action is one to the left
+    assert speeds[0] < speeds[-1]
 
 
 def test_hopper_height_is_the_torso_in_metres_and_ant_sideways_its_y_velocity() -> None:

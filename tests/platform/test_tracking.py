@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -21,11 +22,14 @@ import pytest
 from mlflow.entities import Run
 from ray import tune
 
-from rpg_platform.mlflow_runs import Record, default_tracking_uri
+from rpg_platform.mlflow_runs import default_tracking_uri
 from rpg_platform.plan import expand
+from rpg_platform.provenance import git_tags
 from rpg_platform.report import TrialResult
 from rpg_platform.spec import SweepSpec, TrialSpec
-from rpg_platform.tracking import MlflowTracker, _git_tags, finite_metrics
+from rpg_platform.spool import SpoolError, spool_folder
+from rpg_platform.tracking import MlflowTracker
+from rpg_platform.trial_reports import finite_metrics
 
 if TYPE_CHECKING:
     from tests.platform.conftest import MlflowServer, TrackedSweep
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 
 STEPS = 4
 STEP_SIZE = 5000
-PRIOR = "/priors/mine"
+PRIOR, PRIOR_HASH = "/priors/mine", "a" * 64
 SOURCE = "name: toy  # as the user wrote it\ntracking: {uri: http://me:secret@host:5000}\n"
 HAPPENED_ONCE = "eval/deterministic/total_return_mean"
 
@@ -96,6 +100,11 @@ def toy_trainable() -> type[tune.Trainable]:
             self.count = int((Path(checkpoint_dir) / "count").read_text())
 
     return Toy
+
+
+def trial_of(spec: TrialSpec) -> Any:
+    """What a hook looks at in Tune's own trial, before there is a checkpoint."""
+    return SimpleNamespace(config={"trial": spec.model_dump(mode="json")}, checkpoint=None)
 
 
 def make_tuner(
@@ -161,7 +170,8 @@ def sweep(
     folder = tmp_path_factory.mktemp("sweep")
     spec, trials = toy_sweep()
     restarted, broken = (trial.trial_id for trial in trials if trial.method == "rpg")
-    tracker = MlflowTracker(mlflow_server.uri, "on-server", spec, trials, source=SOURCE)
+    spool = spool_folder(str(folder), "tune")
+    tracker = MlflowTracker(mlflow_server.uri, "on-server", spec, trials, spool, source=SOURCE, prior_hash=PRIOR_HASH)
     before = len(mlflow_server.requests())
     faults = {restarted: str(folder / "once"), broken: str(folder / "always")}
     grid = make_tuner(tracker, trials, folder, faults=faults, retries=1).fit()
@@ -175,10 +185,14 @@ def test_one_parent_and_one_child_a_trial(sweep: Sweep) -> None:
     assert sweep.found.parent.info.run_name == "toy"
     assert set(sweep.found.children) == {trial.trial_id for trial in sweep.trials}
     assert len(sweep.trials) == 4  # two of rpg, greedy, and the prior itself
-    assert sweep.tracker.errors == sweep.tracker.dropped == sweep.tracker.pending == 0
+    assert sweep.tracker.errors == 0
+    state = sweep.tracker.state()
+    assert (state.spooled, state.rejected, state.damaged, state.unreachable_s) == (0, 0, 0, None)
+    assert state.sent > 14
+    assert not list(sweep.tracker.folder.glob("0*.log")), "nothing is left on the disk"
     assert sweep.tracker.parent_run_id == sweep.found.parent.info.run_id
     assert sweep.tracker.parent_url == (
-        f"{sweep.tracker.runs.tracking_uri}/#/experiments/{sweep.found.parent.info.experiment_id}"
+        f"{sweep.tracker.tracking_uri}/#/experiments/{sweep.found.parent.info.experiment_id}"
         f"/runs/{sweep.found.parent.info.run_id}"
     )
 
@@ -205,7 +219,7 @@ def test_tags_say_who_ran_which_code_and_no_host(sweep: Sweep) -> None:
         tags = run.data.tags
         assert tags["sweep"] == "toy"
         assert tags["task"] == "halfcheetah-foot-angle"
-        assert tags["prior"] == PRIOR
+        assert (tags["prior"], tags["prior_hash"]) == (PRIOR, PRIOR_HASH)
         assert tags["version.ray"]
         assert tags["version.torch"]
         assert tags["version.mlflow"] == mlflow.__version__
@@ -215,6 +229,9 @@ def test_tags_say_who_ran_which_code_and_no_host(sweep: Sweep) -> None:
     for trial in sweep.trials:
         tags = sweep.found.children[trial.trial_id].data.tags
         assert (tags["method"], tags["seed"]) == (trial.method, str(trial.seed))
+        assert tags["algorithm"] == ("none" if trial.method == "prior" else "rpg")
+        weights = {key.removeprefix("weights."): tags[key] for key in tags if key.startswith("weights.")}
+        assert {key: json.loads(value) for key, value in weights.items()} == trial.model_dump(mode="json")["weights"]
     assert sweep.found.parent.data.tags["mlflow.note.content"] == "a sweep in small"
 
 
@@ -241,15 +258,16 @@ def test_nonfinite_values_are_left_out_and_counted(sweep: Sweep) -> None:
     assert sweep.found.history(run, HAPPENED_ONCE) == [(20000, 42.0)]
 
 
-def test_a_report_costs_one_request(sweep: Sweep) -> None:
+def test_reports_share_requests(sweep: Sweep) -> None:
     reports = sum(len(lines) for lines in sweep.reports.values())
     assert reports == 14  # 4 trials of 4, of which the broken one ends after 2
-    batches = sweep.requests["POST /api/2.0/mlflow/runs/log-batch"]
-    opened = len(sweep.trials) + 1  # params
-    tags = 1 + 2 + 1  # the parent's end, two restarts noted, one error
-    assert batches == reports + opened + tags
+    opened = len(sweep.trials) + 1
     assert sweep.requests["POST /api/2.0/mlflow/runs/create"] == opened
     assert sweep.requests["POST /api/2.0/mlflow/runs/search"] == 0
+    assert sweep.requests["POST /api/2.0/mlflow/runs/update"] == opened
+    batches = sweep.requests["POST /api/2.0/mlflow/runs/log-batch"]
+    tags = 1 + 2 + 1  # the parent's end, two restarts noted, one error
+    assert opened <= batches <= reports + opened + tags
 
 
 def test_statuses_are_the_truth(sweep: Sweep) -> None:
@@ -271,6 +289,9 @@ def test_artifacts(sweep: Sweep, tmp_path: Path) -> None:
 
     assert text(sweep.found.parent, "sweep.yaml") == SOURCE.replace("me:secret", "***")
     assert SweepSpec.model_validate_json(text(sweep.found.parent, "spec.json")) == toy_sweep()[0]
+    plan = json.loads(text(sweep.found.parent, "plan.json"))
+    assert (plan["trials"], plan["env_steps"]) == (4, 3 * STEPS * STEP_SIZE)  # the prior itself trains nothing
+    assert [each["trial_id"] for each in plan["each"]] == [trial.trial_id for trial in sweep.trials]
     rows = json.loads(text(sweep.found.parent, "summary/summary.json"))
     assert len(rows) == 4
     assert sweep.broken in text(sweep.found.parent, "summary/summary.md")
@@ -286,15 +307,15 @@ def test_artifacts(sweep: Sweep, tmp_path: Path) -> None:
 
 def test_nothing_global_is_left_behind(sweep: Sweep) -> None:
     assert mlflow.active_run() is None
-    assert mlflow.get_tracking_uri() != sweep.tracker.runs.tracking_uri
-    assert not [name for name in os.environ if name.startswith("MLFLOW_HTTP_REQUEST")]
+    assert mlflow.get_tracking_uri() != sweep.tracker.tracking_uri
+    assert not [name for name in os.environ if name.startswith(("MLFLOW_HTTP", "MLFLOW_SUPPRESS"))]
 
 
 # ---- restored drivers --------------------------------------------------------------------------
 def test_a_restored_sweep_goes_on_in_its_own_runs(read_sweep: ReadSweep, local_ray: None, tmp_path: Path) -> None:
     spec, trials = toy_sweep(weights={"omega_prime": 0.1, "alpha_hat": 0.02}, baselines=[])
     uri = default_tracking_uri(tmp_path)
-    tracker = MlflowTracker(uri, "restored", spec, trials)
+    tracker = MlflowTracker(uri, "restored", spec, trials, spool_folder(str(tmp_path), "tune"))
     tracker.start()  # as the command line does, before the Tuner pickles its callbacks
     broken = next(trial.trial_id for trial in trials if trial.method == "rpg")
     faults = {broken: str(tmp_path / "once")}
@@ -320,36 +341,50 @@ def test_a_restored_sweep_goes_on_in_its_own_runs(read_sweep: ReadSweep, local_r
     assert steps == [5000, 10000, 15000, 20000]
 
 
-def test_a_rebuilt_driver_finds_its_runs_by_key_and_another_key_makes_new_ones(
-    embedded_store: str, read_sweep: ReadSweep
+def test_a_new_driver_finds_its_runs_and_another_sweep_makes_new_ones(
+    embedded_store: str, read_sweep: ReadSweep, tmp_path: Path
+) -> None:
+    """By the spool of the same name and storage; on a machine that has no such spool by the key."""
+    spec, trials = toy_sweep()
+
+    def tracker(folder: str, **arguments: Any) -> MlflowTracker:
+        made = MlflowTracker(embedded_store, "rebuilt", spec, trials, tmp_path / folder, **arguments)
+        made.start()
+        made.on_trial_start(0, [], trial_of(trials[0]))
+        return made
+
+    first = tracker("a")
+    with pytest.raises(SpoolError, match="in use by process"):
+        tracker("a", resume=True)
+    first.finish([], interrupted=True)
+    with pytest.raises(SpoolError, match="belongs to an earlier sweep named 'toy'"):
+        tracker("a")
+    for folder, arguments in (("a", {}), ("b", {"run_key": first.run_key})):
+        again = tracker(folder, resume=True, **arguments)
+        assert again._sender is not None
+        assert again._sender.flush(30)
+        assert again.run_ids == first.run_ids
+        found = read_sweep(embedded_store, "rebuilt")
+        assert {run.info.status for run in (found.parent, *found.children.values())} == {"RUNNING"}  # again
+        again.finish([(trials[0], {HAPPENED_ONCE: 1.0}, None)], interrupted=True)
+        found = read_sweep(embedded_store, "rebuilt")
+        assert found.parent.info.status == "KILLED"
+        assert found.children[trials[0].trial_id].info.status == "FINISHED"
+    other = tracker("c", resume=True)
+    other.finish([])
+    assert other.parent_run_id not in (None, first.parent_run_id)
+    assert [each.errors for each in (first, other)] == [0, 0]
+
+
+def test_interrupted_sweeps_are_killed_and_the_open_trial_too(
+    embedded_store: str, read_sweep: ReadSweep, tmp_path: Path
 ) -> None:
     spec, trials = toy_sweep()
-    trial_id = trials[0].trial_id
-    data = {"name": trial_id, "tags": {"kind": "trial"}, "start_time": 1_000}
-    first = MlflowTracker(embedded_store, "rebuilt", spec, trials, run_key="one")
-    first.start()
-    first.runs.put(Record(trial_id, "open", data | {"params": {"lr": "1"}}))
-    first.finish([], interrupted=True)
-    second = MlflowTracker(embedded_store, "rebuilt", spec, trials, run_key="one")
-    second.start()
-    second.runs.put(Record(trial_id, "open", data | {"params": {"lr": "2", "gamma": "0.9"}}))
-    assert second.runs.run_ids == first.runs.run_ids
-    found = read_sweep(embedded_store, "rebuilt")
-    assert found.parent.info.status == "RUNNING"  # again
-    assert found.children[trial_id].data.params == {"lr": "1", "gamma": "0.9"}  # a parameter can't change
-    third = MlflowTracker(embedded_store, "rebuilt", spec, trials, run_key="two")
-    third.start()
-    assert third.parent_run_id not in (None, first.parent_run_id)
-    assert [each.errors for each in (first, second, third)] == [0, 0, 0]
-
-
-def test_interrupted_sweeps_are_killed_and_the_open_trial_too(embedded_store: str, read_sweep: ReadSweep) -> None:
-    spec, trials = toy_sweep()
-    tracker = MlflowTracker(embedded_store, "interrupted", spec, trials)
+    tracker = MlflowTracker(embedded_store, "interrupted", spec, trials, tmp_path)
     tracker.start()
     done, running, *_ = trials
     for trial in (done, running):
-        tracker._open_run(trial.trial_id, trial.trial_id, {}, {"kind": "trial"})
+        tracker.on_trial_start(0, [], trial_of(trial))
     results: list[TrialResult] = [(done, {HAPPENED_ONCE: 1.0}, None), (running, {"env_steps": 1.0}, None)]
     assert tracker.finish(results, interrupted=True) == "KILLED"
     found = read_sweep(embedded_store, "interrupted")
@@ -368,22 +403,31 @@ def test_a_dead_tracker_does_not_stop_training(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rpg_platform.tracking.FINAL_PATIENCE_S", 0.0)
+    monkeypatch.setattr("rpg_platform.tracking.SILENT_PATIENCE_S", 0.1)
+    monkeypatch.setattr("rpg_platform.tracking.FINAL_PATIENCE_S", 0.2)
     spec, trials = toy_sweep(weights={"omega_prime": 0.1, "alpha_hat": 0.02}, baselines=[])
-    tracker = MlflowTracker(f"http://me:secret@127.0.0.1:{unused_port}", "away", spec, trials)
+    uri = f"http://me:secret@127.0.0.1:{unused_port}"
+    tracker = MlflowTracker(uri, "away", spec, trials, spool_folder(str(tmp_path), "tune"))
+    said: list[str] = []
     with caplog.at_level(logging.WARNING, "rpg_platform"):
         grid = make_tuner(tracker, trials, tmp_path, faults={}).fit()
-        assert tracker.finish(results_of(grid)) == "FINISHED"
+        assert str(tracker.state()).startswith("0 sent, ")
+        assert re.search(r"\d+ spooled, unreachable for \d+ s$", str(tracker.state()))
+        assert tracker.finish(results_of(grid), tell=said.append) == "FINISHED"
     assert all(result and result["env_steps"] == STEPS * STEP_SIZE for _, result, _ in results_of(grid))
     assert tracker.errors > 0
-    assert tracker.dropped == 0
-    assert tracker.pending > 2 * STEPS  # every report still waits
+    state = tracker.state()
+    assert (state.sent, state.rejected) == (0, 0)
+    assert state.spooled > 2 * STEPS  # every report still waits
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith("rpg_platform")]
-    assert len(warnings) == 2, warnings  # once when it was away, once about what was never delivered
+    assert len(warnings) == 1, warnings
     assert "Check that the server runs" in warnings[0]
     assert "Training continues" in warnings[0]
-    assert "result.json" in warnings[1]
-    assert "secret" not in "".join(warnings)
+    assert f"{state.spooled} records still to send" in said[0]
+    assert f"send them with: rpg track {tmp_path / 'tune'}" in said[1]
+    assert "secret" not in "".join([*warnings, *said])
+    kept = b"".join(file.read_bytes() for file in tracker.folder.iterdir())
+    assert b"secret" not in kept
 
 
 # ---- small parts -------------------------------------------------------------------------------
@@ -417,22 +461,33 @@ def test_the_commit_is_that_of_the_checkout_and_no_other(tmp_path: Path) -> None
     source, other = tmp_path / "source.py", tmp_path / "installed.py"
     source.write_text("1")
     other.write_text("1")
-    assert _git_tags(source) == {}
+    assert git_tags(source) == {}
     git("init")
     git("add", "source.py")
     git("commit", "-m", "x")
     commit = git("rev-parse", "HEAD")
-    assert _git_tags(source) == {"mlflow.source.git.commit": commit, "git_changed": "false"}
+    assert git_tags(source) == {"mlflow.source.git.commit": commit, "git_changed": "false"}
     source.write_text("2")
-    assert _git_tags(source) == {"mlflow.source.git.commit": commit, "git_changed": "true"}
-    assert _git_tags(other) == {}  # e.g. a wheel in an environment inside somebody's repository
+    assert git_tags(source) == {"mlflow.source.git.commit": commit, "git_changed": "true"}
+    assert git_tags(other) == {}  # e.g. a wheel in an environment inside somebody's repository
+    assert git_tags(tmp_path) == git_tags(source)  # a working directory inside it
 
 
 @pytest.mark.parametrize("hook", ["on_trial_start", "on_trial_result", "on_trial_complete", "on_trial_error"])
-def test_a_defect_of_the_tracker_stays_in_the_tracker(embedded_store: str, hook: str) -> None:
+def test_a_defect_of_the_tracker_stays_in_the_tracker(embedded_store: str, hook: str, tmp_path: Path) -> None:
     spec, trials = toy_sweep()
-    tracker = MlflowTracker(embedded_store, "defect", spec, trials)
+    tracker = MlflowTracker(embedded_store, "defect", spec, trials, tmp_path)
     call: Callable[..., None] = getattr(tracker, hook)
     arguments: dict[str, object] = {"result": {}} if hook == "on_trial_result" else {}
     call(iteration=0, trials=[], trial=object(), **arguments)  # not what Tune hands over
     assert tracker.errors == 1
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(embedded_store: str, tmp_path: Path) -> None:
+    spec, trials = toy_sweep()
+    (tmp_path / "file").touch()
+    tracker = MlflowTracker(embedded_store, "nowhere", spec, trials, tmp_path / "file" / "tracking")
+    tracker.start()
+    tracker.on_trial_start(0, [], trial_of(trials[0]))
+    assert tracker.finish([]) == "FAILED"
+    assert tracker.errors > 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +17,15 @@ import rpg_platform
 from rpg_algorithms import RPGConfig, SPGConfig, load_bundle
 from rpg_algorithms.prior import PriorBundle
 from rpg_platform.environments import make_env
-from rpg_platform.evaluation import evaluate_both
+from rpg_platform.episode_file import read_episodes
+from rpg_platform.evaluation import MEASURES, MODES, evaluate_both
 from rpg_platform.methods import METHODS, MethodName
 from rpg_platform.plan import expand
 from rpg_platform.shipped import resolve_prior
 from rpg_platform.spec import SweepSpec, TrialSpec
 from rpg_platform.tasks import get_task
 from rpg_platform.trial import CustomizationTrial, algorithm_config, copy_bundle, running_code
+from rpg_platform.trial_state import read_state
 
 PRIOR = "halfcheetah-spg"
 STEPS_PER_ITERATION = 8 * 64
@@ -52,7 +54,7 @@ def trial_spec(method: MethodName, **changes: Any) -> TrialSpec:
         "weights": WEIGHTS[method],
         "budget": {"env_steps": 2 * STEPS_PER_ITERATION},
         "training": {"rollout_length": 64, "minibatch_size": 128, "num_epochs": 2, "critic_warmup_iterations": 1},
-        "evaluation": {"episodes": 2},
+        "evaluation": {"episodes": 2, "validations": 0},
     }
     spec = SweepSpec.model_validate(raw | changes)
     [trial] = [each for each in expand(spec) if each.method == method]
@@ -216,7 +218,7 @@ def test_restored_trial_continues_where_it_was(make: Make, tmp_path: Path) -> No
     first.train()
     assert first.train()["env_steps"] == 1024
     first.save_checkpoint(str(tmp_path))
-    assert json.loads((tmp_path / "trial.json").read_text()) == {"env_steps": 1024}
+    assert read_state(tmp_path)["env_steps"] == 1024
     second = make(spec)
     fresh = state_of(second)
     second.load_checkpoint(str(tmp_path))
@@ -244,3 +246,95 @@ def test_bundle_is_copied_over_an_earlier_one(tmp_path: Path) -> None:
         (checkpoint / "bundle" / "card.json").write_text(content)
         copy_bundle(checkpoint, out)
         assert (out / "card.json").read_text() == content
+
+
+# ---- the best checkpoint -------------------------------------------------------------------------
+def ruinous(**evaluation: Any) -> TrialSpec:
+    """Four iterations: the first trains the critic alone, so the policy is still the prior; the others wreck it."""
+    training = {"rollout_length": 64, "minibatch_size": 128, "num_epochs": 5, "critic_warmup_iterations": 1}
+    return trial_spec(
+        "greedy",
+        budget={"env_steps": 4 * STEPS_PER_ITERATION},
+        training=training | {"lr": 0.02, "anneal_lr": False, "grad_clip": None, "clip_param": 10.0},
+        evaluation={"episodes": 3, "validations": 4, "validation_episodes": 2, "validation_seed": 77, **evaluation},
+    )
+
+
+def test_best_checkpoint_survives_a_restart_and_is_evaluated_beside_the_final(
+    make: Make, prior: PriorBundle, tmp_path: Path
+) -> None:
+    first = make(ruinous())
+    reports = [first.train(), first.train()]
+    first.save_checkpoint(str(tmp_path / "middle"))
+    assert load_bundle(tmp_path / "middle" / "bundle_best").card.made_by["env_steps"] == 512
+    second = make(ruinous())  # another process, in effect
+    second.load_checkpoint(str(tmp_path / "middle"))
+    reports += run(second)
+    assert [r["env_steps"] for r in reports] == [512, 1024, 1536, 2048]
+    assert all(r["validation/best_env_steps"] == 512 for r in reports)
+    validated = [r["validation/deterministic/total_return_mean"] for r in reports]
+    assert validated[0] == max(validated)
+
+    task = first.task
+    on_validation_seeds = evaluate_both(prior.build(), task, 2, 77)["deterministic"].total_return.mean()
+    assert validated[0] == pytest.approx(on_validation_seeds, rel=1e-6)
+    last = reports[-1]
+    of_prior = evaluate_both(prior.build(), task, 3, 10_000)
+    for mode in MODES:
+        best, final = (last[f"{prefix}/{mode}/total_return_mean"] for prefix in ("eval_best", "eval"))
+        assert best == pytest.approx(of_prior[mode].total_return.mean(), rel=1e-6)
+        assert final < best - 1000
+    assert last["eval_best/env_steps"] == 512
+    assert last["eval_best/kl_to_prior"] == pytest.approx(0.0, abs=1e-6) != last["eval/kl_to_prior"]
+    assert {k.removeprefix("eval_best/") for k in last if k.startswith("eval_best/")} - {"env_steps"} == {
+        k.removeprefix("eval/") for k in last if k.startswith("eval/")
+    }
+    check_last_checkpoint(second, last, tmp_path / "last")
+
+
+def check_last_checkpoint(trial: CustomizationTrial, last: dict[str, Any], folder: Path) -> None:
+    """Both bundles, each with its own returns and age, and every episode behind the report."""
+    trial.save_checkpoint(str(folder))
+    kept = read_episodes(folder)
+    for which, name, prefix, env_steps in (
+        ("final", "bundle", "eval", 2048),
+        ("best", "bundle_best", "eval_best", 512),
+    ):
+        card = load_bundle(folder / name).card
+        assert card.made_by["env_steps"] == env_steps
+        assert card.returns["total/deterministic"].mean == last[f"{prefix}/deterministic/total_return_mean"]
+        episodes = kept[which]  # type: ignore[index]
+        assert (episodes.env_steps, episodes.seed) == (env_steps, 10_000)
+        for mode, measure in itertools.product(MODES, MEASURES):
+            values = getattr(episodes.results[mode], measure)
+            assert values.shape == (3,)
+            assert values.mean() == last[f"{prefix}/{mode}/{measure}_mean"]
+
+
+def test_final_policy_that_is_the_best_is_not_evaluated_twice(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[int] = []
+
+    def counted(policy: Any, task: Any, episodes: int, *rest: Any) -> Any:
+        played.append(episodes)
+        return evaluate_both(policy, task, episodes, *rest)
+
+    monkeypatch.setattr("rpg_platform.trial.evaluate_both", counted)
+    # One validation, at the end: the final policy is all there is.
+    trial = make(trial_spec("rpg", evaluation={"episodes": 1, "validations": 1, "validation_episodes": 1}))
+    *early, last = run(trial)
+    assert not any(key.startswith(("validation/", "eval")) for report in early for key in report)
+    assert played == [1]
+    assert last["eval_best/env_steps"] == last["env_steps"]
+    assert all(last[key.replace("eval/", "eval_best/")] == last[key] for key in last if key.startswith("eval/"))
+
+
+def test_without_validation_there_is_no_best(make: Make, tmp_path: Path) -> None:
+    trained, prior = make(trial_spec("rpg")), make(trial_spec("prior", evaluation={"episodes": 2, "validations": 5}))
+    for trial in (trained, prior):  # of a prior there is one checkpoint
+        results = run(trial)
+        assert not any(key.startswith(("validation/", "eval_best/")) for report in results for key in report)
+        folder = tmp_path / trial.trial.method
+        trial.save_checkpoint(str(folder))
+        assert not (folder / "bundle_best").exists()
+        assert set(read_episodes(folder)) == {"final"}
+    assert read_episodes(tmp_path / "prior")["final"].env_steps == 0

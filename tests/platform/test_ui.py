@@ -36,7 +36,6 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = MlflowRuns(default_tracking_uri(folder), "sweep", "k")
     runs.put(Record(PARENT, "open", {"name": "s", "params": {}, "tags": {}, "start_time": 1}))
     runs.put(Record(PARENT, "text", {"text": "the summary", "path": "summary/summary.md"}))
-    assert runs.errors == 0
     (folder / "run_id").write_text(runs.run_ids[PARENT])
     return folder
 

@@ -211,7 +211,23 @@ def test_validation_starts_without_ray() -> None:
 
 
 # ---- anything at all ----------------------------------------------------------------------------
-TEXTS = [file.read_text(encoding="utf-8") for file in CONFIGS] + [BASE]
+OWN_TASK = BASE.replace(
+    "task: halfcheetah-foot-angle\n",
+    """\
+task:
+  env: HalfCheetah-v5
+  kwargs: {frame_skip: 5}
+  wrappers: [{gymnasium.wrappers:ClipReward: {min_reward: -1}}]
+  max_episode_steps: 500
+  addons:
+    foot: -10 * abs(next_obs[7])
+    energy: {expression: "-sum(action ** 2)", weight: 0.1}
+    gait: {function: my_addons:gait, info_keys: [x_velocity]}
+    feet: {task: halfcheetah-foot-angle}
+  metric: {name: x, expression: 'where(info["x_position"] > 3, 1, 0)'}
+""",
+)
+TEXTS = [file.read_text(encoding="utf-8") for file in CONFIGS] + [BASE] + [OWN_TASK] * 10
 TOKENS = [
     *(
         "[",
@@ -338,6 +354,7 @@ KEYS = sorted(
             "learners",
             "nonsense",
         ),
+        *("env", "addons", "wrappers", "kwargs", "expression", "function", "weight", "info_keys", "metric"),
     }
 )
 

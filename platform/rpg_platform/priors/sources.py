@@ -1,0 +1,322 @@
+"""From any source of a policy to a bundle: recognise it, read it, hold it against its environment, write it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rpg_algorithms.prior import CARD_FILE, PriorCard, load_bundle, save_bundle
+from rpg_algorithms.spaces import same_space
+from rpg_platform.priors import Imported, ImportOptions, PriorImportError
+from rpg_platform.priors.environment import bare_task, spaces_of
+from rpg_platform.priors.mlflow_models import ADDRESS
+from rpg_platform.priors.recognise import KINDS, Kind, recognise
+from rpg_platform.spec_errors import suggestion
+from rpg_platform.tasks import Task
+from rpg_platform.yaml_source import find_task
+
+FORMATS = (*KINDS, "function")
+FUNCTION = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_MAX_HASHED_FILES = 10_000
+_MAX_FACTS, _MAX_TEXT, _MAX_DEPTH = 50, 500, 4
+_VERSIONS = ("torch", "numpy", "gymnasium")
+
+Reader = Callable[[Path, ImportOptions], Imported]
+
+
+@dataclass(frozen=True)
+class Import:
+    """What an import came to.
+
+    Attributes:
+        folder: the bundle.
+        card: its card.
+        imported: what the source held.
+        notes: what the user should read, the importer's notes among them.
+    """
+
+    folder: Path
+    card: PriorCard
+    imported: Imported
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "bundle": str(self.folder),
+            "format": self.imported.format,
+            "content_hash": self.card.content_hash,
+            "notes": list(self.notes),
+            "card": self.card.model_dump(),
+        }
+
+
+# ---- reading ------------------------------------------------------------------------------------
+def read_source(
+    source: str, options: ImportOptions | None = None, *, form: str | None = None, tracking_uri: str | None = None
+) -> Imported:
+    """The policy of a source, of whatever format.
+
+    Args:
+        source: a file or folder; ``models:/name@alias``, ``models:/name/3`` or ``runs:/id/path``; or
+            ``module:function``.
+        options: what the source does not say itself.
+        form: one of ``FORMATS``; None to tell from the content.
+        tracking_uri: MLflow store of ``models:/`` and ``runs:/``; by default that of the default storage.
+
+    Returns:
+        The policy; its ``facts`` hold ``source`` and, of files, ``sha256``.
+
+    Raises:
+        PriorImportError: nothing there, nothing that is read, or something wrong with it.
+    """
+    options = options or ImportOptions()
+    if form is not None and form not in FORMATS:
+        raise PriorImportError(f"format {form!r}: no such format{suggestion(form, FORMATS)}")
+    if ADDRESS.match(source):
+        from rpg_platform.priors.mlflow_models import read_address
+
+        imported = read_address(source, options, tracking_uri or _default_store())
+        return replace(imported, facts={**imported.facts, "source": source})
+    path = Path(source).expanduser()
+    if form == "function" or (form is None and not path.exists() and FUNCTION.fullmatch(source)):
+        from rpg_platform.priors import functions
+
+        imported = functions.read(source, options)
+        return replace(imported, facts={**imported.facts, "source": source})
+    if _REMOTE.match(source):
+        raise PriorImportError(f"{source}: remote files are not fetched; download it and give its path")
+    if not path.exists():
+        raise PriorImportError(
+            f"{source}: neither a file or folder, nor an MLflow address (models:/NAME@ALIAS), nor module:function"
+        )
+    imported = read_path(path, _as_kind(form) or recognise(path), options)
+    return replace(imported, facts={**imported.facts, "source": path.resolve().name, "sha256": hash_of(path)})
+
+
+def read_path(path: Path, kind: Kind, options: ImportOptions) -> Imported:
+    """The policy of a file or folder of a known kind. Raises PriorImportError."""
+    if kind == "rllib":
+        path = path.parent if path.is_file() else path
+    return _reader(kind)(path, options)
+
+
+def _as_kind(form: str | None) -> Kind | None:
+    return next((kind for kind in KINDS if kind == form), None)
+
+
+def _reader(kind: Kind) -> Reader:
+    """The importer; each is imported only when it is needed."""
+    match kind:
+        case "bundle":
+            from rpg_platform.priors.own import read
+        case "rllib":
+            from rpg_platform.priors.rllib import read
+        case "sb3":
+            from rpg_platform.priors.sb3 import read
+        case "cleanrl":
+            from rpg_platform.priors.cleanrl import read
+        case "torchscript":
+            from rpg_platform.priors.torchscript import read
+        case "onnx":
+            from rpg_platform.priors.onnx_models import read
+        case "mlflow":
+            from rpg_platform.priors.mlflow_models import read
+    return read
+
+
+def _default_store() -> str:
+    from rpg_platform.mlflow_runs import default_tracking_uri
+    from rpg_platform.sweep import DEFAULT_STORAGE
+
+    return default_tracking_uri(DEFAULT_STORAGE)
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file; of a folder, that of its files' names and hashes in order.
+
+    Raises:
+        PriorImportError: a folder with more files than are hashed.
+    """
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    files = sorted(each for each in path.rglob("*") if each.is_file() and not each.is_symlink())
+    if len(files) > _MAX_HASHED_FILES:
+        raise PriorImportError(f"{path}: {len(files)} files, more than the {_MAX_HASHED_FILES} that are read")
+    for each in files:
+        whole.update(f"{each.relative_to(path).as_posix()}\0{hash_of(each)}\n".encode(errors="surrogateescape"))
+    return whole.hexdigest()
+
+
+# ---- importing ----------------------------------------------------------------------------------
+def import_prior(
+    source: str,
+    out: Path,
+    options: ImportOptions | None = None,
+    *,
+    task: str | None = None,
+    name: str | None = None,
+    form: str | None = None,
+    tracking_uri: str | None = None,
+    force: bool = False,
+) -> Import:
+    """Reads a policy and writes it as a bundle.
+
+    Args:
+        source: see ``read_source``.
+        out: the bundle's folder.
+        options: what the source does not say; ``env_id`` and ``env_kwargs`` name the environment.
+        task: a task whose environment it is, instead of ``env_id``.
+        name: short name of the prior; by default the source's.
+        form: see ``read_source``.
+        tracking_uri: see ``read_source``.
+        force: replace a bundle that is there.
+
+    Raises:
+        PriorImportError: the source is refused, does not act in the environment, or ``out`` is taken.
+    """
+    options = options or ImportOptions()
+    check_free(out, force)
+    environment = _environment(task, options)
+    if environment is not None:
+        spaces = spaces_of(environment)
+        options = replace(
+            options,
+            env_id=environment.env_id,
+            env_kwargs=dict(environment.env_kwargs),
+            observation_space=spaces[0],
+            action_space=spaces[1],
+        )
+    imported = read_source(source, options, form=form, tracking_uri=tracking_uri)
+    observation_space, action_space, notes = settle_spaces(imported, options, source)
+    env_id = options.env_id or imported.env_id
+    if env_id is None:
+        raise PriorImportError(
+            f"{source}: does not say which environment it acts in (observations {observation_space}, actions "
+            f"{action_space}): add --env ID or --task NAME"
+        )
+    card = PriorCard.describe(
+        name or _name(imported, source),
+        env_id,
+        observation_space,
+        action_space,
+        imported.network.spec,
+        env_kwargs=dict(options.env_kwargs if options.env_id is not None else imported.env_kwargs),
+        alpha=imported.alpha,
+        made_by={
+            "import": {"format": imported.format, **_bounded(imported.facts)},
+            "versions": {"residual-policy-gradient": _own_version()} | {each: version(each) for each in _VERSIONS},
+        },
+        parents=list(imported.parents),
+        lineage=list(imported.lineage),
+    )
+    card = save_bundle(out, imported.network, card)
+    load_bundle(out)  # what was written can be read
+    return Import(out, card, imported, (*imported.notes, *notes))
+
+
+def check_free(out: Path, force: bool) -> None:
+    """Raises PriorImportError where a bundle cannot be written: something else is there, or one without ``force``."""
+    if out.exists() and not out.is_dir():
+        raise PriorImportError(f"{out}: a file is there; name a folder")
+    if (out / CARD_FILE).exists():
+        if not force:
+            raise PriorImportError(f"{out}: a bundle is there; add --force to replace it, or name another folder")
+    elif out.is_dir() and any(out.iterdir()):
+        raise PriorImportError(f"{out}: a folder with other files is there; name a new one")
+
+
+def _environment(task: str | None, options: ImportOptions) -> Task | None:
+    if task is not None and options.env_id is not None:
+        raise PriorImportError(f"--task {task} and --env {options.env_id}: give one; a task has its own environment")
+    if task is not None:
+        return find_task(task)
+    if options.env_id is None:
+        if options.env_kwargs:
+            raise PriorImportError("--env-kwargs without --env: say which environment they are for")
+        return None
+    return bare_task(options.env_id, options.env_kwargs)
+
+
+def settle_spaces(
+    imported: Imported, options: ImportOptions, source: str
+) -> tuple[gym.Space[Any], gym.Space[Any], tuple[str, ...]]:
+    """The spaces for the card: the named environment's where there is one, else those that the source stores.
+
+    Returns:
+        Observation space, action space, and notes.
+
+    Raises:
+        PriorImportError: source and environment contradict each other (states both), or neither says.
+    """
+    named = options.observation_space, options.action_space
+    stored = imported.observation_space, imported.action_space
+    chosen: list[gym.Space[Any]] = []
+    notes: list[str] = []
+    hints = "".join(f". {note[:1].upper()}{note[1:]}" for note in imported.notes)
+    for what, mine, theirs in zip(("observation", "action"), stored, named, strict=True):
+        if mine is None and theirs is None:
+            raise PriorImportError(
+                f"{source}: stores no {what} space; say which environment it acts in: --env ID or --task NAME"
+            )
+        if mine is not None and theirs is not None and not _fits(what, mine, theirs):
+            raise PriorImportError(
+                f"{source}: its {what} space is {mine}, that of {options.env_id} is {theirs}: it does not act there"
+                f"{hints}"
+            )
+        chosen.append(theirs if theirs is not None else mine)  # type: ignore[arg-type]
+    if options.env_id is not None and imported.env_id is not None and options.env_id != imported.env_id:
+        notes.append(f"the source names {imported.env_id} as its environment, you named {options.env_id}")
+    return chosen[0], chosen[1], tuple(notes)
+
+
+def _fits(what: str, stored: gym.Space[Any], named: gym.Space[Any]) -> bool:
+    """Bounds of actions are part of what a policy does; those of observations only describe them."""
+    if what == "observation" and isinstance(stored, gym.spaces.Box) and isinstance(named, gym.spaces.Box):
+        return stored.shape == named.shape
+    return same_space(stored, named)
+
+
+def _name(imported: Imported, source: str) -> str:
+    """A short name of letters, digits, dots and dashes: that of a card in the source, else the source's."""
+    path = Path(source).expanduser()
+    known = imported.facts.get("name") or (path.resolve().name if path.exists() else source)
+    stem = str(known).partition("@")[0].rstrip("/").rpartition("/")[2]
+    for suffix in (".zip", ".pt", ".pth", ".onnx", ".cleanrl_model"):
+        stem = stem.removesuffix(suffix)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:80] or "imported"
+
+
+def _own_version() -> str:
+    import rpg_algorithms
+
+    return rpg_algorithms.__version__
+
+
+def _bounded(value: Any, depth: int = 0) -> Any:
+    """Facts of a source as JSON of bounded size: a card is read in many places, and a source may hold anything."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int):
+        return value if not isinstance(value, int) or abs(value) < 1 << 63 else str(value)[:_MAX_TEXT]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if depth < _MAX_DEPTH and isinstance(value, Mapping):
+        return {str(key)[:_MAX_TEXT]: _bounded(each, depth + 1) for key, each in list(value.items())[:_MAX_FACTS]}
+    if depth < _MAX_DEPTH and isinstance(value, list | tuple):
+        return [_bounded(each, depth + 1) for each in value[:_MAX_FACTS]]
+    text = value if isinstance(value, str) else json.dumps(value, default=str)[:_MAX_TEXT]
+    return text[:_MAX_TEXT].encode(errors="replace").decode()
