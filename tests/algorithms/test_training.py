@@ -285,9 +285,8 @@ def cartpole(lr: float) -> float:
         .debugging(seed=0)
     )
     with built(config) as algorithm:
-        for _ in range(40):
-            result = algorithm.train()
-    return result["env_runners"]["episode_return_mean"]
+        means = [algorithm.train()["env_runners"]["episode_return_mean"] for _ in range(40)]
+    return [mean for mean in means if mean == mean][-1]  # none where no episode ended: a good policy's last 500 steps
 
 
 def test_spg_learns_cartpole_and_not_without_a_learning_rate() -> None:

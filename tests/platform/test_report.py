@@ -250,3 +250,24 @@ def test_settings_are_told_apart_by_what_differs() -> None:
 def test_reports_need_neither_ray_nor_mlflow() -> None:
     code = "import sys, rpg_platform.report; assert not {'ray', 'mlflow', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"], check=True, timeout=60)
+
+
+def test_several_add_ons_have_a_table_of_their_own(results: list[TrialResult]) -> None:
+    assert "foot" not in text_of(summarise(results), 120)
+    assert all(row.addon_parts == {"deterministic": {}, "sampled": {}} for row in summarise(results))
+    parted: list[TrialResult] = []
+    for index, (trial, report, error) in enumerate(results):
+        shares = {"foot": -100.0 * index, "energy": -1.5}
+        more = {f"eval/deterministic/addon/{name}_return_mean": share for name, share in shares.items()}
+        parted.append((trial, None if report is None else report | (more if "done" in report else {}), error))
+    rows = summarise(parted)
+    by_setting = {row.setting: row.addon_parts["deterministic"]["foot"].mean for row in rows}
+    assert by_setting == {
+        "prior": 0.0,
+        "rpg omega_prime=0.1 alpha_hat=0.02": -100.0,
+        "rpg omega_prime=0.05 alpha_hat=0.02": -350.0,  # of two seeds
+    }
+    shown = text_of(rows, 120)
+    assert all(word in shown for word in ("foot", "energy", "-350.0 ±70.7", "their sum is the add-on return"))
+    assert "| foot | energy |" in rows_to_markdown(rows)
+    assert json.loads(rows_to_json(rows))[0]["addon_parts"]["deterministic"]["energy"]["mean"] == -1.5
