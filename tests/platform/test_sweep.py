@@ -38,6 +38,7 @@ from rpg_platform.sweep import (
     storage_of,
     tracking_uri_of,
 )
+from rpg_platform.sweep_folder import SweepFolderError
 from rpg_platform.trial import running_code
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def test_single_episodes_of_every_trial_are_on_the_same_seeds(swept: tuple[Sweep
 
 def test_same_name_again_is_refused_and_nothing_is_touched(swept: tuple[SweepOutcome, str], storage: Path) -> None:
     files = {file: file.stat().st_mtime_ns for file in storage.rglob("*") if file.is_file()}
-    with pytest.raises(SweepError, match=r"a sweep named 'small' was run there.*--name.*--storage"):
+    with pytest.raises(SweepFolderError, match=r"a sweep named 'small' was run there.*--name.*--storage"):
         run_small(storage)
     assert {file: file.stat().st_mtime_ns for file in storage.rglob("*") if file.is_file()} == files
 
