@@ -85,7 +85,10 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 @pytest.mark.timeout(4 * LIMIT_S)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, id="stopped", marks=pytest.mark.slow), pytest.param(signal.SIGKILL, id="killed")],
+)
 def test_an_ended_sweep_goes_on_where_it_was(tmp_path: Path, number: int, read_sweep: ReadSweep) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(RAW))
     folder = SweepFolder(str(tmp_path / "results"), "ended")
