@@ -62,7 +62,7 @@ def shell(tmp_path: Path) -> dict[str, str]:
     """The environment of a user who has the package installed."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, module in (("rpg", "-m rpg_platform.cli"), ("python", "")):
+    for name, module in (("rpg", "-m rpg_platform.cli"), ("mlflow", "-m mlflow"), ("python", "")):
         (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
         (commands / name).chmod(0o755)
     home = tmp_path / "home"
