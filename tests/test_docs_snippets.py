@@ -68,7 +68,8 @@ def shell(tmp_path: Path) -> dict[str, str]:
     home = tmp_path / "home"
     home.mkdir()
     source_roots = f"{ROOT / 'algorithms'}:{ROOT / 'platform'}"
-    return os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(home), "PYTHONPATH": source_roots}
+    kept = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+    return kept | {"PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(home), "PYTHONPATH": source_roots}
 
 
 def run(snippet: Snippet, folder: Path, environment: dict[str, str]) -> None:

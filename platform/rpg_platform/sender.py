@@ -487,5 +487,10 @@ class Sender:
 
 def _closing(records: Sequence[Record]) -> Record | None:
     """The record that ends the run; None if it goes on: no end among the records, or it is opened again after it."""
-    steps = [record for record in records if record.kind in ("open", "close")]
-    return steps[-1] if steps and steps[-1].kind == "close" else None
+    closing: Record | None = None
+    for record in records:
+        if record.kind == "open":
+            closing = None
+        elif record.kind == "close" and (closing is None or not record.data.get("if_running")):
+            closing = record  # one for a run that still runs says nothing where another has ended it
+    return closing

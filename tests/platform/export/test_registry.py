@@ -133,13 +133,12 @@ def test_a_version_tells_prior_weights_and_result(chain: list[Path], store: str)
 def test_a_promoted_model_acts_and_holds_its_bundle(chain: list[Path], store: str, tmp_path: Path) -> None:
     source = resolve_prior(str(chain[0]))
     done = registry.promote(source, "acting", "champion", store)
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store)
     try:
         model = mlflow.pyfunc.load_model(done.uri)
         folder = mlflow.artifacts.download_artifacts(done.uri, dst_path=str(tmp_path))
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)  # and out of the environment, where MLflow puts it
     obs = np.zeros((1, 17), np.float32)
     assert model.predict(obs)["action"] == pytest.approx(exact(load_bundle(source), obs)["action"], abs=1e-6)
     assert load_bundle(Path(folder) / "bundle").card == load_card(source)
