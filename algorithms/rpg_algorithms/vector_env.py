@@ -51,6 +51,7 @@ class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
         super().__init__(*args, **kwargs)
         self._steps = [_without_time_limit(env) for env in self.envs]
         self._elapsed = [0] * self.num_envs
+        self._is_array = isinstance(self.single_observation_space, gym.spaces.Box)
 
     def reset(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Resets all environments and their clocks."""
@@ -61,7 +62,7 @@ class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
         """SAME_STEP without the stock class's copies; what it returns is overwritten by the next step."""
         infos: dict[str, Any] = {}
         read = len(self.wanted) > 1
-        elapsed = self._elapsed
+        elapsed, is_array = self._elapsed, self._is_array
         for i, (step, limit) in enumerate(self._steps):
             obs, self._rewards[i], terminated, truncated, info = step(actions[i])
             elapsed[i] += 1
@@ -73,8 +74,12 @@ class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
                 elapsed[i] = 0
             if read:
                 infos = self._add_info(infos, info, i)
-            self._env_obs[i] = obs
-        self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
+            if is_array:
+                self._observations[i] = obs
+            else:
+                self._env_obs[i] = obs
+        if not is_array:
+            self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
         return self._observations, self._rewards, self._terminations, self._truncations, infos
 
 
