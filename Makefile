@@ -99,8 +99,8 @@ docs-check: $(READY) ## check the documents' links, names and verbs
 	$(BIN)/python docs/check.py
 
 .PHONY: bench
-bench: $(BENCH_READY) ## measure speed against the peers, in one run (half an hour; leave the machine alone)
-	for part in speed sweeps learning scale; do $(BENCH_VENV)/bin/python -m benchmarks.$$part; done
+bench: $(BENCH_READY) ## measure speed against the peers, in one run (an hour; leave the machine alone)
+	for part in speed sweeps learning scale tracking; do $(BENCH_VENV)/bin/python -m benchmarks.$$part; done
 
 # The peers live in an environment of their own.
 $(BENCH_READY): requirements/bench.lock pyproject.toml | layout
