@@ -176,8 +176,12 @@ class TensorRollout:
 
     @classmethod
     def from_rollout(cls, rollout: Rollout, device: torch.device | str | None) -> TensorRollout:
-        """Without copying where the device is the CPU."""
-        return cls(**{name: torch.from_numpy(getattr(rollout, name)).to(device) for name in cls.__dataclass_fields__})
+        """Without copying where the device is the CPU, unless the arrays are Ray's, which may not be written to."""
+
+        def tensor(array: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+
+        return cls(**{name: tensor(getattr(rollout, name)) for name in cls.__dataclass_fields__})
 
     @property
     def done(self) -> Tensor:

@@ -4,7 +4,8 @@
 ``MlflowRuns`` does it. A record names its run by our key (the trial's id, ``PARENT`` for the sweep), not by MLflow's
 run id, and carries its own times, so it can wait, and be sent twice, without changing or doubling anything:
 
-- a metric is identified by run, key, timestamp, step and value, in MLflow's database too;
+- a metric has one point a step (``recorded_steps``): what is there is not sent again, nor is the same step of a trial
+  that went back to a checkpoint;
 - a run is looked up by its tags before it is made, wherever an earlier attempt may have made it;
 - parameters are sent only where they are missing, and a tag, an artifact or a status is the same the second time.
 """
@@ -24,12 +25,14 @@ from typing import Any, Literal
 from urllib.parse import unquote
 from uuid import uuid4
 
-import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from ray.tune import Checkpoint
+
+from rpg_platform.mlflow_errors import without_login
+from rpg_platform.recorded_steps import RecordedSteps
 
 PARENT = ""
 """Key of the sweep's own run."""
@@ -47,8 +50,6 @@ MAX_TAG_CHARS = 5_000
 _BATCH_METRICS, _BATCH_PARAMS, _BATCH_TAGS = 800, 100, 100
 _MAX_BATCH_CHARS = 400_000
 
-_STATUS = re.compile(r"failed with error code (\d{3}) ")
-
 Kind = Literal["open", "metrics", "tags", "text", "file", "folder", "close"]
 ARTIFACTS: frozenset[Kind] = frozenset({"text", "file", "folder"})
 
@@ -62,6 +63,7 @@ class Record:
         kind: what ``data`` is. ``open``: name, tags, params, start_time; ``metrics``: values, step, timestamp;
             ``tags``: values; ``text``: text, path; ``file``: base64, path; ``folder``: checkpoint (path or URI), folder
             (inside the checkpoint), path; ``close``: status, end_time, if_running (a run that is not is left alone).
+            ``open``, ``folder`` and ``close`` may have unless_finished: a run that is finished stays as it is.
             Times are in ms since the epoch.
         data: the content.
     """
@@ -190,6 +192,7 @@ class MlflowRuns:
         self._search_first: set[str] = set()  # runs that may exist without our knowing their id
         self._search_always = False
         self._settled: set[str] = set()  # runs whose parameters are known to be there
+        self._steps = RecordedSteps()
 
     @property
     def run_ids(self) -> dict[str, str]:
@@ -208,29 +211,31 @@ class MlflowRuns:
         self._search_first.update(keys)
         self._search_always |= not keys
 
-    def put(self, *records: Record, closing: bool = False) -> None:
-        """Sends records one by one; ``closing`` as for ``log``."""
+    def put(self, *records: Record, closing: bool = False, late: bool = False) -> None:
+        """Sends records one by one; ``closing`` and ``late`` as for ``log``."""
         for record in records:
             if record.kind in ARTIFACTS:
                 self.upload(record)
             elif record.kind == "close":
                 self.close(record)
             else:
-                self.log([record], closing=closing)
+                self.log([record], closing=closing, late=late)
 
-    def log(self, records: Sequence[Record], *, closing: bool = False) -> None:
+    def log(self, records: Sequence[Record], *, closing: bool = False, late: bool = False) -> None:
         """Opens a run if it has to be, and logs its metrics, tags and parameters in as few requests as they take.
 
         Args:
             records: of one run: ``open``, ``metrics`` and ``tags``.
             closing: its end follows, so a run that has ended need not be shown as running in between.
+            late: their turn has passed, so that later steps may be there already.
         """
         key = records[0].run
         openings = [record.data for record in records if record.kind == "open"]
         tags: dict[str, object] = {}
         params: dict[str, str] = {}
         if openings:
-            opened, fresh = self._open(key, openings, reopen=not closing)
+            adopted = all(data.get("unless_finished") for data in openings)
+            opened, fresh = self._open(key, openings, reopen=not (closing or adopted))
             if not fresh:
                 tags |= {name: value for data in openings for name, value in data["tags"].items()}
             if key not in self._settled:  # parameters can't change, so a reopened run gets only those it lacks
@@ -241,14 +246,18 @@ class MlflowRuns:
         metrics = []
         for record in records:
             if record.kind == "metrics":
-                step, timestamp = record.data["step"], record.data["timestamp"]
-                metrics += [Metric(metric_key(k), v, timestamp, step) for k, v in record.data["values"].items()]
+                metrics += _metrics(record)
             elif record.kind == "tags":
                 tags |= record.data["values"]
         run_id, (client, _) = self.known[key].run_id, self._connect()
+        if metrics and not late:
+            if key not in self._steps:
+                self._steps.found(key, client.get_run(run_id))
+            metrics = self._steps.new(key, metrics)
         cut = [Param(name, value[:MAX_PARAM_CHARS]) for name, value in params.items()]
         for batch in _batches(metrics, cut, [RunTag(name, tag_value(value)) for name, value in tags.items()]):
             client.log_batch(run_id, **batch, synchronous=True)
+            self._steps.add(key, batch["metrics"])
         if openings:
             self._settled.add(key)
 
@@ -269,7 +278,7 @@ class MlflowRuns:
                 file = Path(made) / path.name
                 file.write_bytes(base64.b64decode(data["base64"]))
                 client.log_artifact(run_id, str(file), str(path.parent))
-        else:
+        elif not (data.get("unless_finished") and self.known[record.run].status == "FINISHED"):
             inside = _folder_in(data["checkpoint"], data["folder"])
             if inside is None:
                 return
@@ -286,12 +295,20 @@ class MlflowRuns:
         elif key not in self.known:
             self._open(key, [], reopen=False)
         (client, _), run = self._connect(), self.known[key]
+        if record.data.get("unless_finished") and run.status == "FINISHED":
+            return
         client.set_terminated(run.run_id, record.data["status"], record.data["end_time"])
         run.status = record.data["status"]
+        self._steps.forget(key)
         if run.doubtful:
             self._remove_strays(client, key)
             run.doubtful = False
         self.changed(key, run)
+
+    def passed_over(self, record: Record) -> None:
+        """Says that a record is given up: another report of the same step must not take its place."""
+        if record.kind == "metrics":
+            self._steps.add(record.run, _metrics(record))
 
     def probe(self) -> None:
         """Writes a tag to the sweep's run: raises nothing if the server takes what is in order."""
@@ -364,6 +381,7 @@ class MlflowRuns:
         elif reopen and run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
         self._search_first.discard(key)
+        self._steps.found(key, None if fresh else run)
         status = "RUNNING" if reopen else run.info.status
         doubtful = searched or (known is not None and known.doubtful)
         self.known[key] = KnownRun(run.info.run_id, status, doubtful)
@@ -400,6 +418,11 @@ class MlflowRuns:
                 client.delete_run(run.info.run_id)
 
 
+def _metrics(record: Record) -> list[Metric]:
+    step, timestamp = record.data["step"], record.data["timestamp"]
+    return [Metric(metric_key(k), v, timestamp, step) for k, v in record.data["values"].items()]
+
+
 def _batches(
     metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
 ) -> Iterator[dict[str, list[Any]]]:
@@ -433,11 +456,6 @@ def _folder_in(checkpoint: str, folder: str) -> Checkpoint | None:
     return Checkpoint(inside, whole.filesystem) if found[1] == "Directory" else None
 
 
-def without_login(text: str) -> str:
-    """Addresses to show: without the user and password that may stand in them."""
-    return re.sub(r"://[^/@\s]*@", "://***@", text)
-
-
 def metric_key(name: str) -> str:
     """A name as MLflow accepts it: letters, digits and ``_ - . : / space``, at most 250 characters."""
     return re.sub(r"[^\w\-.:/ ]", "_", name, flags=re.ASCII)[:250]
@@ -446,31 +464,6 @@ def metric_key(name: str) -> str:
 def tag_value(value: object) -> str:
     """A tag's text, cut to what every MLflow store takes."""
     return str(value)[:MAX_TAG_CHARS]
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether the same request would be answered the same way for ever: it, not the server, is at fault."""
-    if isinstance(error, MlflowException):
-        status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        said = _STATUS.search(str(error))  # a proxy's own answer, which MLflow takes for a 500
-        status = int(said[1]) if said else status
-    elif isinstance(error, requests.RequestException):
-        status = 500 if error.response is None else error.response.status_code
-    else:
-        return isinstance(error, (FileNotFoundError, TypeError, ValueError, KeyError, AttributeError))
-    return 400 <= status < 500 and status not in (401, 403, 408, 409, 425, 429)
-
-
-def says_gone(error: Exception) -> bool:
-    """Whether MLflow itself, not something before it, says that a run does not exist or has been deleted."""
-    codes = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
-    return isinstance(error, MlflowException) and error.error_code in codes and not _STATUS.search(str(error))
-
-
-def short(error: BaseException) -> str:
-    """An error in one line, without logins."""
-    lines = str(error).strip().splitlines() or [""]
-    return without_login(f"{type(error).__name__}: {lines[0][:300]}")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpg_platform.mlflow_runs import PARENT, MlflowRuns, Record, without_login
+from rpg_platform.mlflow_errors import without_login
+from rpg_platform.mlflow_runs import PARENT, MlflowRuns, Record
 from rpg_platform.sender import Sender, TrackerState, read_identity, write_identity
 from rpg_platform.spool import FOLDER, Spool, SpoolError, spool_folder
 

@@ -29,17 +29,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rpg_platform.mlflow_runs import (
-    ARTIFACTS,
-    PARENT,
-    KnownRun,
-    MlflowRuns,
-    Record,
-    is_refusal,
-    says_gone,
-    short,
-    without_login,
-)
+from rpg_platform.mlflow_errors import is_refusal, says_gone, short, without_login
+from rpg_platform.mlflow_runs import ARTIFACTS, PARENT, KnownRun, MlflowRuns, Record
 from rpg_platform.spool import Spool, SpoolError, Window, encode, read_lines
 
 logger = logging.getLogger(__name__)
@@ -417,6 +408,7 @@ class Sender:
     def _reject(self, records: Sequence[Record], why: str, *, refused: bool) -> None:
         for record in records:
             self._spool.remember(self._spool.rejected_file.name, {**record.payload(), "why": why, "refused": refused})
+            self._runs.passed_over(record)
         self._rejected += len(records)
         what = f"{records[0].kind!r} of {records[0].run or 'the sweep'}"
         verb = "refused" if refused else "could not take"
@@ -450,7 +442,7 @@ class Sender:
                 why = payload["why"]
                 if not away and (everything or not payload["refused"]):
                     try:
-                        self._runs.put(Record.from_payload(payload), closing=True)  # what has ended stays so
+                        self._runs.put(Record.from_payload(payload), closing=True, late=True)  # what has ended stays so
                         self._went_well()
                         continue
                     except Exception as error:

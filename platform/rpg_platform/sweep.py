@@ -202,6 +202,8 @@ def _run(
         restored = len(states) - len(finished)
         tell(f"{len(finished)} of {len(trials)} trials are finished, {restored} go on from a checkpoint")
     tracker.start()
+    for trial in (each for each in trials if each.trial_id in finished):
+        tracker.adopt(trial, states[trial.trial_id])
     known: list[TrialResult] = [
         (t, dict(states[t.trial_id].report) if t.trial_id in finished else None, None) for t in trials
     ]

@@ -23,7 +23,8 @@ from ray.tune import Callback
 
 from rpg_platform import report
 from rpg_platform.methods import METHODS
-from rpg_platform.mlflow_runs import PARENT, Kind, MlflowRuns, Record, default_tracking_uri, without_login
+from rpg_platform.mlflow_errors import without_login
+from rpg_platform.mlflow_runs import PARENT, Kind, MlflowRuns, Record, default_tracking_uri
 from rpg_platform.plots import tradeoff_png
 from rpg_platform.provenance import provenance
 from rpg_platform.sender import Sender, TrackerState, read_identity, write_identity
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from rpg_platform.spec import SweepSpec, TrialSpec
+    from rpg_platform.sweep_folder import TrialState
 
 __all__ = ["MlflowTracker", "TrackerState", "default_tracking_uri"]
 
@@ -44,6 +46,7 @@ ParentStatus = Literal["FINISHED", "FAILED", "KILLED"]
 Tell = Callable[[str], None]
 
 ARTIFACT_FOLDERS = ("bundle", "bundle_best", "evaluation", "config")
+_OF_THE_END = ("eval/", "eval_best/")  # figures of the final evaluation
 FINAL_PATIENCE_S = 30.0
 SILENT_PATIENCE_S = 3.0  # of which nothing is said
 
@@ -198,6 +201,22 @@ class MlflowTracker(Callback):
         self._sender.start()
         self._open_parent()
 
+    @_never_raises
+    def adopt(self, trial: TrialSpec, state: TrialState) -> None:
+        """Records a trial that had finished when its driver died, as far as that one had not come to it.
+
+        Args:
+            trial: the trial.
+            state: its last checkpoint, which says that it finished.
+        """
+        known = None if self._runs is None else self._runs.known.get(trial.trial_id)
+        if known is not None and known.status == "FINISHED":
+            return
+        self._open_trial(trial.model_dump(mode="json"), unless_finished=True)
+        self._put_metrics(trial.trial_id, finite_metrics(state.report)[0], state.report)
+        self._put_folders(trial.trial_id, state.checkpoint, unless_finished=True)
+        self._close_run(trial.trial_id, "FINISHED", unless_finished=True)
+
     def finish(
         self, results: Sequence[report.TrialResult], *, interrupted: bool = False, tell: Tell = logger.warning
     ) -> ParentStatus:
@@ -334,7 +353,9 @@ class MlflowTracker(Callback):
     @_never_raises
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Opens the trial's run, or reopens it if the trial has been restarted."""
-        spec = _trial_spec(trial)
+        self._open_trial(_trial_spec(trial))
+
+    def _open_trial(self, spec: Mapping[str, Any], **more: Any) -> None:
         spec = {**spec, "task": task_label(spec.get("task"))}
         weights = spec.get("weights") or {}
         training = spec.get("training") or {}
@@ -353,22 +374,16 @@ class MlflowTracker(Callback):
             "algorithm": (method and method.algorithm) or "none",
         }
         trial_id = str(spec["trial_id"])
-        self._open_run(trial_id, trial_id, params, tags)
+        self._open_run(trial_id, trial_id, params, tags, **more)
 
     @_never_raises
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Records one report, in one batch."""
+        """Records one report; its final evaluation only once the policy that was evaluated is saved."""
         values, dropped = finite_metrics(result)
-        self._put(
-            _trial_spec(trial)["trial_id"],
-            "metrics",
-            values=values | {DROPPED_KEY: float(dropped)},
-            step=report_step(result),
-            # The report's own time, so that delivering it twice adds nothing.
-            timestamp=int(result["timestamp"] * 1000) if "timestamp" in result else _now_ms(),
-        )
+        values = {key: value for key, value in values.items() if not key.startswith(_OF_THE_END)}
+        self._put_metrics(_trial_spec(trial)["trial_id"], values | {DROPPED_KEY: float(dropped)}, result)
 
     @_never_raises
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -384,6 +399,9 @@ class MlflowTracker(Callback):
         if estimated is not None:
             self._put(trial_id, "tags", values={"kl_to_prior": "estimated" if estimated else "closed form"})
         last = trial.last_result or {}
+        values = {key: value for key, value in finite_metrics(last)[0].items() if key.startswith(_OF_THE_END)}
+        if values:
+            self._put_metrics(trial_id, values, last)
         if "failed" in last:  # it gave up by itself, and Tune counts that as an end
             self._put(trial_id, "tags", values={"error": last["failed"]})
             self._close_run(trial_id, "FAILED")
@@ -414,6 +432,11 @@ class MlflowTracker(Callback):
 
     # ---- records --------------------------------------------------------------------------------
 
+    def _put_metrics(self, trial_id: str, values: Mapping[str, float], report: Mapping[str, Any]) -> None:
+        # The report's own time, so that delivering it twice adds nothing.
+        timestamp = int(report["timestamp"] * 1000) if "timestamp" in report else _now_ms()
+        self._put(trial_id, "metrics", values=dict(values), step=report_step(report), timestamp=timestamp)
+
     def _put(self, run: str, kind: Kind, **data: Any) -> None:
         self.start()
         if self._spool is None or self._sender is None:  # it can't be opened, which has been said
@@ -431,22 +454,25 @@ class MlflowTracker(Callback):
         )
         logger.debug("tracking: %s", what, exc_info=error)
 
-    def _open_run(self, run: str, name: str, params: Mapping[str, Any], tags: Mapping[str, object]) -> None:
+    def _open_run(
+        self, run: str, name: str, params: Mapping[str, Any], tags: Mapping[str, object], **more: Any
+    ) -> None:
         if run != PARENT:
             self._open.add(run)
         texts = {key: _text(value) for key, value in params.items() if value is not None and value != []}
-        self._put(run, "open", name=name, params=texts, tags=dict(tags), start_time=_now_ms())
+        self._put(run, "open", name=name, params=texts, tags=dict(tags), start_time=_now_ms(), **more)
 
-    def _close_run(self, run: str, status: str, *, if_running: bool = False) -> None:
+    def _close_run(self, run: str, status: str, **condition: bool) -> None:
         self._open.discard(run)
-        self._put(run, "close", status=status, end_time=_now_ms(), if_running=if_running)
+        self._put(run, "close", status=status, end_time=_now_ms(), **condition)
 
     def _put_bundle(self, trial_id: str, trial: Trial) -> None:
-        if trial.checkpoint is None:
-            return
-        checkpoint = checkpoint_address(trial.checkpoint, self._spec.get("storage"))
+        if trial.checkpoint is not None:
+            self._put_folders(trial_id, checkpoint_address(trial.checkpoint, self._spec.get("storage")))
+
+    def _put_folders(self, trial_id: str, checkpoint: str, **more: Any) -> None:
         for folder in ARTIFACT_FOLDERS:
-            self._put(trial_id, "folder", checkpoint=checkpoint, folder=folder, path=folder)
+            self._put(trial_id, "folder", checkpoint=checkpoint, folder=folder, path=folder, **more)
 
     def _common_tags(self) -> dict[str, Any]:
         """Tags of the sweep's run and of each trial's: the UI nests runs in one sort order only."""

@@ -19,7 +19,8 @@ from typing import IO
 
 from rich.console import Console
 
-from rpg_platform.mlflow_runs import ARTIFACT_FOLDER, default_tracking_uri, embedded_database, without_login
+from rpg_platform.mlflow_errors import without_login
+from rpg_platform.mlflow_runs import ARTIFACT_FOLDER, default_tracking_uri, embedded_database
 
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 10.0

@@ -16,6 +16,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from tests.platform.proxy import Proxy
 
+from rpg_platform.mlflow_errors import is_refusal
 from rpg_platform.mlflow_runs import (
     PARENT,
     KnownRun,
@@ -24,7 +25,6 @@ from rpg_platform.mlflow_runs import (
     _batches,
     create_embedded_store,
     default_tracking_uri,
-    is_refusal,
     metric_key,
 )
 

@@ -104,7 +104,8 @@ def check_store(tracking_uri: str) -> None:
     Raises:
         ValueError: says what to do.
     """
-    from rpg_platform.mlflow_runs import embedded_database, without_login
+    from rpg_platform.mlflow_errors import without_login
+    from rpg_platform.mlflow_runs import embedded_database
 
     shown, database = without_login(tracking_uri), embedded_database(tracking_uri)
     if database is not None:
@@ -310,7 +311,7 @@ def _refused(tracking_uri: str) -> Iterator[None]:
     """Turns what the store refuses into a ``ValueError`` that names the store."""
     from mlflow.exceptions import MlflowException
 
-    from rpg_platform.mlflow_runs import without_login
+    from rpg_platform.mlflow_errors import without_login
 
     try:
         yield

@@ -71,7 +71,7 @@ def read_address(address: str, options: ImportOptions, tracking_uri: str) -> Imp
     """
     from mlflow.exceptions import MlflowException
 
-    from rpg_platform.mlflow_runs import without_login
+    from rpg_platform.mlflow_errors import without_login
     from rpg_platform.priors.sources import hash_of
 
     try:
