@@ -1,7 +1,7 @@
 """A policy as ONNX, node by node from the network's specification and weights.
 
 Written with ``onnx.helper`` rather than ``torch.onnx.export``: that one needs onnxscript, chooses operators by torch's
-version and cannot be told to keep the normaliser in float32 and the network in float64. Weights are stored in float32
+version and cannot be told what to compute in which precision. Weights are stored in float32
 and cast in the graph, which runtimes do once. Opset 17, so that runtimes since 2022 read it. ``metadata_props`` holds
 the bundle's card as JSON, its content hash, the mode and the precision.
 """

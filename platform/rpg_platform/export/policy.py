@@ -8,7 +8,7 @@ In goes one array, out come named ones:
     mean, log_std   float32 [B, A]   of the Gaussian, before clipping or tanh
     logits   float32 [B, K]   of the categorical
 
-Precision ``float64`` normalises in float32 exactly as the bundle does, computes the network in float64 and rounds
+Precision ``float64`` normalises exactly as the bundle does, computes the network in float64 and rounds
 once, at the end: each output is the float32 next to the bundle's exact value, on every machine and for every batch
 size. ``float32`` is for runtimes without float64; it is as exact as float32 sums are, which for large inputs that
 cancel each other is far from 1e-6, as it is in the bundle's own float32 arithmetic.
@@ -46,7 +46,7 @@ def output_names(spec: NetworkSpec, mode: Mode) -> tuple[str, ...]:
 
 
 def exact(bundle: PriorBundle, obs: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """What the bundle's policy is at ``obs`` ``[B, D]``, in float64 after the float32 normaliser; the reference."""
+    """What the bundle's policy is at ``obs`` ``[B, D]``, in float64 after its own normaliser; the reference."""
     network = bundle.build()
     spec = network.spec
     with torch.no_grad():
