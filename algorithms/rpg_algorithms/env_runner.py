@@ -20,7 +20,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_errors import StepFailedRecreateEnvError
 from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
-from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.metrics import ENV_RESET_TIMER, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from rpg_algorithms.addons import AddonReward, CompositeReward, part_names, resolve_addon
 from rpg_algorithms.inference import NumpyPolicy
@@ -272,7 +272,21 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         self._obs = rows[t]
         return t
 
-    def _recover(self, error: Exception) -> None:
+    def _try_env_reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        """Resets all environments; makes them anew if that fails, a few times (the stock runner: without end)."""
+        for attempt in range(1, MOST_RECOVERIES + 1):
+            try:
+                with self.metrics.log_time(ENV_RESET_TIMER):
+                    obs, infos = self.env.reset(seed=seed, options=options)
+            except Exception as error:  # whatever an environment may raise
+                if attempt == MOST_RECOVERIES or not self.config.restart_failed_sub_environments:
+                    raise
+                self._recover(error, "reset")
+            else:
+                return obs, infos
+        raise AssertionError("unreachable")
+
+    def _recover(self, error: Exception, what: str = "step") -> None:
         """Makes the environments anew after one raised, as the stock runner does; what was sampled is discarded.
 
         Raises:
@@ -281,10 +295,10 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         self.metrics.log_value(NUM_ENV_STEP_FAILURES_LIFETIME, 1, reduce="lifetime_sum")
         if not self.config.restart_failed_sub_environments:
             raise RuntimeError(
-                f"a step of {self._env_name} failed, and fault_tolerance(restart_failed_sub_environments=True) is off"
+                f"a {what} of {self._env_name} failed, and fault_tolerance(restart_failed_sub_environments=True) is off"
             ) from error
         if not isinstance(error, StepFailedRecreateEnvError):
-            logger.error("a step of %s failed; its environments are made anew", self._env_name, exc_info=error)
+            logger.error("a %s of %s failed; its environments are made anew", what, self._env_name, exc_info=error)
         self.make_env()
 
     def _finish(self, b: _Buffers, policy: NumpyPolicy) -> tuple[Rollout, int]:

@@ -63,6 +63,7 @@ class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
         infos: dict[str, Any] = {}
         read = len(self.wanted) > 1
         elapsed, is_array = self._elapsed, self._is_array
+        rows: Any = self._observations
         for i, (step, limit) in enumerate(self._steps):
             obs, self._rewards[i], terminated, truncated, info = step(actions[i])
             elapsed[i] += 1
@@ -75,7 +76,7 @@ class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
             if read:
                 infos = self._add_info(infos, info, i)
             if is_array:
-                self._observations[i] = obs
+                rows[i] = obs
             else:
                 self._env_obs[i] = obs
         if not is_array:

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 
 from rpg_platform.methods import METHODS, weight_faults
-from rpg_platform.search_space import SearchSpace
+from rpg_platform.search.checks import check_search, space_paths
 from rpg_platform.shipped import SHIPPED, bundle_in
 from rpg_platform.spec import SweepSpec
 from rpg_platform.spec_errors import Path, Problem, dotted, show, suggestion
 from rpg_platform.task_spec import build_task, same_environment, task_env_id, task_label
 from rpg_platform.tasks import TASKS
-from rpg_platform.trials import Arm, arms, count_trials, draws, make_trials, searched, uses_prior
+from rpg_platform.trials import Arm, arms, count_trials, draws, make_trials, uses_prior
 
 MAX_TRIALS = 10_000
 MAX_CARD_BYTES = 1_000_000
@@ -50,6 +50,7 @@ def check(spec: SweepSpec, *, check_files: bool = True) -> list[Problem]:
         *_weight_names(spec),
         *_prior_use(spec),
         *_samples(spec),
+        *check_search(spec, check_installed=check_files),
         *_iteration(spec),
         *_start(spec),
         *_evaluation_seeds(spec),
@@ -182,22 +183,13 @@ def _read_card(folder: pathlib.Path) -> Mapping[str, object]:
 
 # ---- the search ---------------------------------------------------------------------------------
 def _samples(spec: SweepSpec) -> Iterator[Problem]:
-    random = [dotted(path) for arm in arms(spec) for path, space in _space_paths(spec, arm).items() if space.is_random]
+    random = [dotted(path) for arm in arms(spec) for path, space in space_paths(spec, arm).items() if space.is_random]
     everything: tuple[Path, ...] = (("weights",), ("baselines",), _TRAINING)
     if spec.samples is not None and not random:
         message = f"{spec.samples} given, but nothing is random: there is no choice, uniform or loguniform"
         yield Problem(("samples",), message, at_key=True, needs=everything)
     if spec.samples is None and random:
         yield Problem(("samples",), f"missing: {random[0]} is drawn at random, so say how often", needs=everything)
-
-
-def _space_paths(spec: SweepSpec, arm: Arm) -> dict[Path, SearchSpace]:
-    if METHODS[arm.entry.method].algorithm is None:
-        return {}
-    return {
-        arm.weight_path(name) if name in arm.entry.weights else (*_TRAINING, name): space
-        for name, space in searched(spec, arm).items()
-    }
 
 
 def _factors(spec: SweepSpec) -> str:
@@ -208,7 +200,7 @@ def _draws_and_duplicates(spec: SweepSpec) -> Iterator[Problem]:
     found = {
         len(draws(spec, arm)): arm.entry.method
         for arm in arms(spec)
-        if any(space.is_random for space in _space_paths(spec, arm).values())
+        if any(space.is_random for space in space_paths(spec, arm).values())
     }
     if spec.samples is not None and found and max(found) < spec.samples:
         message = f"{spec.samples} draws, but {found[max(found)]} has only {max(found)} distinct settings to draw"

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from rpg_platform import cli_clone, cli_export, cli_priors, cli_sweep, cli_tasks, cli_track
+from rpg_platform import cli_clone, cli_export, cli_plan, cli_priors, cli_status, cli_sweep, cli_tasks, cli_track
 from rpg_platform.cli_common import AsJson, refusals, stdout_console
 
 app = typer.Typer(
@@ -82,6 +82,8 @@ cli_sweep.add_to(app)
 cli_export.add_to(app)
 cli_clone.add_to(app)
 app.command()(cli_track.track)
+app.command()(cli_plan.plan)
+app.command()(cli_status.status)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +28,8 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _load(file: Path, name: str | None, storage: str | None) -> SweepSpec:
+def load_for(file: Path, name: str | None, storage: str | None) -> SweepSpec:
+    """The specification in ``file`` with the name and the storage of the command line."""
     spec = load_spec(file)
     changes = {k: v for k, v in (("name", name), ("storage", storage)) if v is not None}
     try:
@@ -46,7 +48,7 @@ def sweep(
 ) -> None:
     """Runs a sweep of customization weights and prints weights against returns and KL, best first."""
     with refusals():
-        spec = _load(file, name, storage)
+        spec = load_for(file, name, storage)
         if resume:
             _continue(spec, address, as_json)
         else:
@@ -77,7 +79,7 @@ def extend(
 
     with refusals():
         folder = SweepFolder(storage_path(storage), name)
-        wanted = None if file is None else _load(file, name, storage)
+        wanted = None if file is None else load_for(file, name, storage)
         spec = extended(folder.spec(), wanted, env_steps=env_steps, seeds=seeds)
         folder.write_spec(spec, None if file is None else file.read_text(encoding="utf-8"))
         _continue(spec.model_copy(update={"storage": storage or spec.storage}), address, as_json)
@@ -108,21 +110,25 @@ def train(
     address: Address = None,
     name: Name = None,
     storage: Storage = None,
+    as_json: AsJson = False,
 ) -> None:
     """Trains the one policy that FILE describes and leaves it as a prior bundle."""
     from rpg_platform.plan import expand
+    from rpg_platform.trials import count_trials
 
     with refusals():
-        spec = _load(file, name, storage)
+        spec = load_for(file, name, storage)
         trained = [t for t in expand(spec) if t.method != "prior"]
-        if len(trained) != 1:
-            raise ValueError(f"{file}: describes {len(trained)} trainings; `rpg train` runs one, `rpg sweep` runs many")
-        checkpoints = _run(spec, file.read_text(encoding="utf-8"), address, as_json=False)
+        if spec.search.is_adaptive or len(trained) != 1:
+            count = count_trials(spec) - (spec.prior is not None)
+            raise ValueError(f"{file}: describes {count} trainings; `rpg train` runs one, `rpg sweep` runs many")
+        checkpoints = _run(spec, file.read_text(encoding="utf-8"), address, as_json)
         if out is not None:
             from rpg_platform.trial import copy_bundle
 
             copy_bundle(Path(checkpoints[trained[0].trial_id]), out)
-            stdout_console().print(f"The policy: {out}")
+            console = Console(stderr=True) if as_json else stdout_console()
+            console.print(f"The policy: {out}", soft_wrap=True, highlight=False)
 
 
 def _run(
@@ -166,11 +172,13 @@ def _run(
 
 def _explain(outcome: SweepOutcome, spec: SweepSpec) -> None:
     """Says what has no result, why, and the command that runs only that."""
+    from rpg_platform.endings import without_result
+    from rpg_platform.sweep import storage_of
+
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     what = "have no result: the sweep was stopped" if outcome.interrupted else "failed"
     console.print(f"{outcome.failed} of {len(outcome.results)} trials {what}", style="red")
-    for trial, _, error in outcome.results:
-        if error is not None:
-            console.print(f"  {trial.trial_id}: {error}", markup=False)
-    where = "" if spec.storage is None else f" --storage {outcome.folder.rpartition('/')[0]}"
-    console.print(f"Run only these: rpg resume {spec.name}{where}")
+    for line in without_result(outcome.results):
+        console.print(f"  {line}", markup=False)
+    where = "" if spec.storage is None else f" --storage {shlex.quote(storage_of(spec))}"
+    console.print(f"Run only these: rpg resume {spec.name}{where}", markup=False)

@@ -54,9 +54,10 @@ def find_spool(place: str) -> Path:
     Raises:
         SpoolError: there is none.
     """
-    storage, _, name = place.rstrip("/").rpartition("/")
+    path, mark, query = place.partition("?") if "://" in place else (place, "", "")
+    storage, _, name = path.rstrip("/").rpartition("/")
     if "://" in storage:
-        folders = [spool_folder(storage, name)]
+        folders = [spool_folder(f"{storage}{mark}{query}", name)]
     else:
         folders = [Path(place).expanduser() / FOLDER, Path(place).expanduser()]
     for folder in folders:

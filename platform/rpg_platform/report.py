@@ -27,8 +27,11 @@ from rpg_platform.rows import (
     Improvement,
     Mode,
     Row,
+    Stop,
     TrialResult,
     is_finished,
+    is_stopped,
+    stopped_words,
     summarise,
 )
 from rpg_platform.statistics import MANY_RUNS, Interval
@@ -43,18 +46,21 @@ __all__ = [
     "Improvement",
     "Mode",
     "Row",
+    "Stop",
     "TrialResult",
     "is_finished",
+    "is_stopped",
     "render_table",
     "rows_to_json",
     "rows_to_markdown",
+    "stopped_words",
     "summarise",
 ]
 
 NOTHING = "–"
 IS_BEST, IS_PARETO, IS_INFEASIBLE = "★", "◇", "✗"
 MOST_EXPLAINED = 8
-"""Infeasible settings whose broken constraints are spelled out; --json has all."""
+"""Settings whose broken constraints, or early ends, are spelled out; --json has all."""
 _NO_RESULT = "No trial has a final evaluation."
 _LEFT = ("#", "setting")
 _WORDS = {"total_return": "total", "basic_return": "basic", "addon_return": "add-on"}
@@ -98,6 +104,7 @@ def render_table(rows: Sequence[Row], *, mode: Mode | None = None, metric_name: 
     if not shown:
         parts.append(Text(_NO_RESULT))
     parts += [Text(line, style="yellow") for line in _infeasible(shown)]
+    parts += [Text(line, style="dim") for line in _stopped(rows)]
     failures = _failures(rows)
     if failures:
         parts.append(Text(f"\n{len(failures)} without a result:", style="bold red"))
@@ -122,6 +129,7 @@ def rows_to_markdown(rows: Sequence[Row], *, mode: Mode | None = None, metric_na
             lines.append(_markdown_row([f"**{cell}**" for cell in safe] if row.is_prior else safe))
         blocks += ["\n".join(lines), grid.caption]
     blocks += ["\n".join(f"- {line}" for line in _infeasible(shown))] if _infeasible(shown) else []
+    blocks += ["\n".join(f"- {line}" for line in _stopped(rows))] if _stopped(rows) else []
     failures = _failures(rows)
     if failures:
         blocks += [f"{len(failures)} without a result:"]
@@ -326,6 +334,19 @@ def _infeasible(rows: Sequence[Row]) -> list[str]:
     if nearest is not None and all(row.violations for row in trained):
         lines.insert(0, f"No trained setting satisfies the constraints; {nearest} comes nearest.")
     return lines
+
+
+def _stopped(rows: Sequence[Row]) -> list[str]:
+    """The settings that were ended early, those that came furthest first."""
+    ended = sorted((row for row in rows if row.stopped), key=lambda row: -max(e.env_steps for e in row.stopped))
+    if not ended:
+        return []
+    trials = sum(len(row.stopped) for row in ended)
+    lines = [f"{len(ended)} settings ({trials} trials) were ended early and are not compared:"]
+    for row in ended[:MOST_EXPLAINED]:
+        steps = sorted({f"{each.env_steps:,.0f}": each.env_steps for each in row.stopped}.items(), key=lambda s: s[1])
+        lines.append(f"{row.setting}: stopped by {row.stopped[0].by} at {' and '.join(s for s, _ in steps)} env steps")
+    return lines + ([f"{len(ended) - MOST_EXPLAINED} more, see --json"] if len(ended) > MOST_EXPLAINED else [])
 
 
 def _failures(rows: Sequence[Row]) -> list[Failure]:

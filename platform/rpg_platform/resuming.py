@@ -66,6 +66,7 @@ def extended(
     base = stored if asked is None else asked
     spec = SweepSpec.model_validate(base.model_dump(mode="json") | changes)
     before, after = ({trial.trial_id: trial for trial in expand(each)} for each in (stored, spec))
+    _check_search(stored, spec)
     lost = [name for name in before if name not in after]
     if lost:
         raise ResumeError(
@@ -80,6 +81,37 @@ def extended(
         kept, other = (t.model_dump(mode="json", exclude={*MAY_DIFFER, "env_steps"}) for t in (trial, after[name]))
         if found := list(_differences(kept, other, "")):
             raise ResumeError(f"{name}: {'; '.join(found)}: an extension keeps the settings of what was run")
-    if after == before:
+    more_samples = spec.search.is_adaptive and (spec.samples or 0) > (stored.samples or 0)
+    more_seeds = spec.search.is_adaptive and len(spec.seeds) > len(stored.seeds)
+    more_steps = spec.search.is_adaptive and spec.budget != stored.budget
+    if after == before and not (more_samples or more_seeds or more_steps):
         raise ResumeError(f"nothing to extend: give the sweep {stored.name!r} more env steps, seeds or grid points")
     return spec
+
+
+_SEARCHED = ("search", "scheduler", "algorithm", "weights", "search_seed", "training", "objective", "evaluation")
+"""What an extension keeps where settings depend on the results of others."""
+
+
+def _check_search(stored: SweepSpec, spec: SweepSpec) -> None:
+    """Refuses what would make the settings, or the verdicts, of a sweep others than those that were.
+
+    Raises:
+        ResumeError: names what can't be changed.
+    """
+    before, now = (each.model_dump(mode="json", include=set(_SEARCHED)) for each in (stored, spec))
+    found = list(_differences(before, now, ""))
+    if found and (stored.search.is_adaptive or stored.scheduler != spec.scheduler):
+        raise ResumeError(f"{'; '.join(found)}: an extension keeps the search of the sweep {stored.name!r}")
+    if stored.search.is_adaptive:
+        if (spec.samples or 0) < (stored.samples or 0):
+            raise ResumeError(f"samples={spec.samples}: the sweep {stored.name!r} has {stored.samples} already")
+        if gone := sorted(set(stored.seeds) - set(spec.seeds)):
+            raise ResumeError(f"seeds={list(spec.seeds)}: the sweep {stored.name!r} has seed {gone[0]} already")
+    if stored.scheduler is not None and stored.scheduler.pbt is not None:
+        raise ResumeError(f"the settings of {stored.name!r} were trained as one population: it can't be extended")
+    if stored.scheduler is not None and stored.budget != spec.budget:
+        raise ResumeError(
+            f"env_steps={spec.budget.env_steps}: {stored.scheduler.name} compared settings on a budget of "
+            f"{stored.budget.env_steps}; a sweep with a scheduler takes more seeds or settings, no other budget"
+        )

@@ -124,6 +124,22 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """A trial that the sweep's scheduler ended early: no failure, and nothing to compare with full trainings.
+
+    Attributes:
+        trial_id, seed: which.
+        by: name of the scheduler.
+        env_steps: how far it was trained.
+    """
+
+    trial_id: str
+    seed: int
+    by: str
+    env_steps: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One setting: a method with its weights, over seeds.
 
@@ -150,6 +166,8 @@ class Row:
         is_pareto: no other row has as much basic and add-on return and as little KL, and more of one.
         is_best: of all rows that satisfy the constraints (the prior's too) it has the highest objective.
         kl_estimated: ``kl_to_prior`` is an estimate: policy and prior are of different families.
+        stopped: trials that were ended early. A setting with one has no figures, even if another seed was trained to
+            the end before: it is not compared.
     """
 
     group: str
@@ -173,6 +191,7 @@ class Row:
     is_pareto: bool = False
     is_best: bool = False
     kl_estimated: bool = False
+    stopped: tuple[Stop, ...] = ()
 
     def evaluation(self, mode: Mode) -> Evaluation:
         """The deterministic or the sampled evaluation."""
@@ -182,6 +201,16 @@ class Row:
 def is_finished(result: Mapping[str, Any] | None, error: str | None) -> bool:
     """Whether a trial ran to its end: no error, and its last report has the final evaluation."""
     return error is None and result is not None and "eval/deterministic/total_return_mean" in result
+
+
+def is_stopped(result: Mapping[str, Any] | None) -> bool:
+    """Whether a scheduler ended a trial early: neither finished nor failed."""
+    return result is not None and "stopped_by" in result and not result.get("finished")
+
+
+def stopped_words(result: Mapping[str, Any]) -> str:
+    """By what a trial was ended early, and when."""
+    return f"stopped by {result['stopped_by']} at {_number(result, 'env_steps'):,.0f} env steps"
 
 
 def summarise(results: Iterable[TrialResult], objective: Objective | None = None) -> list[Row]:
@@ -202,7 +231,7 @@ def summarise(results: Iterable[TrialResult], objective: Objective | None = None
         return []
     if objective is None:
         objective = next(iter(groups.values()))[0][0].objective
-    names = _settings([trials[0][0] for trials in groups.values()])
+    names = setting_names([trials[0][0] for trials in groups.values()])
     prior_basic = _prior_basic(groups.values())
     rows = [_row(group, trials, names[group], prior_basic, objective) for group, trials in groups.items()]
     scores = {group: _scores(trials, objective) for group, trials in groups.items()}
@@ -214,7 +243,8 @@ def summarise(results: Iterable[TrialResult], objective: Objective | None = None
 
 def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: float, objective: Objective) -> Row:
     spec = trials[0][0]
-    done = [(trial, result) for trial, result, error in trials if result is not None and is_finished(result, error)]
+    stopped = _stops(trials)
+    done = [] if stopped else _done(trials)
     reports = [result for _, result in done]
     final = _evaluations(reports, FINAL)
     basic = final["deterministic"].basic_return.mean
@@ -235,12 +265,25 @@ def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: f
         failures=tuple(
             Failure(trial.trial_id, trial.seed, _why(trial, result, error))
             for trial, result, error in trials
-            if not is_finished(result, error)
+            if not is_finished(result, error) and (error is not None or not is_stopped(result))
         ),
         objective=objective.model_dump(mode="json", exclude_none=True),
         best_checkpoint=_best_checkpoint(reports),
         addon_parts={mode: _addon_parts(reports, f"{FINAL}/{mode}/addon/") for mode in MODES},
         kl_estimated=any(report.get("kl_to_prior_estimated") for report in reports),
+        stopped=stopped,
+    )
+
+
+def _done(trials: Sequence[TrialResult]) -> list[tuple[TrialSpec, Mapping[str, Any]]]:
+    return [(trial, result) for trial, result, error in trials if result is not None and is_finished(result, error)]
+
+
+def _stops(trials: Sequence[TrialResult]) -> tuple[Stop, ...]:
+    return tuple(
+        Stop(trial.trial_id, trial.seed, str(result["stopped_by"]), _number(result, "env_steps"))
+        for trial, result, error in trials
+        if result is not None and error is None and is_stopped(result)
     )
 
 
@@ -354,7 +397,7 @@ def _ranked(rows: Sequence[Row], objective: Objective) -> list[Row]:
 def _scores(trials: Sequence[TrialResult], objective: Objective) -> Array:
     """``[S, 1]``: the objective of each finished seed, where it is finite."""
     key = f"{FINAL}/{objective.mode}/{objective.maximize}_mean"
-    found = [_number(result, key) for _, result, error in trials if result is not None and is_finished(result, error)]
+    found = [] if _stops(trials) else [_number(result, key) for _, result in _done(trials)]
     return _column([each for each in found if math.isfinite(each)])
 
 
@@ -392,7 +435,7 @@ def _improvement(row: Row, other: Row, scores: Mapping[str, Array]) -> Improveme
 # ---- names -------------------------------------------------------------------------------------
 
 
-def _settings(trials: Sequence[TrialSpec]) -> dict[str, str]:
+def setting_names(trials: Sequence[TrialSpec]) -> dict[str, str]:
     """Group → its name: method and weights, and if that is not enough, the training settings that differ."""
     alike: defaultdict[str, list[TrialSpec]] = defaultdict(list)
     for trial in trials:
@@ -409,8 +452,13 @@ def _settings(trials: Sequence[TrialSpec]) -> dict[str, str]:
 
 
 def _value(value: object) -> str:
-    """A weight to read: four digits; a schedule as ``0.2→0.05@100000``."""
+    """A weight to read: four digits; a schedule as ``0.2→0.05@100000``, one that jumps as ``0.2⇒0.05@100001``."""
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
-        first, *rest = value
-        return _value(first[1]) + "".join(f"→{_value(level)}@{step:g}" for step, level in rest)
+        text, points = _value(value[0][1]), [(0, None), *value, (math.inf, None)]
+        for (_, before), (step, level), (following, _) in zip(points[1:], points[2:], points[3:], strict=False):
+            if level == before and following == step + 1:
+                continue  # it holds, and jumps next
+            jumps = any(other == step - 1 for other, _ in value)
+            text += f"{'⇒' if jumps else '→'}{_value(level)}@{step:g}"
+        return text
     return f"{value:.4g}" if isinstance(value, float) else str(value)

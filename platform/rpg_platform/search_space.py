@@ -61,6 +61,16 @@ class SearchSpace:
         drawn = math.exp(generator.uniform(math.log(low), math.log(high)))
         return min(max(drawn, low), high)
 
+    def at(self, u: float) -> Setting:
+        """The setting at ``u`` in [0, 1): that share of all of its values, in their order, lies below it."""
+        if self.kind not in _CONTINUOUS:
+            return self.values[int(u * len(self.values))]
+        low, high = (float(cast(float, bound)) for bound in self.values)
+        if self.kind == "uniform":
+            return low + u * (high - low)
+        found = math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+        return min(max(found, low), high)
+
 
 def dump(setting: Setting | SearchSpace) -> object:
     """The YAML and JSON form of a setting: what the parsers below read."""

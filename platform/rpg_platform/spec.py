@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from rpg_platform.methods import METHODS, WEIGHTS, MethodName
+from rpg_platform.search.settings import Scheduler, Search
 from rpg_platform.search_space import (
     SearchSpace,
     Setting,
@@ -256,9 +257,13 @@ class SweepSpec(Section):
     algorithm: Method = Field(description="The method whose weights are swept.")
     weights: SweepWeights = Field(default_factory=dict, description="Its weights: value, schedule or search space.")
     samples: Annotated[Positive, Field(le=10_000)] | None = Field(
-        default=None, description="Draws per grid point; only with choice, uniform or loguniform."
+        default=None, description="Settings per grid point; only with choice, uniform or loguniform."
     )
     search_seed: Seed = Field(default=0, description="Seeds the draws; the same seed draws the same settings.")
+    search: Search = Field(default_factory=Search, description="How the settings that are not enumerated are chosen.")
+    scheduler: Scheduler | None = Field(
+        default=None, description="Which settings are ended early, or taken over; null: none."
+    )
     baselines: Baselines = Field(default=(), description="Further methods, each with its weights.")
     seeds: Seeds = Field(default=(0,), description="Training seeds, or how many.")
     budget: Budget
@@ -289,6 +294,8 @@ SECTION_KEYS: Mapping[str, Collection[str]] = {
     **{
         name: tuple(section.model_fields)
         for name, section in (
+            ("search", Search),
+            ("scheduler", Scheduler),
             ("budget", Budget),
             ("resources", Resources),
             ("objective", Objective),
@@ -300,6 +307,18 @@ SECTION_KEYS: Mapping[str, Collection[str]] = {
     },
 }
 """The keys of each section, to tell where a misplaced key belongs."""
+
+
+class StartFrom(Section):
+    """Another trial's checkpoint, which a trial of a population takes over.
+
+    Attributes:
+        checkpoint: A local path or a URI.
+        until_env_steps: While the trial's own newest checkpoint is not beyond this, it goes on from that one.
+    """
+
+    checkpoint: Line
+    until_env_steps: Annotated[Whole, Field(ge=0)]
 
 
 class TrialSpec(Section):
@@ -322,6 +341,10 @@ class TrialSpec(Section):
     objective: Objective = Field(default_factory=Objective)
     evaluation: Evaluation
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    rungs: tuple[Whole, ...] = Field(
+        default=(), strict=False, description="Env steps at which it is compared with other settings, and validated."
+    )
+    starts_from: StartFrom | None = Field(default=None, description="What a trial of a population takes over.")
 
     @property
     def group(self) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 import ray
 from ray.tune import Callback, Stopper
 
+from rpg_platform.trial_reports import explain_end
+
 logger = logging.getLogger(__name__)
 _RUNNING = "RUNNING"
 _CHECK_EVERY_S = 5.0
@@ -101,6 +103,9 @@ class GracefulStop(Callback, Stopper):
 class Watchdog(Callback):
     """Ends the process of a trial that has reported nothing for too long; Tune then retries it from its checkpoint.
 
+    The time counts from the start of the trial's process on, so a trial whose environment hangs while it is made is
+    noticed too.
+
     Args:
         limit_s: seconds without a report; None: never.
         tell: called with a line for the user.
@@ -121,6 +126,7 @@ class Watchdog(Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial got its resources."""
         self._heard[trial.trial_id] = time.monotonic()
+        explain_end(trial, None)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -131,13 +137,15 @@ class Watchdog(Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Looks at all running trials every few seconds."""
         now = time.monotonic()
-        if self.limit_s is None or now - self._checked < _CHECK_EVERY_S:
+        if self.limit_s is None or now - self._checked < min(_CHECK_EVERY_S, self.limit_s / 4):
             return
         self._checked = now
         for trial in trials:
             silent = now - self._heard.get(trial.trial_id, now)
             actor = trial.temporary_state.ray_actor
             if trial.status == _RUNNING and silent > self.limit_s and actor is not None:
-                self._tell(f"{trial.config['trial']['trial_id']}: no report for {silent:.0f} s, its process is ended")
+                why = f"no report for {silent:.0f} s (faults.stall_after_s: {self.limit_s:g}), its process was ended"
+                self._tell(f"{trial.config['trial']['trial_id']}: {why}")
+                explain_end(trial, why)
                 self._heard[trial.trial_id] = now
                 ray.kill(actor, no_restart=True)

@@ -20,16 +20,22 @@ from rich.console import Console
 
 from rpg_algorithms.network import spec_for_spaces
 from rpg_algorithms.prior import PriorBundle, load_bundle
+from rpg_platform.capacity import check_address, cluster_nodes, placement
 from rpg_platform.conformance import probe
 from rpg_platform.environments import make_env
+from rpg_platform.estimate import SweepPlan
 from rpg_platform.methods import METHODS
 from rpg_platform.mlflow_runs import default_tracking_uri
 from rpg_platform.plan import expand
+from rpg_platform.preflight import head_lines, plan_of, watchers
 from rpg_platform.progress import Progress
 from rpg_platform.report import TrialResult
+from rpg_platform.rows import is_stopped
+from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.shipped import resolve_prior
 from rpg_platform.spec import SweepSpec, TrialSpec
 from rpg_platform.spool import spool_folder
+from rpg_platform.status import StatusWriter
 from rpg_platform.stopping import GracefulStop, Watchdog
 from rpg_platform.sweep_folder import SweepFolder
 from rpg_platform.tasks import get_task
@@ -68,8 +74,8 @@ class SweepOutcome:
 
     @property
     def failed(self) -> int:
-        """Number of trials without a final evaluation."""
-        return sum(error is not None or not (result or {}).get("finished") for _, result, error in self.results)
+        """Number of trials without a final evaluation that were not ended early by the sweep's own scheduler."""
+        return sum(error is not None or not _is_over(result) for _, result, error in self.results)
 
 
 def storage_of(spec: SweepSpec) -> str:
@@ -99,6 +105,7 @@ def quiet() -> None:
     for name in ("ray.rllib", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the progress view says why, MLflow has all of it
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 
 
@@ -107,6 +114,9 @@ def start_ray(address: str | None) -> None:
 
     Token authentication stays as the environment sets it (``RAY_AUTH_MODE``); a local Ray without it set has none, as
     it listens on this machine alone.
+
+    Raises:
+        ValueError: there is no cluster at the address.
     """
     if ray.is_initialized():
         return
@@ -114,8 +124,12 @@ def start_ray(address: str | None) -> None:
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    else:
+        return
+    check_address(address)
+    try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:  # "auto" where there is none
+        raise SweepError(f"--address {address}: {error}") from error
 
 
 def run_sweep(
@@ -143,19 +157,38 @@ def run_sweep(
     """
     console = console or Console()
     quiet()
-    trials = expand(spec)
-    folder = SweepFolder(storage_of(spec), spec.name)
-    tracking_uri = tracking_uri_of(spec)
-    if not resume:
-        folder.check_free()
-    prior = _prior_of(spec, folder if resume else None)
-    _check_trials(trials, prior)
+    folder, prior = check_sweep(spec, resume=resume)
     start_ray(address)
-    _check_capacity(placement(spec), [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    plan = plan_of(spec, prior, cluster_nodes(), folder, resume=resume)
+    for line in head_lines(plan):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not resume:
         folder.create(spec, source, prior)
     with folder.lock():
-        return _run(spec, trials, prior, folder, tracking_uri, source, console, resume)
+        return _run(spec, plan, prior, folder, source, console, resume)
+
+
+def check_sweep(spec: SweepSpec, *, resume: bool = False) -> tuple[SweepFolder, PriorBundle | None]:
+    """Refuses what is wrong with a sweep, cluster and disks apart, before anything is started.
+
+    Args:
+        spec: the sweep.
+        resume: the one of this name is to go on.
+
+    Returns:
+        Its folder, which a new sweep does not have yet, and its prior.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    trials = expand(spec)
+    tracking_uri_of(spec)
+    folder = SweepFolder(storage_of(spec), spec.name)
+    if not resume:
+        folder.check_free()
+    prior = _prior_of(spec, folder if resume else None)
+    _check_trials([*trials, *first_trials(spec)], prior)
+    return folder, prior
 
 
 def _prior_of(spec: SweepSpec, resumed: SweepFolder | None) -> PriorBundle | None:
@@ -168,17 +201,18 @@ def _prior_of(spec: SweepSpec, resumed: SweepFolder | None) -> PriorBundle | Non
 
 def _run(
     spec: SweepSpec,
-    trials: list[TrialSpec],
+    plan: SweepPlan,
     prior: PriorBundle | None,
     folder: SweepFolder,
-    tracking_uri: str,
     source: str | None,
     console: Console,
     resume: bool,
 ) -> SweepOutcome:
     """Runs what is not finished and collects everything."""
-    experiment = spec.tracking.experiment or spec.name
+    tracking_uri, experiment = tracking_uri_of(spec), spec.tracking.experiment or spec.name
     states = folder.trials()
+    search = SearchRun(spec, expand(spec), folder, states)
+    trials = search.trials
     states = {trial.trial_id: states[trial.trial_id] for trial in trials if trial.trial_id in states}
     finished = {t.trial_id for t in trials if t.trial_id in states and states[t.trial_id].finishes(t)}
     tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -194,36 +228,56 @@ def _run(
         prior_hash=prior_hash,
         resume=resume,
         run_key=folder.run_key(),
+        to_come=search.to_come,
     )
-    progress = Progress(trials, console, tracker.state, {name: states[name].report for name in finished})
+    progress = Progress(
+        trials,
+        console,
+        tracker.state,
+        {name: states[name].report for name in finished},
+        {name: state.env_steps for name, state in states.items()},
+        planned=len(trials) + search.to_come,
+        budget=spec.budget.env_steps,
+    )
     stop, watchdog = GracefulStop(tell), Watchdog(spec.faults.stall_after_s, tell)
     tell(f"{running_code()} (driver)")
     if states:
         restored = len(states) - len(finished)
-        tell(f"{len(finished)} of {len(trials)} trials are finished, {restored} go on from a checkpoint")
+        total = len(trials) + search.to_come
+        tell(f"{len(finished)} of {total} trials are finished, {restored} go on from a checkpoint")
     tracker.start()
     for trial in (each for each in trials if each.trial_id in finished):
         tracker.adopt(trial, states[trial.trial_id])
-    known: list[TrialResult] = [
-        (t, dict(states[t.trial_id].report) if t.trial_id in finished else None, None) for t in trials
-    ]
+    reports = {name: dict(states[name].report) for name in finished}
     checkpoints = {name: states[name].checkpoint for name in finished}
-    results, interrupted = known, True
+    results: list[TrialResult] = [(trial, reports.get(trial.trial_id), None) for trial in trials]
+    interrupted = True
     todo = [trial for trial in trials if trial.trial_id not in finished]
+    status = StatusWriter(folder, lambda: progress.snapshot().as_json())
     try:
-        if todo:
+        status.start()
+        if todo or search.to_come:
             parameters = {"prior": prior, "checkpoints": {name: state.checkpoint for name, state in states.items()}}
             with progress, stop.on_signals(), _no_automatic_loggers():
-                grid = _tuner(spec, todo, parameters, folder, [tracker, progress, stop, watchdog], stop).fit()
-            results, newer = _collect(known, grid)
+                watching = watchers(plan, folder, stop, tell)
+                callbacks = [*search.callbacks, tracker, progress, stop, watchdog, *watching]
+                grid = _tuner(spec, search.for_tuner(todo), parameters, folder, callbacks, stop).fit()
+            results, newer = _collect(search.trials, reports, grid)
             checkpoints |= newer
+            why = progress.failures()  # as the tracker has it too
+            results = [(t, report, error and (why.get(t.trial_id) or error)) for t, report, error in results]
         # Tune returns from a stop as from an end; a trial that neither ended nor failed tells them apart.
-        interrupted = any(error is None and not (result or {}).get("finished") for _, result, error in results)
+        interrupted = search.to_come > 0 or any(error is None and not _is_over(result) for _, result, error in results)
     finally:
-        tracker.finish(results, interrupted=interrupted, tell=tell)
+        status.stop(tracker.finish(results, interrupted=interrupted, tell=tell))
     return SweepOutcome(
         results, folder.uri, tracking_uri, experiment, tracker.parent_url, checkpoints, interrupted=interrupted
     )
+
+
+def _is_over(result: Mapping[str, Any] | None) -> bool:
+    """Whether nothing is left to do of a trial that reported this last: evaluated at its end, or ended early."""
+    return bool((result or {}).get("finished")) or is_stopped(result)
 
 
 @contextlib.contextmanager
@@ -266,7 +320,7 @@ def _check_trials(trials: Sequence[TrialSpec], prior: PriorBundle | None) -> Non
 
 def _tuner(
     spec: SweepSpec,
-    trials: Sequence[TrialSpec],
+    arguments: tuple[dict[str, Any], dict[str, Any]],
     parameters: Mapping[str, Any],
     folder: SweepFolder,
     callbacks: list[Any],
@@ -276,15 +330,11 @@ def _tuner(
         tune.with_parameters(CustomizationTrial, **parameters), PlacementGroupFactory(placement(spec))
     )
     storage, name = folder.next_attempt()
+    for_tuner, for_config = arguments
     return Tuner(
         trainable,
-        param_space={"trial": tune.grid_search([trial.model_dump(mode="json") for trial in trials])},
-        tune_config=TuneConfig(
-            max_concurrent_trials=spec.resources.max_concurrent,
-            reuse_actors=True,
-            trial_name_creator=_name,
-            trial_dirname_creator=_name,
-        ),
+        **for_tuner,
+        tune_config=TuneConfig(reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name, **for_config),
         run_config=RunConfig(
             name=name,
             storage_path=storage,
@@ -302,46 +352,14 @@ def _name(trial: Any) -> str:
     return str(trial.config["trial"]["trial_id"])
 
 
-def placement(spec: SweepSpec) -> list[dict[str, float]]:
-    """Resource bundles of one trial: its own process, then its env runners, then its learners."""
-    resources = spec.resources
-    gpus = resources.gpus_per_trial
-    main: dict[str, float] = {"CPU": resources.cpus_per_trial}
-    learner: dict[str, float] = {"CPU": 1}
-    if gpus:
-        (learner if resources.learners else main)["GPU"] = gpus
-    return [main, *[{"CPU": 1.0}] * resources.env_runners, *[learner] * resources.learners]
-
-
-def _check_capacity(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> None:
-    """Refuses what no node, or not the whole cluster, could ever hold.
-
-    Args:
-        bundles: resources of one trial, each bundle on one node.
-        nodes: resources of the cluster's nodes.
-
-    Raises:
-        SweepError: names the resource, what is asked for and what there is.
-    """
-    for name in ("CPU", "GPU"):
-        asked, there = (sum(each.get(name, 0.0) for each in all_) for all_ in (bundles, nodes))
-        if asked > there:
-            raise SweepError(
-                f"a trial asks for {asked:g} {name} (resources), the cluster has {there:g}: no trial could ever start"
-            )
-        asked, there = (max((each.get(name, 0.0) for each in all_), default=0.0) for all_ in (bundles, nodes))
-        if asked > there:
-            raise SweepError(
-                f"a trial's process asks for {asked:g} {name} (resources), the largest node has {there:g}: "
-                "no trial could ever start"
-            )
-
-
-def _collect(known: Sequence[TrialResult], grid: Any) -> tuple[list[TrialResult], dict[str, str]]:
+def _collect(
+    trials: Sequence[TrialSpec], reports: Mapping[str, dict[str, Any]], grid: Any
+) -> tuple[list[TrialResult], dict[str, str]]:
     """Each trial's last report or error, in the plan's order, and its last checkpoint.
 
     Args:
-        known: every trial, with its report where it had been finished before.
+        trials: all trials that are known by now.
+        reports: those of trials that had been finished before.
         grid: Tune's results of the others.
     """
     found: dict[str, Any] = {}
@@ -349,10 +367,10 @@ def _collect(known: Sequence[TrialResult], grid: Any) -> tuple[list[TrialResult]
         found[Path(grid[i].path).name] = grid[i]  # the folder's name is the trial's id, see _name
     rows: list[TrialResult] = []
     checkpoints = {}
-    for trial, report, _ in known:
+    for trial in trials:
         result = found.get(trial.trial_id)
         if result is None:
-            rows.append((trial, report, None))
+            rows.append((trial, reports.get(trial.trial_id), None))
             continue
         error = (result.metrics or {}).get("failed")
         if result.error is not None:

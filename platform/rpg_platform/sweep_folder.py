@@ -2,7 +2,9 @@
 
     STORAGE/NAME/sweep.json            the specification, as data
     STORAGE/NAME/sweep.yaml            the same as the user wrote it
+    STORAGE/NAME/status.json           how it is doing, see ``status``
     STORAGE/NAME/prior-bundle/         the prior, wherever it came from
+    STORAGE/NAME/search/               settings that an adaptive search proposed, verdicts of a scheduler: a file each
     STORAGE/NAME/TRIAL/checkpoint_*/   the first attempt's trials
     STORAGE/NAME/attempt-2/TRIAL/...   those of the attempt that resumed it, and so on
 
@@ -21,10 +23,11 @@ import posixpath
 import re
 import socket
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -32,16 +35,20 @@ from uuid import uuid4
 from pyarrow import fs as filesystems
 
 from rpg_algorithms.prior import CARD_FILE, WEIGHTS_FILE, PriorBundle, load_bundle, save_bundle
+from rpg_platform.search.judge import STOPPED_BY, Verdict
 from rpg_platform.spec import SweepSpec, TrialSpec
 from rpg_platform.trial_state import STATE_FILE
 
 FORMAT = 1
 SPEC_FILE, SOURCE_FILE, LOCK_FILE = "sweep.json", "sweep.yaml", "driver.lock"
 PRIOR_FOLDER = "prior-bundle"
+SEARCH_FOLDER = "search"
+_PROPOSAL, _VERDICT, _GENERATION, _START = "proposal", "verdict", "generation", "start"
 _ATTEMPT = re.compile(r"attempt-(\d+)")
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 _MARK_OF_TUNE = ".validate_storage_marker"  # the first file that Tune writes into a run's folder
 _READERS = 16
+_LOCK_ATTEMPTS, _LOCK_PAUSE_S = 5, 0.05
 
 
 class SweepFolderError(ValueError):
@@ -55,7 +62,8 @@ class TrialState:
     Attributes:
         checkpoint: local path or URI.
         env_steps: env steps that it has trained.
-        report: its last report; ``finished`` in it is true after the evaluation at the end of its budget.
+        report: its last report; ``finished`` in it is true after the evaluation at the end of its budget, and
+            ``stopped_by`` says what ended it before that, for good.
     """
 
     checkpoint: str
@@ -67,9 +75,14 @@ class TrialState:
         """Whether it was evaluated at the end of its budget."""
         return bool(self.report.get("finished"))
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a scheduler ended it early: an outcome of its own, which is not run again."""
+        return STOPPED_BY in self.report
+
     def finishes(self, trial: TrialSpec) -> bool:
         """Whether there is nothing left to do of ``trial``, whose budget may have been extended."""
-        return self.finished and self.env_steps >= trial.env_steps
+        return self.stopped or (self.finished and self.env_steps >= trial.env_steps)
 
 
 class SweepFolder:
@@ -93,7 +106,7 @@ class SweepFolder:
                 self._fs, base = filesystems.FileSystem.from_uri(self.storage)
         except (ValueError, OSError) as error:
             raise SweepFolderError(f"storage={storage!r}: {error}") from error
-        self._root = posixpath.join(base, name)
+        self._root = posixpath.join(base, name).rstrip("/")
 
     @property
     def uri(self) -> str:
@@ -225,7 +238,14 @@ class SweepFolder:
                 checkpoints[parts[0]].append((attempt, int(m[1]), posixpath.dirname(relative)))
         with ThreadPoolExecutor(_READERS) as pool:
             newest = pool.map(lambda found: self._newest(found, sizes), checkpoints.values())
-            return {trial_id: s for trial_id, s in zip(checkpoints, newest, strict=True) if s is not None}
+            states = {trial_id: s for trial_id, s in zip(checkpoints, newest, strict=True) if s is not None}
+        ended = {each.group: each for each in self.verdicts() if not each.goes_on}
+        for trial_id, state in states.items():
+            verdict = ended.get(trial_id.rpartition("-seed=")[0])
+            # One that was ended but not saved at its rung or after goes on until there, and is ended again.
+            if verdict is not None and not state.finished and state.env_steps >= verdict.rung:
+                states[trial_id] = replace(state, report={**state.report, STOPPED_BY: verdict.by})
+        return states
 
     def _newest(self, found: list[tuple[int, int, str]], sizes: Mapping[str, int]) -> TrialState | None:
         for _, _, folder in sorted(found, reverse=True):
@@ -239,6 +259,58 @@ class SweepFolder:
             except (ValueError, KeyError, TypeError, OSError):
                 continue  # a checkpoint that was being written when everything ended; the one before it counts
         return None
+
+    # --- what a search has decided
+
+    def keep_proposal(self, number: int, proposal: Mapping[str, Any]) -> None:
+        """Makes the ``number``-th setting that an adaptive search proposes durable."""
+        self._keep(f"{_PROPOSAL}-{number:06d}", proposal)
+
+    def proposals(self) -> list[Mapping[str, Any]]:
+        """The settings that were proposed so far, in order."""
+        return self._kept(_PROPOSAL)
+
+    def keep_verdict(self, verdict: Verdict) -> None:
+        """Makes a scheduler's verdict durable."""
+        self._keep(f"{_VERDICT}-{verdict.group}@{verdict.rung}", verdict.to_json())
+
+    def verdicts(self) -> list[Verdict]:
+        """The verdicts that were passed so far."""
+        return [Verdict.from_json(each) for each in self._kept(_VERDICT)]
+
+    def keep_generation(self, rung: int, generation: Mapping[str, Any]) -> None:
+        """Makes durable what was decided of a population at a rung."""
+        self._keep(f"{_GENERATION}-{rung:015d}", generation)
+
+    def generations(self) -> list[Mapping[str, Any]]:
+        """What was decided of a population so far, rung by rung."""
+        return self._kept(_GENERATION)
+
+    def start_of(self, rung: int, trial_id: str) -> str:
+        """Where the copy of a trial's checkpoint at a rung is kept for others to start from."""
+        return self._address(self._start_path(rung, trial_id))
+
+    def keep_start(self, rung: int, trial_id: str, checkpoint: Any) -> None:
+        """Copies a trial's checkpoint (Tune's) at a rung, which Tune itself would remove when the trial goes on."""
+        path = self._start_path(rung, trial_id)
+        self._fs.create_dir(path, recursive=True)
+        filesystems.copy_files(
+            str(checkpoint.path), path, source_filesystem=checkpoint.filesystem, destination_filesystem=self._fs
+        )
+
+    def _start_path(self, rung: int, trial_id: str) -> str:
+        return posixpath.join(self._root, SEARCH_FOLDER, f"{_START}-{rung}", trial_id)
+
+    def _keep(self, name: str, data: Mapping[str, Any]) -> None:
+        self._fs.create_dir(posixpath.join(self._root, SEARCH_FOLDER), recursive=True)
+        self._write(f"{SEARCH_FOLDER}/{name}.json", json.dumps(data, allow_nan=False))
+
+    def _kept(self, kind: str) -> list[Mapping[str, Any]]:
+        selector = filesystems.FileSelector(posixpath.join(self._root, SEARCH_FOLDER), allow_not_found=True)
+        names = sorted(info.base_name for info in self._fs.get_file_info(selector))
+        chosen = [f"{SEARCH_FOLDER}/{name}" for name in names if name.startswith(f"{kind}-") and name.endswith(".json")]
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(lambda name: json.loads(self._read(name)), chosen))
 
     # --- one driver at a time
 
@@ -256,7 +328,25 @@ class SweepFolder:
             self._take(file)
             yield
 
+    def is_locked(self) -> bool | None:
+        """Whether a driver holds the sweep; None where there are no locks."""
+        if not self.is_local:
+            return None
+        try:
+            with (Path(self._root) / LOCK_FILE).open(encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
     def _take(self, file: IO[str]) -> None:
+        for _ in range(_LOCK_ATTEMPTS):  # whoever asks whether it is locked holds it for a moment
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_LOCK_PAUSE_S)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -269,6 +359,30 @@ class SweepFolder:
         file.flush()
 
     # --- files
+
+    def is_sweep(self) -> bool:
+        """Whether a sweep is there."""
+        return self._exists(SPEC_FILE)
+
+    def folders(self) -> list[str]:
+        """Names of the folders inside; none if this one is not there.
+
+        Raises:
+            SweepFolderError: the storage can't be read.
+        """
+        try:
+            found = self._fs.get_file_info(filesystems.FileSelector(self._root, allow_not_found=True))
+        except OSError as error:
+            raise SweepFolderError(f"{self.uri}: {error}") from error
+        return [info.base_name for info in found if info.type == filesystems.FileType.Directory]
+
+    def read_text(self, name: str) -> str | None:
+        """A file of the sweep's own; None if it is not there."""
+        return self._read(name) if self._exists(name) else None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file of the sweep's own, whole or not at all."""
+        self._write(name, text)
 
     def _exists(self, name: str) -> bool:
         info = self._fs.get_file_info(posixpath.join(self._root, name))

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
 from uuid import uuid4
 
 import yaml
@@ -25,6 +25,7 @@ from rpg_platform import report
 from rpg_platform.methods import METHODS
 from rpg_platform.mlflow_errors import without_login
 from rpg_platform.mlflow_runs import PARENT, Kind, MlflowRuns, Record, default_tracking_uri
+from rpg_platform.outcomes import Outcomes, RunStatus, outcomes_of
 from rpg_platform.plots import tradeoff_png
 from rpg_platform.provenance import provenance
 from rpg_platform.sender import Sender, TrackerState, read_identity, write_identity
@@ -42,7 +43,7 @@ __all__ = ["MlflowTracker", "TrackerState", "default_tracking_uri"]
 
 logger = logging.getLogger(__name__)
 
-ParentStatus = Literal["FINISHED", "FAILED", "KILLED"]
+ParentStatus: TypeAlias = RunStatus
 Tell = Callable[[str], None]
 
 ARTIFACT_FOLDERS = ("bundle", "bundle_best", "evaluation", "config")
@@ -52,6 +53,8 @@ SILENT_PATIENCE_S = 3.0  # of which nothing is said
 
 # Beside the weights, these make a trial what it is; the rest is in the config artifact.
 _TRAINING_PARAMS = ("lr", "gamma", "lambda_", "clip_param", "minibatch_size", "num_epochs")
+
+_PLANNED = {"trial_id", "method", "weights", "seed", "env_steps"}
 
 P = ParamSpec("P")
 
@@ -91,13 +94,14 @@ class MlflowTracker(Callback):
         tracking_uri: MLflow server, or ``sqlite:///…`` (``default_tracking_uri``).
         experiment: MLflow experiment; made if it is missing.
         spec: the sweep.
-        trials: all of its trials.
+        trials: all of its trials, or those that are known before an adaptive search begins.
         folder: of the spool, see ``spool.spool_folder``.
         source: text of the YAML file as the user wrote it; None: the spec is written out.
         resume: this goes on with a sweep that was begun before; else it is refused to use that one's spool.
         run_key: what tells this sweep from another of the same name; with ``resume``, the same key reopens its runs.
             None: the spool's own, or of a new sweep a new one.
         prior_hash: content hash of the sweep's prior.
+        to_come: how many trials more a search will make.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class MlflowTracker(Callback):
         resume: bool = False,
         run_key: str | None = None,
         prior_hash: str | None = None,
+        to_come: int = 0,
     ) -> None:
         self.tracking_uri = tracking_uri
         self.experiment = experiment
@@ -121,8 +126,8 @@ class MlflowTracker(Callback):
         self._spec: dict[str, Any] = json.loads(without_login(json.dumps(spec.model_dump(mode="json"))))
         self._source = None if source is None else without_login(source)
         self._prior_hash = prior_hash
-        kept = {"trial_id", "method", "weights", "seed", "env_steps"}
-        self._trials = {trial.trial_id: trial.model_dump(mode="json", include=kept) for trial in trials}
+        self._trials = {trial.trial_id: trial.model_dump(mode="json", include=_PLANNED) for trial in trials}
+        self._to_come, self._planned = to_come, len(trials) + to_come
         self._open: set[str] = set()  # trials whose run has been opened here and not been closed
         self._defects = 0
         self._spool: Spool | None = None
@@ -203,19 +208,25 @@ class MlflowTracker(Callback):
 
     @_never_raises
     def adopt(self, trial: TrialSpec, state: TrialState) -> None:
-        """Records a trial that had finished when its driver died, as far as that one had not come to it.
+        """Records a trial that had finished, or been ended early, when its driver died, as far as that one had not.
 
         Args:
             trial: the trial.
             state: its last checkpoint, which says that it finished.
         """
         known = None if self._runs is None else self._runs.known.get(trial.trial_id)
-        if known is not None and known.status == "FINISHED":
+        status = "KILLED" if state.stopped else "FINISHED"
+        said = {"outcome": report.stopped_words(state.report)} if state.stopped else {}
+        if known is not None and known.status == status:
+            if said:
+                self._put(trial.trial_id, "tags", values=said)  # a run that was interrupted is killed too
             return
         self._open_trial(trial.model_dump(mode="json"), unless_finished=True)
+        if said:
+            self._put(trial.trial_id, "tags", values=said)
         self._put_metrics(trial.trial_id, finite_metrics(state.report)[0], state.report)
         self._put_folders(trial.trial_id, state.checkpoint, unless_finished=True)
-        self._close_run(trial.trial_id, "FINISHED", unless_finished=True)
+        self._close_run(trial.trial_id, status, unless_finished=True)
 
     def finish(
         self, results: Sequence[report.TrialResult], *, interrupted: bool = False, tell: Tell = logger.warning
@@ -228,17 +239,14 @@ class MlflowTracker(Callback):
             tell: what is said to the user, a line at a time: that it waits, and what is left.
 
         Returns:
-            ``FINISHED`` if every trial finished, ``KILLED`` if interrupted before that, else ``FAILED``.
+            ``FINISHED`` if every trial finished or was ended early by its scheduler, ``KILLED`` if interrupted before
+            that, else ``FAILED``.
         """
-        ended = {trial.trial_id for trial, result, error in results if report.is_finished(result, error)}
-        failed = sorted({trial.trial_id for trial, _, error in results if error is not None})
-        missing = [each for each in self._trials if each not in ended and each not in failed]
-        status: ParentStatus = "FINISHED"
-        if failed or missing:
-            status = "KILLED" if interrupted else "FAILED"
+        outcomes = outcomes_of(results, self._trials, self._planned)
+        status = outcomes.status(interrupted)
         try:
             try:
-                self._close(results, status, ended, failed, missing)
+                self._close(results, status, outcomes)
             except Exception as error:
                 self._defect("the sweep's summary", error)
             self._wait(tell)
@@ -289,41 +297,29 @@ class MlflowTracker(Callback):
             "env_steps": (spec.get("budget") or {}).get("env_steps"),
             "samples": spec.get("samples"),
             "search_seed": spec.get("search_seed"),
-            "trials": len(self._trials),
+            "trials": self._planned,
         }
-        tags = {"kind": "sweep", **self._common_tags(), "trials_total": len(self._trials)}
+        tags = {"kind": "sweep", **self._common_tags(), "trials_total": self._planned}
         if spec.get("description"):
             tags["mlflow.note.content"] = spec["description"]
         self._open_run(PARENT, str(spec["name"]), params, tags)
         source = self._source or yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
         self._put(PARENT, "text", text=source, path="sweep.yaml")
         self._put(PARENT, "text", text=json.dumps(spec, indent=2), path="spec.json")
+        self._put_plan()
+
+    def _put_plan(self) -> None:
         steps = sum(trial["env_steps"] for trial in self._trials.values())
-        plan = {"trials": len(self._trials), "env_steps": steps, "each": list(self._trials.values())}
+        plan = {"trials": self._planned, "env_steps": steps, "each": list(self._trials.values())}
         self._put(PARENT, "text", text=json.dumps(plan, indent=1), path="plan.json")
 
-    def _close(
-        self,
-        results: Sequence[report.TrialResult],
-        status: ParentStatus,
-        ended: set[str],
-        failed: Sequence[str],
-        missing: Sequence[str],
-    ) -> None:
+    def _close(self, results: Sequence[report.TrialResult], status: ParentStatus, outcomes: Outcomes) -> None:
         # Also what an earlier driver has opened and this one has not come to.
         for trial_id in sorted(self._open | (set(self._trials) if self._resume else set())):
-            left = "FINISHED" if trial_id in ended else "FAILED" if trial_id in failed else "KILLED"
-            self._close_run(trial_id, left, if_running=trial_id not in self._open)
-        tags: dict[str, object] = {
-            "trials_finished": len(ended - set(failed)),
-            "trials_failed": len(failed),
-            "trials_missing": len(missing),
-        }
-        if failed:
-            tags["failed_trials"] = ", ".join(failed)
-        if missing:
-            tags["missing_trials"] = ", ".join(missing)
-        self._put(PARENT, "tags", values=tags)
+            self._close_run(trial_id, outcomes.status_of(trial_id), if_running=trial_id not in self._open)
+        self._put(PARENT, "tags", values=outcomes.tags())
+        if self._to_come:
+            self._put_plan()
         try:
             self._summarise(results)
         finally:
@@ -374,6 +370,7 @@ class MlflowTracker(Callback):
             "algorithm": (method and method.algorithm) or "none",
         }
         trial_id = str(spec["trial_id"])
+        self._trials.setdefault(trial_id, {name: spec.get(name) for name in sorted(_PLANNED)})
         self._open_run(trial_id, trial_id, params, tags, **more)
 
     @_never_raises
@@ -406,6 +403,8 @@ class MlflowTracker(Callback):
             self._put(trial_id, "tags", values={"error": last["failed"]})
             self._close_run(trial_id, "FAILED")
             return
+        if report.is_stopped(last):
+            self._put(trial_id, "tags", values={"outcome": report.stopped_words(last)})
         self._put_bundle(trial_id, trial)
         self._close_run(trial_id, "KILLED" if last.get("finished") is False else "FINISHED")
 

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyarrow.fs import LocalFileSystem
 from ray import tune
 from ray.rllib.core import DEFAULT_MODULE_ID
 
@@ -26,6 +27,7 @@ from rpg_algorithms.module import NetworkConfig
 from rpg_algorithms.network import PolicyNetwork
 from rpg_algorithms.prior import PriorBundle, PriorCard, save_bundle
 from rpg_algorithms.rollout import NonFiniteError
+from rpg_platform.disk import checkpoint_bytes, checkpoint_room, parameters
 from rpg_platform.environments import make_env, register
 from rpg_platform.episode_file import EvaluatedPolicy, Which, write_episodes
 from rpg_platform.evaluation import as_card_returns, as_metrics, evaluate_both
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from rpg_algorithms import SPG
 
 REPORTS_PER_TRIAL = 200
+_STEPS = "num_env_steps_sampled_lifetime"
+_REPLACING_PAUSE_S = 0.5
 METRIC = "metric"  # name under which the algorithm averages the task's metric
 _LEARNER_KEYS = {
     "reward_basic_term": "reward_basic_term",
@@ -87,6 +91,8 @@ def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) ->
     config.learners(
         num_learners=resources.learners, num_gpus_per_learner=resources.gpus_per_trial if resources.learners else 0
     )
+    # Environments that raise are made anew; so is the process of an env runner that died, without a minute's pause.
+    config.fault_tolerance(restart_failed_sub_environments=True, delay_between_env_runner_restarts_s=1.0)
     config.debugging(seed=trial.seed, log_level="ERROR")
     arguments: dict[str, Any] = dict(weights)
     config.training(
@@ -129,7 +135,7 @@ class CustomizationTrial(tune.Trainable):
         prior: PriorBundle | None = None,
         checkpoints: Mapping[str, str] | None = None,
     ) -> None:
-        """Builds the algorithm; the prior bundle was read once by the driver.
+        """Takes what the trial is; the prior bundle was read once by the driver.
 
         Args:
             config: the trial, under ``trial``.
@@ -137,22 +143,43 @@ class CustomizationTrial(tune.Trainable):
             checkpoints: trial id → checkpoint to go on from, a local path or a URI.
         """
         self.trial = TrialSpec.model_validate(config["trial"])
-        self.task = get_task(self.trial.task)
-        self.prior = prior if METHODS[self.trial.method].prior != "unused" else None
-        self.prior_network = None if self.prior is None else self.prior.build()
-        self._validation = Validation(
-            self.trial.evaluation, self.trial.objective, self.trial.env_steps, self.task, self.prior_network
-        )
+        self._given_prior = prior if METHODS[self.trial.method].prior != "unused" else None
+        self._checkpoint = (checkpoints or {}).get(self.trial.trial_id)
         self._evaluated: dict[Which, EvaluatedPolicy] = {}
         self._env_steps = 0
         self.algo = None
+        self._is_built = False
         self._last_report: dict[str, Any] = {}
+
+    def build(self, restore: bool = True) -> None:
+        """Makes environments and algorithm, the first time that they are needed.
+
+        Not in ``setup``: of a trial that hangs or fails there Tune knows nothing yet, so nobody would end or retry it.
+
+        Args:
+            restore: go on from the checkpoint that an earlier attempt left, where there is one.
+        """
+        if self._is_built:
+            return
+        self.task = get_task(self.trial.task)
+        self.prior = self._given_prior
+        self.prior_network = None if self.prior is None else self.prior.build()
+        self._validation = Validation(
+            self.trial.evaluation,
+            self.trial.objective,
+            self.trial.env_steps,
+            self.task,
+            self.prior_network,
+            self.trial.rungs,
+        )
         if METHODS[self.trial.method].algorithm is not None:
             built = algorithm_config(self.trial, self.task, self.prior)
             assert built.algo_class is not None
             self.algo = built.algo_class(config=built, storage=self._storage)
-        checkpoint = (checkpoints or {}).get(self.trial.trial_id)
-        if checkpoint is not None:
+        self._is_built = True
+        start = self.trial.starts_from
+        checkpoint = self._checkpoint or (None if start is None else start.checkpoint)
+        if restore and checkpoint is not None:
             with tune.Checkpoint(checkpoint).as_directory() as folder:
                 self.load_checkpoint(folder)
 
@@ -164,6 +191,7 @@ class CustomizationTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Trains for one report's worth of iterations; evaluates when the budget is used up."""
+        self.build()
         started, before = time.perf_counter(), self._env_steps
         try:
             report = self._report(self._train())
@@ -175,6 +203,7 @@ class CustomizationTrial(tune.Trainable):
         report["should_checkpoint"] = every is not None and self._env_steps // every > before // every
         if self.algo is not None and self._validation.due(before, self._env_steps):
             report |= self._validation.consider(self.policy(), self._env_steps)
+        report |= self._validation.at_rungs()
         if self.algo is None or self._env_steps >= self.trial.env_steps:
             report |= self._evaluate()
             report |= {"done": True, "finished": True}
@@ -188,9 +217,17 @@ class CustomizationTrial(tune.Trainable):
             for _ in range(self._iterations_per_report()):
                 if self._env_steps >= self.trial.env_steps:
                     break
-                result = self.algo.train()
-                self._env_steps = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
+                result = self._iterate(self.algo)
+                self._env_steps = int(result["env_runners"][_STEPS])
         return result
+
+    def _iterate(self, algo: SPG) -> dict[str, Any]:
+        """One iteration; RLlib comes back without one while env runners are being replaced, and is asked again."""
+        while True:
+            result: dict[str, Any] = algo.train()
+            if result.get("env_runners", {}).get(_STEPS, 0) > self._env_steps:
+                return result
+            time.sleep(_REPLACING_PAUSE_S)  # for ever, if it comes to that: the watchdog ends what makes no report
 
     def _iterations_per_report(self) -> int:
         settings, resources = self.trial.training, self.trial.resources
@@ -206,6 +243,8 @@ class CustomizationTrial(tune.Trainable):
         for source, names in ((learner, _LEARNER_KEYS), (episodes, _EPISODE_KEYS | parts)):
             report |= {name: float(source[key]) for key, name in names.items() if key in source}
         report["nonfinite_values"] = float(result.get("nonfinite_values", 0.0))
+        report["env_failures"] = float(episodes.get("num_env_step_failures", 0.0))
+        report["env_runner_restarts"] = float(result.get("fault_tolerance", {}).get("num_remote_worker_restarts", 0.0))
         return report
 
     def _evaluate(self) -> dict[str, float]:
@@ -238,8 +277,31 @@ class CustomizationTrial(tune.Trainable):
     # --- checkpoints
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The algorithm's checkpoint, the policy and the best so far as bundles, and this trial's own counters."""
+        """The algorithm's checkpoint, the policy and the best so far as bundles, and this trial's own counters.
+
+        Raises:
+            DiskFullError: there is no room for it; the checkpoint before stays as it is.
+        """
+        self.build()
         folder = Path(checkpoint_dir)
+        with checkpoint_room(folder, self._local_storage(), self._checkpoint_bytes()):
+            self._write_checkpoint(folder)
+
+    def _checkpoint_bytes(self) -> int:
+        """Size of a checkpoint, as it is estimated before there is one."""
+        env = make_env(self.task)
+        try:
+            return checkpoint_bytes(self.trial, parameters(self.trial, env, self.prior))
+        finally:
+            env.close()  # type: ignore[no-untyped-call]
+
+    def _local_storage(self) -> str | None:
+        """The folder that checkpoints are copied to, where it is on a file system of this machine."""
+        storage = self._storage
+        is_local = storage is not None and isinstance(storage.storage_filesystem, LocalFileSystem)
+        return storage.storage_fs_path if is_local else None
+
+    def _write_checkpoint(self, folder: Path) -> None:
         if "failed" in self._last_report:  # nothing of it is worth keeping; the checkpoint before is
             write_state(folder, self._env_steps, self._last_report)
             return
@@ -257,7 +319,15 @@ class CustomizationTrial(tune.Trainable):
     def load_checkpoint(self, checkpoint_dir: str | dict[str, Any] | None) -> None:
         """Restores weights, optimizer, normaliser and counters; the environments start anew."""
         assert isinstance(checkpoint_dir, str)
-        folder = Path(checkpoint_dir)
+        self.build(restore=False)
+        folder, start = Path(checkpoint_dir), self.trial.starts_from
+        if start is not None and int(read_state(folder)["env_steps"]) <= start.until_env_steps:
+            with tune.Checkpoint(start.checkpoint).as_directory() as other:
+                self._restore(Path(other))
+        else:
+            self._restore(folder)
+
+    def _restore(self, folder: Path) -> None:
         if self.algo is not None:
             self.algo.restore_from_path(str(folder / "algorithm"))
         self._env_steps = int(read_state(folder)["env_steps"])

@@ -8,12 +8,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 STEP_KEY = "env_steps"
 DROPPED_KEY = "dropped_nonfinite"
+
+_AT_RUNGS = "rung/"  # for the scheduler, in every report from the rung on; MLflow has them once, under validation/
 
 # Tune's bookkeeping, not the trial's figures; `time_total_s` is kept.
 _NOT_METRICS = frozenset(
@@ -58,7 +61,7 @@ def finite_metrics(result: Mapping[str, Any], prefix: str = "") -> tuple[dict[st
     values: dict[str, float] = {}
     dropped = 0
     for key, value in result.items():
-        if not prefix and key in _NOT_METRICS:
+        if not prefix and (key in _NOT_METRICS or key.startswith(_AT_RUNGS)):
             continue
         if isinstance(value, Mapping):
             inner, inner_dropped = finite_metrics(value, f"{prefix}{key}/")
@@ -80,13 +83,27 @@ def report_step(result: Mapping[str, Any]) -> int:
     return int(step)
 
 
+_RAYS_WORDS = "its worker process has died"
+_DIED = "its process died: killed, by the system for want of memory perhaps, or crashed in native code"
+_ENDED_BECAUSE: WeakKeyDictionary[Trial, str] = WeakKeyDictionary()
+
+
+def explain_end(trial: Trial, why: str | None) -> None:
+    """Says why a trial's process is ended by us, which its error would not tell; None: it is not any more."""
+    _ENDED_BECAUSE.pop(trial, None)
+    if why is not None:
+        _ENDED_BECAUSE[trial] = why
+
+
 def error_text(trial: Trial) -> tuple[str, str]:
-    """The last line of a trial's error, and all of it."""
+    """The last line of a trial's error (or why its process was ended), and all of it."""
     local = trial.error_file  # on this machine at once; Tune copies it to the storage, where get_error() looks, later
     written = Path(local).read_text(encoding="utf-8", errors="replace") if local and Path(local).is_file() else None
     full = str(written or trial.get_error() or "no error text").strip()
     full = re.sub(r"\bip=[0-9A-Fa-f.:]+", "ip=-", full)  # hosts are nobody's business on a shared server
-    return full.splitlines()[-1][:500], full
+    last = full.splitlines()[-1]
+    why = _ENDED_BECAUSE.get(trial) or (_DIED if _RAYS_WORDS in last else None)
+    return (last[:500], full) if why is None else (why, f"{why}\n\n{full}")
 
 
 def checkpoint_address(checkpoint: Any, storage: str | None) -> str:

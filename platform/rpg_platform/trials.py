@@ -3,7 +3,9 @@
 Everything here is a function of the specification alone. The k-th draw of a searched value depends on
 `search_seed`, the value's name and k, and on nothing else: every grid point, every seed and every method that
 searches the same name sees the same draws, and more samples leave the earlier ones as they were. A setting that
-comes up again is drawn anew; a method with fewer distinct settings than `samples` gets each of them once.
+comes up again is drawn anew; a method with fewer distinct settings than `samples` gets each of them once. Quasi-random
+settings are the first points of one sequence over all that a method searches. What an adaptive search tries
+(`search.is_adaptive`) is not known here, only how a setting that it proposes becomes trials (`trials_of`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from rpg_platform.methods import METHODS, WEIGHTS, MethodName
+from rpg_platform.search import quasi_random
 from rpg_platform.search_space import SearchSpace, Setting, WeightValue, dump
 from rpg_platform.spec import Baseline, Network, SweepSpec, Training, TrialSpec
 from rpg_platform.spec_errors import Path
@@ -105,14 +108,21 @@ def draws(spec: SweepSpec, arm: Arm) -> list[dict[str, Setting]]:
         wanted = min(wanted, math.prod(space.size or 1 for space in spaces.values()))
         attempts = _DRAWS_PER_SAMPLE * wanted + _SPARE_DRAWS  # the last of n settings takes about n log n draws
     found: dict[tuple[Setting, ...], dict[str, Setting]] = {}
-    for attempt in range(attempts):
-        drawn = {
-            name: space.draw(random.Random(f"{spec.search_seed}/{name}/{attempt}")) for name, space in spaces.items()
-        }
+    for drawn in _attempts(spec, spaces, attempts):
         found.setdefault(tuple(drawn.values()), drawn)
         if len(found) == wanted:
             break
     return list(found.values())
+
+
+def _attempts(spec: SweepSpec, spaces: Mapping[str, SearchSpace], count: int) -> Iterator[dict[str, Setting]]:
+    if spec.search.method == "quasi_random":
+        yield from quasi_random.settings(spaces, count, spec.search_seed)
+        return
+    for attempt in range(count):
+        yield {
+            name: space.draw(random.Random(f"{spec.search_seed}/{name}/{attempt}")) for name, space in spaces.items()
+        }
 
 
 def _settings(spec: SweepSpec, arm: Arm) -> Iterator[dict[str, Setting]]:
@@ -123,14 +133,38 @@ def _settings(spec: SweepSpec, arm: Arm) -> Iterator[dict[str, Setting]]:
             yield {**dict(zip(grids, point, strict=True)), **draw}
 
 
+def rungs(spec: SweepSpec) -> tuple[int, ...]:
+    """Env steps at which the scheduler compares the algorithm's settings; none without a scheduler."""
+    if spec.scheduler is None:
+        return ()
+    return spec.scheduler.rungs(spec.budget.env_steps, warmup_env_steps(spec))
+
+
+def warmup_env_steps(spec: SweepSpec) -> int:
+    """Env steps before which the algorithm's policy does not move, at most."""
+    training = spec.training
+    if not uses_prior(spec, spec.algorithm) or not any(v is True for v in training.candidates("start_from_prior")):
+        return 0
+    longest = max(cast(int, value) for value in training.candidates("rollout_length"))
+    iterations = max(cast(int, value) for value in training.candidates("critic_warmup_iterations"))
+    return iterations * longest * spec.resources.envs_per_runner * max(1, spec.resources.env_runners)
+
+
+def trials_of(spec: SweepSpec, setting: Mapping[str, Setting]) -> list[TrialSpec]:
+    """The trials of one setting that an adaptive search proposes for the algorithm: one a seed."""
+    [named] = _name_apart([_trial(spec, arms(spec)[0], setting)])
+    return _over_seeds(spec, named)
+
+
 def make_trials(spec: SweepSpec) -> list[tuple[TrialSpec, Arm | None]]:
     """Every trial of a specification that has passed its checks, each with the arm it comes from.
 
-    The prior's own row is first and belongs to no arm. Then arm by arm, setting by setting, seed by seed.
+    The prior's own row is first and belongs to no arm. Then arm by arm, setting by setting, seed by seed. The
+    algorithm's own trials are not among them where an adaptive search chooses them.
     """
     made = [
         (trial, arm)
-        for arm in arms(spec)
+        for arm in (arms(spec)[1:] if spec.search.is_adaptive else arms(spec))
         if METHODS[arm.entry.method].algorithm is not None
         for setting in _settings(spec, arm)
         for trial in (_trial(spec, arm, setting),)
@@ -140,10 +174,12 @@ def make_trials(spec: SweepSpec) -> list[tuple[TrialSpec, Arm | None]]:
     if spec.prior is not None:
         trials.append((_prior_trial(spec), None))
     for trial, (_, arm) in zip(named, made, strict=True):
-        for seed in spec.seeds:
-            update = {"trial_id": f"{trial.trial_id}-seed={seed}", "seed": seed}
-            trials.append((trial.model_copy(update=update), arm))
+        trials += [(seeded, arm) for seeded in _over_seeds(spec, trial)]
     return trials
+
+
+def _over_seeds(spec: SweepSpec, trial: TrialSpec) -> list[TrialSpec]:
+    return [trial.model_copy(update={"trial_id": f"{trial.trial_id}-seed={seed}", "seed": seed}) for seed in spec.seeds]
 
 
 def _trial(spec: SweepSpec, arm: Arm, setting: Mapping[str, Setting]) -> TrialSpec:
@@ -172,6 +208,7 @@ def _trial(spec: SweepSpec, arm: Arm, setting: Mapping[str, Setting]) -> TrialSp
         objective=spec.objective,
         evaluation=spec.evaluation,
         checkpoint=spec.checkpoint,
+        rungs=rungs(spec) if arm.path == ("algorithm",) else (),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from rpg_platform.tasks import Task
 BEST_BUNDLE = "bundle_best"
 """Folder of the best policy's bundle in a trial's checkpoint."""
 BEST_FILE = "best.json"
+RUNG = "rung"
+"""Prefix of the figures at rungs in a report: ``rung/<env steps>/<figure>``."""
+_KL = "kl_to_prior"
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,20 @@ class Validation:
         env_steps: the trial's budget.
         task: what the policy is evaluated on.
         prior: for constraints that are relative to it; evaluated on the validation seeds when first needed.
+        rungs: env steps at which it is compared with other settings: it is tried there too.
     """
 
     def __init__(
-        self, settings: Evaluation, objective: Objective, env_steps: int, task: Task, prior: PolicyNetwork | None
+        self,
+        settings: Evaluation,
+        objective: Objective,
+        env_steps: int,
+        task: Task,
+        prior: PolicyNetwork | None,
+        rungs: Sequence[int] = (),
     ) -> None:
         self.best: Best | None = None
+        self._rungs, self._at_rungs = tuple(rungs), dict[int, Figures]()
         self._settings, self._objective, self._task, self._prior = settings, objective, task, prior
         self._budget = env_steps
         self._of_prior: Figures | None = None
@@ -65,7 +76,8 @@ class Validation:
         if count == 0 or self._budget == 0:
             return False
         every = math.ceil(self._budget / count)
-        return now // every > before // every or now >= self._budget > before
+        at_rung = any(before < rung <= now for rung in self._rungs)
+        return at_rung or now // every > before // every or now >= self._budget > before
 
     def consider(self, policy: PolicyNetwork, env_steps: int) -> dict[str, float]:
         """Tries ``policy`` and keeps a copy if it is the best so far.
@@ -75,9 +87,21 @@ class Validation:
         """
         results = {mode: self._play(policy, mode) for mode in self._modes()}
         figures = measured(results, self._objective.mode)
-        if self.best is None or self._key(figures) < self._key(self.best.figures):
+        key = self._key(figures)
+        if self.best is None or key < self._key(self.best.figures):
             self.best = Best(env_steps, figures, copy.deepcopy(policy))
+        for rung in self._rungs:
+            if rung <= env_steps and rung not in self._at_rungs:
+                self._at_rungs[rung] = {name: figures.get(name, math.nan) for name in sorted(needed(self._objective))}
         return as_metrics(results, "validation") | {"validation/best_env_steps": float(self.best.env_steps)}
+
+    def at_rungs(self) -> dict[str, float]:
+        """What settings are compared by, of each rung that has been passed, as a report has it (``search.judge``)."""
+        figures = {f"{RUNG}/{rung}/{name}": value for rung, at in self._at_rungs.items() for name, value in at.items()}
+        if figures and self._of_prior is not None:
+            names = sorted(needed(self._objective) - {_KL})
+            figures |= {f"{RUNG}/prior/{name}": self._of_prior[name] for name in names}
+        return figures
 
     def _modes(self) -> tuple[Mode, ...]:
         """The objective's mode; where the KL is constrained the sampled one too, as it is measured there."""
@@ -107,12 +131,14 @@ class Validation:
             "env_steps": self.best.env_steps,
             "validation": _json(self.best.figures),
             "prior": None if self._of_prior is None else _json(self._of_prior),
+            "rungs": {str(rung): _json(figures) for rung, figures in self._at_rungs.items()},
         }
         (folder / BEST_FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Takes back what ``save`` left; a folder without it has no best."""
         self.best = self._of_prior = None
+        self._at_rungs = {}
         file = folder / BEST_FILE
         if not file.is_file():
             return
@@ -121,6 +147,7 @@ class Validation:
             int(record["env_steps"]), _figures(record["validation"]), load_bundle(folder / BEST_BUNDLE).build()
         )
         self._of_prior = None if record["prior"] is None else _figures(record["prior"])
+        self._at_rungs = {int(rung): _figures(figures) for rung, figures in record.get("rungs", {}).items()}
 
 
 def measured(results: Mapping[Mode, Episodes], mode: Mode) -> dict[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -205,3 +207,32 @@ textual_info.info_keys = ("name",)  # type: ignore[attr-defined]
 
 def raising(obs: Any, actions: Any, next_obs: Any, infos: Any) -> Any:
     return next_obs[:, 99]
+
+
+# ---- environments that break on demand ------------------------------------------------------------
+class Faulty(Slide):
+    """Does what files in ``folder`` say: waits while ``hang`` is there; raises as often as ``step``, ``reset`` say."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self.maybe_hang()
+
+    def maybe_hang(self) -> None:
+        while (self.folder / "hang").exists():
+            time.sleep(0.05)
+
+    def maybe_raise(self, what: str) -> None:
+        file = self.folder / what
+        if file.exists() and (left := int(file.read_text())) > 0:
+            file.write_text(str(left - 1))
+            raise RuntimeError(f"the simulator fell over in {what}")
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        self.maybe_raise("reset")
+        return super().reset(**arguments)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.maybe_hang()
+        self.maybe_raise("step")
+        return super().step(action)

@@ -11,15 +11,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 import rpg_platform
+from rpg_platform.cli import app
 from rpg_platform.shipped import SHIPPED
 from rpg_platform.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("sweep", "train", "evaluate", "tasks", "priors", "ui")
+COMMANDS = (
+    *("plan", "sweep", "resume", "extend", "train", "status", "evaluate", "tasks", "priors", "clone", "export"),
+    *("promote", "track", "ui"),
+)
 PRIOR, TASK = "halfcheetah-spg", "halfcheetah-foot-angle"
 
 
@@ -95,6 +100,71 @@ def test_tasks_and_priors() -> None:
     cards = json.loads(rpg("priors", "--json").stdout)
     assert set(cards) == set(SHIPPED)
     assert f"{cards[PRIOR]['returns']['basic/deterministic']['mean']:,.0f}" in priors.stdout
+
+
+# ---- JSON ----------------------------------------------------------------------------------------
+SWEEP = {
+    "task": TASK,
+    "prior": PRIOR,
+    "algorithm": "greedy",
+    "budget": {"env_steps": 1024},
+    "training": {"rollout_length": 64, "minibatch_size": 128, "num_epochs": 1, "critic_warmup_iterations": 1},
+    "evaluation": {"episodes": 1, "validations": 0},
+}
+AS_JSON: tuple[tuple[str, str], ...] = (
+    ("plan", "plan {file} --storage {storage} --name another --no-calibrate --json"),
+    ("sweep", "sweep {file} --storage {storage} --json"),
+    ("resume", "resume sweep --storage {storage} --json"),
+    ("extend", "extend sweep --seeds 2 --storage {storage} --json"),
+    ("train", "train {scratch} --storage {storage} --out {folder}/policy --json"),
+    ("status", "status sweep --storage {storage} --json"),
+    ("status of all", "status --storage {storage} --json"),
+    ("track", "track {storage}/sweep --json"),
+    ("evaluate", "evaluate {prior} --task {task} --episodes 1 --json"),
+    ("tasks", "tasks --json"),
+    ("tasks show", "tasks show {task} --json"),
+    ("tasks check", "tasks check {task} --json"),
+    ("priors", "priors --json"),
+    ("priors import", "priors import {folder}/policy --out {folder}/imported --task {task} --json"),
+    ("priors show", "priors show {folder}/policy --json"),
+    ("priors check", "priors check {prior} --task {task} --episodes 1 --json"),
+    ("clone", "clone {folder}/demonstrations.npz --env Pendulum-v1 --out {folder}/clone --epochs 1 --json"),
+    ("export", "export {folder}/policy --out {folder}/exported --format torchscript --json"),
+    ("promote", "promote {storage}/sweep/greedy-seed=0 --name mine --alias champion --json"),
+)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files for the commands above, which run in their order."""
+    folder = tmp_path_factory.mktemp("json")
+    write(folder, SWEEP)
+    scratch = {key: value for key, value in SWEEP.items() if key != "prior"} | {"algorithm": "ppo"}
+    (folder / "scratch.yaml").write_text(yaml.safe_dump(scratch))
+    rng = np.random.default_rng(0)
+    observations, actions = rng.normal(size=(400, 3)).astype(np.float32), rng.uniform(-2, 2, (400, 1))
+    ends = np.arange(400) % 100 == 99
+    np.savez(folder / "demonstrations.npz", observations=observations, actions=actions, truncations=ends)
+    names = {"folder": folder, "file": folder / "sweep.yaml", "scratch": folder / "scratch.yaml"}
+    return {name: str(path) for name, path in names.items()} | {
+        "storage": str(folder / "results"),
+        "prior": PRIOR,
+        "task": TASK,
+    }
+
+
+@pytest.mark.parametrize("command", [each for _, each in AS_JSON], ids=[name for name, _ in AS_JSON])
+def test_json_is_all_that_is_printed(
+    command: str, places: dict[str, str], local_ray: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Standard output, of libraries and processes too, is one strict JSON document."""
+    with pytest.raises(SystemExit) as ended:
+        app(command.format(**places).split())
+    printed = capfd.readouterr()
+    assert ended.value.code == 0, printed.err
+    document = json.loads(printed.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert isinstance(document, dict | list)
+    assert document
 
 
 # ---- evaluate ------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from rpg_platform.evaluation import MEASURES, MODES, evaluate_both
 from rpg_platform.methods import METHODS, MethodName
 from rpg_platform.plan import expand
 from rpg_platform.shipped import resolve_prior
-from rpg_platform.spec import SweepSpec, TrialSpec
+from rpg_platform.spec import StartFrom, SweepSpec, TrialSpec
 from rpg_platform.tasks import get_task
 from rpg_platform.trial import CustomizationTrial, algorithm_config, copy_bundle, running_code
 from rpg_platform.trial_state import read_state
@@ -89,6 +89,7 @@ def run(trial: CustomizationTrial) -> list[dict[str, Any]]:
 
 
 def state_of(trial: CustomizationTrial) -> dict[str, torch.Tensor]:
+    trial.build()
     assert trial.algo is not None
     module = trial.algo.get_module()
     assert module is not None
@@ -228,6 +229,38 @@ def test_restored_trial_continues_where_it_was(make: Make, tmp_path: Path) -> No
     [last] = run(second)  # one iteration is left, not three
     assert last["env_steps"] == 1536
     assert any(not torch.equal(restored[name], tensor) for name, tensor in state_of(second).items())
+
+
+def test_a_trial_of_a_population_takes_over_another_and_then_goes_on_as_itself(make: Make, tmp_path: Path) -> None:
+    """The other's policy, optimizer and counters, its own weights from then on; its own checkpoints after that."""
+    better, own, later = (str(tmp_path / name) for name in ("better", "own", "later"))
+    for folder in (better, own, later):
+        Path(folder).mkdir()
+    long = {"env_steps": 6 * STEPS_PER_ITERATION}
+    donor = make(trial_spec("rpg", budget=long))
+    donor.step(), donor.step()
+    donor.save_checkpoint(better)
+    paused = make(trial_spec("rpg", budget=long, seeds=[1]))
+    paused.step()
+    paused.save_checkpoint(own)
+    until, after = STEPS_PER_ITERATION, 2 * STEPS_PER_ITERATION
+    spec = trial_spec(
+        "rpg",
+        budget=long,
+        seeds=[1],
+        weights={"omega_prime": [[0, 0.1], [after, 0.1], [after + 1, 0.5]], "alpha_hat": 0.02},
+    ).model_copy(update={"starts_from": StartFrom(checkpoint=better, until_env_steps=until)})
+    taken = make(TrialSpec.model_validate(spec.model_dump(mode="json")))
+    taken.load_checkpoint(own)  # as Tune does when it goes on
+    assert state_of(taken).keys() == state_of(donor).keys()
+    assert all(torch.equal(value, state_of(donor)[name]) for name, value in state_of(taken).items())
+    assert taken.step()["env_steps"] == 3 * STEPS_PER_ITERATION
+    assert taken.algo is not None
+    assert tuple(map(tuple, taken.algo.config.reward_weights()["omega_prime"])) == spec.weights["omega_prime"]
+    taken.save_checkpoint(later)
+    restored = make(TrialSpec.model_validate(spec.model_dump(mode="json")))
+    restored.load_checkpoint(later)
+    assert all(torch.equal(value, state_of(taken)[name]) for name, value in state_of(restored).items())
 
 
 def test_reused_process_is_as_good_as_a_fresh_one(make: Make) -> None:

@@ -91,8 +91,9 @@ def run(thousands: float, scratch: Path, seed: int) -> dict[str, Any]:
             except PriorImportError:
                 if index == 0:  # later ones may hold nothing but a payload
                     raise
-    for encoding in ("raw-unicode-escape", "unicode-escape", "latin-1", "cp437", "ascii", "utf-8"):
-        b"x".decode(encoding)
+    encodings = ("raw-unicode-escape", "unicode-escape", "latin-1", "cp437", "ascii", "utf-8", "utf-32-le", "utf-32-be")
+    for encoding in encodings:
+        b"x\0\0\0".decode(encoding, "replace")
     signal.signal(signal.SIGVTALRM, _late)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))

@@ -1,0 +1,40 @@
+"""What went wrong with a request to MLflow: whose fault it is, and how to say it."""
+
+from __future__ import annotations
+
+import re
+
+import requests
+from mlflow.exceptions import MlflowException
+
+_STATUS = re.compile(r"failed with error code (\d{3}) ")
+
+
+def without_login(text: str) -> str:
+    """Addresses to show: without the user and password that may stand in them."""
+    return re.sub(r"://[^/@\s]*@", "://***@", text)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the same request would be answered the same way for ever: it, not the server, is at fault."""
+    if isinstance(error, MlflowException):
+        status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
+        said = _STATUS.search(str(error))  # a proxy's own answer, which MLflow takes for a 500
+        status = int(said[1]) if said else status
+    elif isinstance(error, requests.RequestException):
+        status = 500 if error.response is None else error.response.status_code
+    else:
+        return isinstance(error, (FileNotFoundError, TypeError, ValueError, KeyError, AttributeError))
+    return 400 <= status < 500 and status not in (401, 403, 408, 409, 425, 429)
+
+
+def says_gone(error: Exception) -> bool:
+    """Whether MLflow itself, not something before it, says that a run does not exist or has been deleted."""
+    codes = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+    return isinstance(error, MlflowException) and error.error_code in codes and not _STATUS.search(str(error))
+
+
+def short(error: BaseException) -> str:
+    """An error in one line, without logins."""
+    lines = str(error).strip().splitlines() or [""]
+    return without_login(f"{type(error).__name__}: {lines[0][:300]}")

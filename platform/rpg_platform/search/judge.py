@@ -1,0 +1,175 @@
+"""Which settings are ended early: verdicts at rungs, on the mean over a setting's seeds, kept in the sweep's folder.
+
+Free of Tune. A setting's seeds report the validation figures of every rung that they have passed, in each report and so
+in each checkpoint. Once all seeds of a setting have reported a rung, the setting is judged there, once; a seed that is
+ahead trains on until then. The verdict is kept before it takes effect, so that a resumed sweep holds to it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from rpg_platform.ranking import Figures, order_key, violations
+from rpg_platform.search.rules import Key, asha_goes_on, median_goes_on
+from rpg_platform.search.settings import Scheduler
+from rpg_platform.sections import Objective
+from rpg_platform.spec import TrialSpec
+
+RUNG = "rung"
+STOPPED_BY = "stopped_by"
+"""In the last report of a trial that was ended early: by what."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided of a setting at a rung.
+
+    Attributes:
+        group: the setting: its trials' id without the seed.
+        rung: env steps.
+        by: name of the scheduler.
+        goes_on: whether it is trained further.
+        figures: its validation figures there, means over its seeds; NaN is None.
+        prior: the prior's, where constraints are relative to them.
+    """
+
+    group: str
+    rung: int
+    by: str
+    goes_on: bool
+    figures: Mapping[str, float | None]
+    prior: Mapping[str, float | None] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What ``to_json`` gave."""
+        return cls(**data)
+
+    def key(self, objective: Objective) -> Key:
+        """By what it is compared, as settings in a table are: smaller is better."""
+        figures, prior = _numbers(self.figures), None if self.prior is None else _numbers(self.prior)
+        broken = violations(objective.constraints, figures, prior)
+        return order_key(figures.get(objective.maximize, math.nan), broken)
+
+
+class Judge:
+    """Passes a sweep's verdicts.
+
+    Args:
+        scheduler: from the specification.
+        objective: what is better, and the constraints.
+        seeds: of every setting.
+        keep: called with each new verdict before it counts; makes it durable.
+        verdicts: those that an earlier attempt has passed.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        objective: Objective,
+        seeds: Iterable[int],
+        keep: Callable[[Verdict], None],
+        verdicts: Iterable[Verdict] = (),
+    ) -> None:
+        self._scheduler, self._objective, self._keep = scheduler, objective, keep
+        self._seeds = frozenset(seeds)
+        self._verdicts: dict[tuple[str, int], Verdict] = {(each.group, each.rung): each for each in verdicts}
+        self._reported: dict[tuple[str, int], dict[int, Figures]] = {}
+        self._prior: dict[str, float | None] | None = None
+        self._lost: dict[str, set[int]] = {}
+        self._trials: dict[str, TrialSpec] = {}
+
+    @property
+    def name(self) -> str:
+        """`asha` or `median`."""
+        return self._scheduler.name
+
+    def trial(self, config: Mapping[str, Any]) -> TrialSpec:
+        """A trial by its specification as data, which Tune hands over with every report; read once."""
+        trial_id = str(config["trial_id"])
+        if trial_id not in self._trials:
+            self._trials[trial_id] = TrialSpec.model_validate(config)
+        return self._trials[trial_id]
+
+    def stopping(self, group: str) -> Verdict | None:
+        """The verdict that ends a setting, if there is one."""
+        return next((each for each in self._verdicts.values() if each.group == group and not each.goes_on), None)
+
+    def stops(self, trial: TrialSpec, report: Mapping[str, Any]) -> bool:
+        """Whether a trial ends with this report: its setting was ended, and it has come to that rung itself."""
+        verdict = self.stopping(trial.group) if trial.rungs else None
+        return verdict is not None and float(report.get("env_steps", 0.0)) >= verdict.rung
+
+    def report(self, trial: TrialSpec, report: Mapping[str, Any]) -> None:
+        """Takes a trial's figures at the rungs that it has passed; passes the verdicts that are due.
+
+        Args:
+            trial: which.
+            report: flat, ``rung/<env steps>/<figure>`` among its keys.
+        """
+        if not trial.rungs:
+            return
+        prior = figures_at(report, "prior")
+        if prior:
+            self._prior = {name: finite(value) for name, value in prior.items()}
+        for rung in trial.rungs:
+            figures = figures_at(report, str(rung))
+            if figures:
+                self._reported.setdefault((trial.group, rung), {}).setdefault(trial.seed, figures)
+        self._judge(trial.group, trial.rungs)
+
+    def lose(self, trial: TrialSpec) -> None:
+        """A trial failed for good: its setting is judged by the other seeds."""
+        if trial.rungs:
+            self._lost.setdefault(trial.group, set()).add(trial.seed)
+            self._judge(trial.group, trial.rungs)
+
+    def _judge(self, group: str, rungs: Sequence[int]) -> None:
+        waited_for = self._seeds - self._lost.get(group, set())
+        for rung in rungs:
+            known = self._verdicts.get((group, rung))
+            if known is None:
+                reported = self._reported.get((group, rung), {})
+                if not reported or not waited_for <= reported.keys():
+                    return
+                known = self._pass(group, rung, list(reported.values()))
+            if not known.goes_on:
+                return
+
+    def _pass(self, group: str, rung: int, reported: Sequence[Figures]) -> Verdict:
+        means = {name: finite(statistics.fmean(each[name] for each in reported)) for name in reported[0]}
+        arrives = Verdict(group, rung, self.name, True, means, self._prior)
+        key = arrives.key(self._objective)
+        others = [each.key(self._objective) for each in self._verdicts.values() if each.rung == rung]
+        if self._scheduler.asha is not None:
+            goes_on = asha_goes_on(key, others, self._scheduler.asha.reduction_factor)
+        else:
+            assert self._scheduler.median is not None
+            goes_on = median_goes_on(key, others, self._scheduler.median.min_settings)
+        verdict = Verdict(group, rung, self.name, goes_on, means, self._prior)
+        self._keep(verdict)
+        self._verdicts[group, rung] = verdict
+        return verdict
+
+
+def figures_at(report: Mapping[str, Any], where: str) -> dict[str, float]:
+    """The validation figures that a report has of a rung, or of the prior."""
+    prefix = f"{RUNG}/{where}/"
+    return {key.removeprefix(prefix): float(value) for key, value in report.items() if key.startswith(prefix)}
+
+
+def finite(value: float) -> float | None:
+    """A figure as JSON has it: NaN and infinity are None."""
+    return value if math.isfinite(value) else None
+
+
+def _numbers(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in figures.items()}

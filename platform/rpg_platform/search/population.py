@@ -1,0 +1,264 @@
+"""Population-based training over the weights, decided for settings rather than for single seeds. Free of Tune.
+
+Jaderberg et al. 2017, "Population Based Training of Neural Networks" (arXiv 1711.09846), in its synchronous form: at
+each rung all settings wait for each other; those in the lowest quantile *exploit*, taking policy, critic, optimizer and
+weights of a setting in the highest one, seed by seed, and *explore*, perturbing the weights. What was decided at a rung
+is kept before it takes effect, so that a resumed sweep holds to it. A setting's weights over time are a schedule over
+env steps, that of the policy which it has.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self, TypeAlias, cast
+
+from rpg_platform.ranking import Figures
+from rpg_platform.search.judge import Verdict, figures_at, finite
+from rpg_platform.search.settings import Pbt
+from rpg_platform.search_space import SearchSpace, WeightValue
+from rpg_platform.spec import StartFrom, SweepSpec, TrialSpec
+
+Weights: TypeAlias = Mapping[str, float]
+History: TypeAlias = tuple[tuple[int, Mapping[str, float]], ...]
+"""From which env step on which weights: the first from 0."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was decided of a population at a rung.
+
+    Attributes:
+        rung: env steps.
+        figures: setting (its trials' id without the seed) → its validation figures, means over seeds; NaN is None.
+        sources: setting → whose policy it goes on with: mostly its own.
+        weights: setting → the searched weights that it goes on with.
+        until: trial id → env steps at which it waited.
+        prior: the prior's figures, where constraints are relative to them.
+    """
+
+    rung: int
+    figures: Mapping[str, Mapping[str, float | None]]
+    sources: Mapping[str, str]
+    weights: Mapping[str, Weights]
+    until: Mapping[str, int]
+    prior: Mapping[str, float | None] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What ``to_json`` gave."""
+        return cls(**data)
+
+
+def explore(pbt: Pbt, spaces: Mapping[str, SearchSpace], weights: Weights, rng: random.Random) -> dict[str, float]:
+    """Weights near those of a better setting: each is drawn anew, or moved a step either way within its space.
+
+    Args:
+        pbt: how far, and how often drawn anew.
+        spaces: of the searched weights, of numbers.
+        weights: of the better setting.
+        rng: for all choices.
+    """
+    found: dict[str, float] = {}
+    for name, space in spaces.items():
+        up, again = rng.random() < 0.5, rng.random() < pbt.resample_probability
+        if again:
+            found[name] = cast(float, space.draw(rng) if space.is_random else rng.choice(space.values))
+        else:
+            moved = [_moved(space, weights[name], upwards, pbt.perturbation) for upwards in (up, not up)]
+            found[name] = moved[0] if moved[0] != weights[name] else moved[1]  # at a bound there is one way to go
+    return found
+
+
+def _moved(space: SearchSpace, value: float, up: bool, factor: float) -> float:
+    """A step up or down: by a factor, or to the next value of a list, within the space."""
+    if space.size is None:
+        low, high = (float(cast(float, bound)) for bound in space.values)
+        return min(max(value * factor if up else value / factor, low), high)
+    values = sorted(float(cast(float, each)) for each in space.values)
+    place = min(range(len(values)), key=lambda i: abs(values[i] - value))
+    return values[min(max(place + (1 if up else -1), 0), len(values) - 1)]
+
+
+class Population:
+    """The settings of a sweep that are trained as a population.
+
+    Args:
+        spec: the sweep; its scheduler is ``pbt``.
+        trials: all trials as planned; those with rungs are the population.
+        spaces: of the searched weights.
+        keep: called with each new generation before it counts; makes it durable.
+        start: rung and trial id → address of the copy of that trial's checkpoint at the rung.
+        generations: those that an earlier attempt has decided.
+    """
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        trials: Iterable[TrialSpec],
+        spaces: Mapping[str, SearchSpace],
+        keep: Callable[[Generation], None],
+        start: Callable[[int, str], str],
+        generations: Iterable[Generation] = (),
+    ) -> None:
+        assert spec.scheduler is not None
+        assert spec.scheduler.pbt is not None
+        self._pbt, self._objective, self._seed = spec.scheduler.pbt, spec.objective, spec.search_seed
+        self._spaces, self._keep, self._start = spaces, keep, start
+        self._trials = {trial.trial_id: trial for trial in trials if trial.rungs}
+        self._rungs = next((trial.rungs for trial in self._trials.values()), ())
+        self._members: dict[str, list[TrialSpec]] = {}
+        for trial in self._trials.values():
+            self._members.setdefault(trial.group, []).append(trial)
+        self._history: dict[str, History] = {
+            group: ((0, {name: cast(float, members[0].weights[name]) for name in spaces}),)
+            for group, members in self._members.items()
+        }
+        self._begins: dict[str, StartFrom] = {}
+        self._reported: dict[int, dict[str, Figures]] = {rung: {} for rung in self._rungs}
+        self._env_steps: dict[str, int] = {}
+        self._lost: set[str] = set()
+        self._prior: dict[str, float | None] | None = None
+        self._decided = 0
+        for generation in sorted(generations, key=lambda each: each.rung):
+            self._take(generation)
+
+    # --- what is told
+
+    def report(self, trial_id: str, report: Mapping[str, Any]) -> None:
+        """Takes a trial's figures at the rungs that it has passed; of others than the population's, nothing."""
+        if trial_id not in self._trials:
+            return
+        self._env_steps[trial_id] = int(report["env_steps"])
+        if prior := figures_at(report, "prior"):
+            self._prior = {name: finite(value) for name, value in prior.items()}
+        for rung in self._rungs[self._decided :]:
+            if figures := figures_at(report, str(rung)):
+                self._reported[rung].setdefault(trial_id, figures)
+
+    def leave(self, trial_id: str) -> None:
+        """A trial ended: its setting takes no further part; its other seeds go on as they are."""
+        if trial_id in self._trials:
+            self._lost.add(self._trials[trial_id].group)
+
+    # --- what is asked
+
+    @property
+    def rung(self) -> int | None:
+        """The rung that comes next; None after the last."""
+        return self._rungs[self._decided] if self._decided < len(self._rungs) else None
+
+    def planned(self, trial_id: str) -> TrialSpec:
+        """A trial of the population as it was planned."""
+        return self._trials[trial_id]
+
+    @property
+    def waited_for(self) -> list[str]:
+        """The trials that the next rung needs."""
+        return [name for name, trial in self._trials.items() if trial.group not in self._lost]
+
+    def waits(self, trial_id: str) -> bool:
+        """Whether a trial has come to the next rung, and the others have not."""
+        rung = self.rung
+        return rung is not None and trial_id in self._reported[rung] and trial_id in self.waited_for
+
+    def is_due(self) -> bool:
+        """Whether all have come to the next rung."""
+        waiting = self.waited_for
+        return self.rung is not None and bool(waiting) and all(map(self.waits, waiting))
+
+    def current(self, trial: TrialSpec) -> TrialSpec:
+        """A trial as it is by now: with its weights as a schedule, and with the checkpoint that it takes over."""
+        if trial.trial_id not in self._trials:
+            return trial
+        schedules = {name: _schedule(self._history[trial.group], name) for name in self._spaces}
+        weights = {name: schedules.get(name, value) for name, value in trial.weights.items()}
+        return trial.model_copy(update={"weights": weights, "starts_from": self._begins.get(trial.trial_id)})
+
+    # --- a generation
+
+    def decide(self) -> Generation:
+        """What the next rung comes to; nothing has changed yet. Only when ``is_due``."""
+        assert self.rung is not None
+        groups = [group for group in self._members if group not in self._lost]
+        figures = {group: self._means(group) for group in groups}
+        key = {
+            group: Verdict(group, self.rung, "pbt", True, figures[group], self._prior).key(self._objective)
+            for group in groups
+        }
+        ranked = sorted(groups, key=lambda group: key[group])
+        count = min(max(1, math.floor(len(ranked) * self._pbt.quantile)), len(ranked) // 2)
+        sources, weights = {group: group for group in groups}, {group: self._weights(group) for group in groups}
+        for group in ranked[len(ranked) - count :] if count else ():
+            rng = random.Random(f"{self._seed}/{self.rung}/{group}")
+            donor = rng.choice(ranked[:count])
+            if key[donor] < key[group]:
+                sources[group] = donor
+                weights[group] = explore(self._pbt, self._spaces, self._weights(donor), rng)
+        until = {name: self._env_steps[name] for name in self.waited_for}
+        return Generation(self.rung, figures, sources, weights, until, self._prior)
+
+    def adopt(self, generation: Generation) -> None:
+        """Keeps a generation and lets it take effect; the copies of checkpoints that it needs are there."""
+        self._keep(generation)
+        self._take(generation)
+
+    def donors(self, generation: Generation) -> list[str]:
+        """The trials whose checkpoints others take over."""
+        taken = {source for group, source in generation.sources.items() if source != group}
+        return [trial.trial_id for group in sorted(taken) for trial in self._members[group]]
+
+    def _take(self, generation: Generation) -> None:
+        histories = dict(self._history)
+        for group, source in generation.sources.items():
+            if source == group:
+                continue
+            step = max(generation.until[trial.trial_id] for trial in self._members[source])
+            histories[group] = (*self._history[source], (step, generation.weights[group]))
+            by_seed = {trial.seed: trial.trial_id for trial in self._members[source]}
+            for trial in self._members[group]:
+                checkpoint = self._start(generation.rung, by_seed[trial.seed])
+                self._begins[trial.trial_id] = StartFrom(
+                    checkpoint=checkpoint, until_env_steps=generation.until[trial.trial_id]
+                )
+        self._history = histories
+        self._decided = self._rungs.index(generation.rung) + 1
+
+    def _weights(self, group: str) -> dict[str, float]:
+        return dict(self._history[group][-1][1])
+
+    def _means(self, group: str) -> dict[str, float | None]:
+        assert self.rung is not None
+        reported = [self._reported[self.rung][trial.trial_id] for trial in self._members[group]]
+        return {name: finite(statistics.fmean(each[name] for each in reported)) for name in reported[0]}
+
+
+def _schedule(history: History, name: str) -> WeightValue:
+    """One weight over env steps: constant from one change to the next."""
+    points: list[tuple[int, float]] = [(0, history[0][1][name])]
+    for step, weights in history[1:]:
+        if weights[name] != points[-1][1]:
+            points += [(step, points[-1][1]), (step + 1, weights[name])]
+    return points[0][1] if len(points) == 1 else tuple(points)
+
+
+def searched_weights(spec: SweepSpec) -> dict[str, SearchSpace]:
+    """The weights that a population explores."""
+    return {name: space for name, space in spec.weights.items() if isinstance(space, SearchSpace)}
+
+
+def current_trials(
+    spec: SweepSpec, trials: Sequence[TrialSpec], generations: Iterable[Generation], start: Callable[[int, str], str]
+) -> list[TrialSpec]:
+    """Trials as they are by what was decided so far; the same where there is no population."""
+    if spec.scheduler is None or spec.scheduler.pbt is None:
+        return list(trials)
+    population = Population(spec, trials, searched_weights(spec), lambda generation: None, start, generations)
+    return [population.current(trial) for trial in trials]

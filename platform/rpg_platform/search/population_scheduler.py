@@ -1,0 +1,80 @@
+"""A population in Tune: a scheduler that lets trials wait at a rung, and go on as the population decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+
+from rpg_platform.search.population import Population
+
+
+class PopulationTraining(FIFOScheduler):
+    """Pauses every trial of the population at a rung; when all have been saved there, they go on.
+
+    A trial that takes over another's policy is given a new specification, with the weights as a schedule and with a
+    copy of the other's checkpoint to start from (``TrialSpec.starts_from``).
+
+    Args:
+        population: decides.
+        copy: rung, trial id and Tune's checkpoint of it: makes a copy that stays.
+    """
+
+    def __init__(self, population: Population, copy: Callable[[int, str, Any], None]) -> None:
+        super().__init__()
+        self._population: Population | None = population
+        self._copy: Callable[[int, str, Any], None] | None = copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles it with its own state, which is never read back: a sweep is rebuilt from its folder."""
+        return {"_population": None, "_copy": None}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
+        """Whether a trial goes on after its report, or waits for the others."""
+        assert self._population is not None
+        self._population.report(_name(trial), result)
+        waits: str = self.PAUSE if self._population.waits(_name(trial)) else self.CONTINUE
+        return waits
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> None:
+        """A trial ended."""
+        assert self._population is not None
+        self._population.leave(_name(trial))
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """A trial failed for good."""
+        assert self._population is not None
+        self._population.leave(_name(trial))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The next trial to start or to go on with."""
+        assert self._population is not None
+        trials = list(tune_controller.get_trials())
+        self._exchange({_name(trial): trial for trial in trials})
+        for status in (Trial.PENDING, Trial.PAUSED):
+            for trial in trials:
+                if trial.status == status and not self._population.waits(_name(trial)):
+                    return trial
+        return None
+
+    def _exchange(self, trials: Mapping[str, Trial]) -> None:
+        """Decides the next rung once all that it needs have come to it and are saved."""
+        population = self._population
+        assert population is not None
+        assert self._copy is not None
+        if not population.is_due() or any(trials[name].status != Trial.PAUSED for name in population.waited_for):
+            return
+        generation = population.decide()
+        for name in population.donors(generation):
+            self._copy(generation.rung, name, trials[name].checkpoint)
+        population.adopt(generation)
+        for name, trial in trials.items():
+            if name in generation.until:
+                spec = population.current(population.planned(name))
+                trial.set_config({**trial.config, "trial": spec.model_dump(mode="json")})
+
+
+def _name(trial: Trial) -> str:
+    return str(trial.config["trial"]["trial_id"])

@@ -1,0 +1,220 @@
+"""An adaptive search's table: what was proposed, what came of it, and what comes next. Free of Tune.
+
+A setting is proposed to an optimiser as the mean over its seeds: each proposal is one trial a seed, and counts as
+finished when all of them have ended. Every proposal is kept before its trials start, and what is proposed next depends
+on the specification and this table alone, so a table rebuilt from the sweep's folder goes on as it would have.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from rpg_platform.ranking import Figures, needs_prior, violations
+from rpg_platform.rows import FINAL, is_finished, is_stopped
+from rpg_platform.search import quasi_random
+from rpg_platform.search.judge import RUNG
+from rpg_platform.search.population import Generation, current_trials
+from rpg_platform.search.settings import Measure
+from rpg_platform.search_space import SearchSpace, Setting, dump
+from rpg_platform.spec import SweepSpec, TrialSpec
+from rpg_platform.trials import PRIOR_TRIAL, arms, make_trials, searched, trials_of
+
+if TYPE_CHECKING:
+    from rpg_platform.sweep_folder import SweepFolder
+
+Point: TypeAlias = Mapping[str, Setting]
+State: TypeAlias = Literal["running", "finished", "stopped", "failed"]
+
+MEASURES = ("basic_return", "addon_return", "total_return", "episode_length", "task_metric")
+WORST = 1e6  # by how much an unknown figure breaks a constraint
+_TRIES = 20
+_SPARE_POINTS = 1_000  # of a space of few choices the last is found among some twenty times as many points
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a proposal.
+
+    Attributes:
+        point: the setting.
+        state: `running` until all of its seeds have ended, then `failed` if one failed or a figure is not finite,
+            `stopped` if one was ended early.
+        values: the objectives, means over seeds: of the final evaluation, or at the last rung if it was stopped.
+        violation: by how much the constraint that is broken worst is broken, as a share of its bound; 0: none is.
+        rung: env steps of ``values`` if it was stopped.
+    """
+
+    point: Point
+    state: State
+    values: tuple[float, ...] = ()
+    violation: float = 0.0
+    rung: int = 0
+
+
+class Optimiser(Protocol):
+    """Chooses settings from those before."""
+
+    def __call__(self, spaces: Mapping[str, SearchSpace], past: Sequence[Outcome], seed: int) -> dict[str, Setting]:
+        """The next setting; a function of its arguments."""
+
+
+def objectives(spec: SweepSpec) -> tuple[Measure, ...]:
+    """What an adaptive search looks at: what it is asked to trade off, or what is maximised alone."""
+    return spec.search.objectives or (spec.objective.maximize,)
+
+
+class Proposals:
+    """The table.
+
+    Args:
+        spec: the sweep; its search is adaptive.
+        optimiser: chooses what comes after the first, quasi-random settings.
+        keep: makes the n-th proposal durable; called before it is handed out.
+        kept: those of an earlier attempt, in order.
+        taken: groups of trials that have these settings already, of baselines.
+    """
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        optimiser: Optimiser,
+        keep: Callable[[int, Mapping[str, Any]], None],
+        kept: Sequence[Mapping[str, Any]] = (),
+        taken: Sequence[str] = (),
+    ) -> None:
+        self._spec, self._optimiser, self._keep = spec, optimiser, keep
+        self._spaces = searched(spec, arms(spec)[0])
+        self._taken = set(taken)
+        self._points: list[Point] = []
+        self.trials: list[list[TrialSpec]] = []
+        self._ended: dict[str, Mapping[str, Any] | None] = {}
+        for each in kept:
+            self._add(_read(each["setting"]))
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    @property
+    def to_come(self) -> int:
+        """How many settings are still to be proposed."""
+        return max(0, (self._spec.samples or 0) - len(self))
+
+    def end(self, trial_id: str, report: Mapping[str, Any] | None) -> None:
+        """A trial ended: the prior's row, or one that was proposed.
+
+        Args:
+            trial_id: which.
+            report: its last; None: it failed.
+        """
+        self._ended[trial_id] = report
+
+    def propose(self) -> list[TrialSpec] | None:
+        """The next setting's trials, one a seed; None when there are as many as asked for, or no more to be had."""
+        if not self.to_come:
+            return None
+        past = self.outcomes()
+        for attempt in range(_TRIES):
+            point = self._first(attempt) or self._optimiser(self._spaces, past, self._seed(attempt))
+            if trials := self._new(point):
+                return trials
+        spare = quasi_random.settings(self._spaces, _TRIES * len(self) + _SPARE_POINTS, self._spec.search_seed)
+        return next((trials for point in spare if (trials := self._new(point))), None)
+
+    def _first(self, attempt: int) -> dict[str, Setting] | None:
+        """One of the settings to begin with, or None when there have been as many."""
+        number = len(self) + attempt
+        if len(self) >= self._spec.search.startup:
+            return None
+        return quasi_random.settings(self._spaces, number + 1, self._spec.search_seed)[number]
+
+    def _seed(self, attempt: int) -> int:
+        return (self._spec.search_seed * 1_000_003 + len(self) * _TRIES + attempt) % 2**32
+
+    def _new(self, point: Point) -> list[TrialSpec] | None:
+        """Adds a setting unless there is one like it: two trials of one name would be one."""
+        if trials_of(self._spec, point)[0].group in self._taken:
+            return None
+        written = {"number": len(self), "setting": {name: dump(value) for name, value in point.items()}}
+        self._keep(len(self), written)
+        return self._add(point)
+
+    def _add(self, point: Point) -> list[TrialSpec]:
+        trials = trials_of(self._spec, point)
+        self._taken.add(trials[0].group)
+        self._points.append(point)
+        self.trials.append(trials)
+        return trials
+
+    # --- what came of them
+
+    def outcomes(self) -> list[Outcome]:
+        """What has come of every proposal, in order."""
+        return [self._outcome(point, trials) for point, trials in zip(self._points, self.trials, strict=True)]
+
+    def _outcome(self, point: Point, trials: Sequence[TrialSpec]) -> Outcome:
+        if any(trial.trial_id not in self._ended for trial in trials):
+            return Outcome(point, "running")
+        prior = self._ended.get(PRIOR_TRIAL)
+        if PRIOR_TRIAL not in self._ended and needs_prior(self._spec.objective):
+            return Outcome(point, "running")
+        reports = [report for trial in trials if (report := self._ended[trial.trial_id]) is not None]
+        if len(reports) < len(trials):
+            return Outcome(point, "failed")
+        names = objectives(self._spec)
+        if any(map(is_stopped, reports)):
+            return _stopped(point, names, reports)
+        figures = self._figures(reports)
+        values = tuple(figures[name] for name in names)
+        if not all(map(math.isfinite, values)):
+            return Outcome(point, "failed")
+        of_prior = None if prior is None else self._figures([prior])
+        broken = violations(self._spec.objective.constraints, figures, of_prior)
+        return Outcome(point, "finished", values, min(max((v.excess for v in broken), default=0.0), WORST))
+
+    def _figures(self, reports: Sequence[Mapping[str, Any]]) -> Figures:
+        """Means over seeds, of the final evaluation."""
+        mode = self._spec.objective.mode
+        keys = {name: f"{FINAL}/{mode}/{name}_mean" for name in MEASURES} | {"kl_to_prior": f"{FINAL}/kl_to_prior"}
+        return {name: _mean(reports, key) for name, key in keys.items()}
+
+
+def _stopped(point: Point, names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Outcome:
+    """A setting that was ended early, at the last rung that all of its seeds have passed."""
+    parts = [[key.split("/") for key in report if key.startswith(f"{RUNG}/")] for report in reports]
+    passed = [{int(where) for _, where, _ in each if where != "prior"} for each in parts]
+    rung = max(set.intersection(*passed), default=0)
+    values = tuple(_mean(reports, f"{RUNG}/{rung}/{name}") for name in names)
+    if not all(map(math.isfinite, values)):
+        return Outcome(point, "failed")
+    return Outcome(point, "stopped", values, rung=rung)
+
+
+def _mean(reports: Sequence[Mapping[str, Any]], key: str) -> float:
+    return statistics.fmean(math.nan if (value := report.get(key)) is None else float(value) for report in reports)
+
+
+def _read(setting: Mapping[str, Any]) -> dict[str, Setting]:
+    """A setting as JSON has it: a list is a schedule."""
+    return {
+        name: tuple((int(step), float(level)) for step, level in value) if isinstance(value, list) else value
+        for name, value in setting.items()
+    }
+
+
+def known_trials(spec: SweepSpec, folder: SweepFolder) -> list[TrialSpec]:
+    """The sweep's trials as far as they are known: all of them, or for an adaptive search those proposed so far."""
+    if spec.scheduler is not None and spec.scheduler.pbt is not None:
+        generations = map(Generation.from_json, folder.generations())
+        return current_trials(spec, [trial for trial, _ in make_trials(spec)], generations, folder.start_of)
+    kept = folder.proposals() if spec.search.is_adaptive else ()
+    proposed = (trial for each in kept for trial in trials_of(spec, _read(each["setting"])))
+    return [*(trial for trial, _ in make_trials(spec)), *proposed]
+
+
+def usable(report: Mapping[str, Any] | None, error: str | None) -> Mapping[str, Any] | None:
+    """A trial's last report if it can be told to the table; None if the trial failed."""
+    return report if is_finished(report, error) or is_stopped(report) else None

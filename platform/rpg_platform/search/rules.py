@@ -1,0 +1,42 @@
+"""Who goes on at a rung: asynchronous successive halving and median stopping, on the settings' order keys.
+
+A key is `ranking.order_key` of a setting's validation figures, means over its seeds: smaller is better, and what
+breaks a constraint comes after everything that breaks none. A setting is judged once at each rung, when it arrives,
+against those that arrived before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+Key: TypeAlias = tuple[bool, bool, float, float]
+
+
+def asha_goes_on(key: Key, others: Sequence[Key], reduction_factor: int) -> bool:
+    """Whether a setting is among the best 1/η of those that reached its rung, at least the best one.
+
+    Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning" (arXiv 1810.05934), in its stopping variant:
+    a setting that is passed goes on at once and is not called back. A tie goes to the one that arrives.
+
+    Args:
+        key: of the setting that arrives.
+        others: of those that arrived before it.
+        reduction_factor: η.
+    """
+    better = sum(other < key for other in others)
+    return better < max(1, (len(others) + 1) // reduction_factor)
+
+
+def median_goes_on(key: Key, others: Sequence[Key], min_settings: int) -> bool:
+    """Whether a setting is not worse than more than half of those that were there before.
+
+    Golovin et al. 2017, "Google Vizier", section 3.2.2, with the figure at the step in place of a running mean.
+
+    Args:
+        key: of the setting that arrives.
+        others: of those that arrived before it.
+        min_settings: how many of them are needed; with fewer it goes on.
+    """
+    better = sum(other < key for other in others)
+    return len(others) < min_settings or 2 * better <= len(others)

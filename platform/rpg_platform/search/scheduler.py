@@ -1,0 +1,67 @@
+"""The judge's verdicts in Tune: a scheduler that ends trials, and a callback that notes it in their last report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.schedulers import FIFOScheduler
+
+from rpg_platform.search.judge import STOPPED_BY, Judge
+
+
+class EarlyStopping(FIFOScheduler):
+    """Ends the trials of settings that the judge has ended; else first come, first served.
+
+    Args:
+        judge: passes the verdicts.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__()
+        self._judge: Judge | None = judge
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles it with its own state, which is never read back: a sweep is rebuilt from its folder."""
+        return {"_judge": None}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        """Whether a trial goes on after its report."""
+        assert self._judge is not None
+        spec = self._judge.trial(trial.config["trial"])
+        self._judge.report(spec, result)
+        ended: str = self.STOP if self._judge.stops(spec, result) else self.CONTINUE
+        return ended
+
+
+class EarlyStoppingNotes(Callback):
+    """Notes in a trial's last report that it was ended early; comes before the callbacks that record reports.
+
+    Args:
+        judge: the scheduler's.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge: Judge | None = judge
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As of the scheduler."""
+        return {"_judge": None}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial reported; the scheduler does not see its last report, as it ends by itself."""
+        assert self._judge is not None
+        spec = self._judge.trial(trial.config["trial"])
+        if "failed" in result:
+            self._judge.lose(spec)
+        self._judge.report(spec, result)
+        if not result.get("finished") and "failed" not in result and self._judge.stops(spec, result):
+            result[STOPPED_BY] = self._judge.name
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed for good."""
+        assert self._judge is not None
+        self._judge.lose(self._judge.trial(trial.config["trial"]))

@@ -1,0 +1,62 @@
+"""An adaptive search in Tune: trials come as they are asked for, setting by setting, seed by seed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from rpg_platform.search.proposals import Proposals, usable
+from rpg_platform.spec import TrialSpec
+
+
+class SettingSearcher(Searcher):
+    """Hands Tune the trials that are known, then those of one proposed setting after another.
+
+    A setting's seeds follow each other, and the table sees it when all of them have ended: one seed alone is nothing to
+    learn from. Tune keeps nothing of this: the table is rebuilt from the sweep's folder.
+
+    Args:
+        proposals: the table.
+        known: trials to run before anything is proposed: the prior's row, baselines, what an earlier attempt has begun.
+        max_concurrent: most trials at once; None: as many as fit.
+    """
+
+    def __init__(self, proposals: Proposals, known: Iterable[TrialSpec], max_concurrent: int | None = None) -> None:
+        super().__init__()
+        self._proposals = proposals
+        self._queue = deque(known)
+        self._live: dict[str, TrialSpec] = {}
+        self._limit = max_concurrent
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles it with its own state, which is never read back."""
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's configuration; None while as many run as may."""
+        if self._limit is not None and len(self._live) >= self._limit:
+            return None
+        if not self._queue:
+            trials = self._proposals.propose()
+            if trials is None:
+                return str(self.FINISHED)
+            self._queue.extend(trials)
+        trial = self._queue.popleft()
+        self._live[trial_id] = trial
+        return {"trial": trial.model_dump(mode="json")}
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """A trial ended; one that was interrupted has not, and goes on another time."""
+        trial = self._live.pop(trial_id, None)
+        if trial is None:
+            return
+        failed = error or "failed" in (result or {})
+        report = None if failed else usable(result, None)
+        if failed or report is not None:
+            self._proposals.end(trial.trial_id, report)
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing is kept here."""

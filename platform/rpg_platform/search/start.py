@@ -1,0 +1,128 @@
+"""What Tune runs: trials that are known, or one setting after another; and what ends some of them early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback
+
+from rpg_platform.plan import expand
+from rpg_platform.rows import is_finished, is_stopped
+from rpg_platform.search.judge import Judge
+from rpg_platform.search.optuna_search import OptunaSearch
+from rpg_platform.search.population import Generation, Population, searched_weights
+from rpg_platform.search.population_scheduler import PopulationTraining
+from rpg_platform.search.proposals import Optimiser, Proposals, objectives
+from rpg_platform.search.scheduler import EarlyStopping, EarlyStoppingNotes
+from rpg_platform.search.searcher import SettingSearcher
+from rpg_platform.spec import SweepSpec, TrialSpec
+from rpg_platform.sweep_folder import SweepFolder, TrialState
+
+Report = Mapping[str, Any]
+
+
+def table_of(
+    spec: SweepSpec, kept: Sequence[Mapping[str, Any]] = (), keep: Callable[[int, Report], None] | None = None
+) -> Proposals | None:
+    """The table of an adaptive search; None where all trials are known up front.
+
+    Args:
+        spec: the sweep.
+        kept: proposals that were made.
+        keep: makes the n-th proposal durable.
+    """
+    if not spec.search.is_adaptive:
+        return None
+    optimiser: Optimiser = OptunaSearch(objectives(spec), spec.search.startup)
+    taken = [trial.group for trial in expand(spec)]
+    return Proposals(spec, optimiser, keep or (lambda number, proposal: None), kept, taken)
+
+
+def first_trials(spec: SweepSpec) -> list[TrialSpec]:
+    """Trials of the setting that an adaptive search proposes first: all others differ from them in numbers only."""
+    table = table_of(spec)
+    return [] if table is None else table.propose() or []
+
+
+def population_of(spec: SweepSpec, trials: Sequence[TrialSpec], folder: SweepFolder) -> Population:
+    """The population of a sweep whose scheduler is ``pbt``, as far as its folder says that it has come."""
+
+    def keep(generation: Generation) -> None:
+        folder.keep_generation(generation.rung, generation.to_json())
+
+    generations = map(Generation.from_json, folder.generations())
+    return Population(spec, trials, searched_weights(spec), keep, folder.start_of, generations)
+
+
+class SearchRun:
+    """One attempt's search, rebuilt from the sweep's folder.
+
+    Args:
+        spec: the sweep.
+        fixed: the trials that are known from the specification alone.
+        folder: of the sweep.
+        states: trials that an earlier attempt has begun.
+    """
+
+    def __init__(
+        self, spec: SweepSpec, fixed: Sequence[TrialSpec], folder: SweepFolder, states: Mapping[str, TrialState]
+    ) -> None:
+        self._spec, self._fixed = spec, list(fixed)
+        kept = folder.proposals() if spec.search.is_adaptive else ()
+        self._table = table_of(spec, kept, folder.keep_proposal)
+        self._judge: Judge | None = None
+        self._population: Population | None = None
+        self._folder = folder
+        if spec.scheduler is not None and spec.scheduler.pbt is not None:
+            self._population = population_of(spec, self._fixed, folder)
+        elif spec.scheduler is not None:
+            verdicts = folder.verdicts()
+            self._judge = Judge(spec.scheduler, spec.objective, spec.seeds, folder.keep_verdict, verdicts)
+        for trial in self.trials:
+            state = states.get(trial.trial_id)
+            if state is None:
+                continue
+            if self._judge is not None:
+                self._judge.report(trial, state.report)
+            if self._population is not None:
+                self._population.report(trial.trial_id, state.report)
+                if state.finishes(trial):
+                    self._population.leave(trial.trial_id)
+            if self._table is not None and state.finishes(trial):
+                ended = is_finished(state.report, None) or is_stopped(state.report)
+                self._table.end(trial.trial_id, state.report if ended else None)
+
+    @property
+    def trials(self) -> list[TrialSpec]:
+        """The trials that are known by now."""
+        proposed = [] if self._table is None else [trial for trials in self._table.trials for trial in trials]
+        fixed = self._fixed if self._population is None else list(map(self._population.current, self._fixed))
+        return [*fixed, *proposed]
+
+    @property
+    def to_come(self) -> int:
+        """How many trials are not known yet."""
+        return 0 if self._table is None else self._table.to_come * len(self._spec.seeds)
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        """Come before those that record reports."""
+        return [] if self._judge is None else [EarlyStoppingNotes(self._judge)]
+
+    def for_tuner(self, todo: Sequence[TrialSpec]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments of ``Tuner`` and of ``TuneConfig``.
+
+        Args:
+            todo: known trials that are not finished.
+        """
+        limit = self._spec.resources.max_concurrent
+        config: dict[str, Any] = {} if self._judge is None else {"scheduler": EarlyStopping(self._judge)}
+        if self._population is not None:
+            config = {"scheduler": PopulationTraining(self._population, self._folder.keep_start)}
+        if self._table is None:
+            trials = tune.grid_search([trial.model_dump(mode="json") for trial in todo])
+            return {"param_space": {"trial": trials}}, {**config, "max_concurrent_trials": limit}
+        searcher = SettingSearcher(self._table, todo, limit)
+        return {}, {**config, "search_alg": searcher, "num_samples": len(todo) + self.to_come}
