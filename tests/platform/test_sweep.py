@@ -323,7 +323,9 @@ def test_remote_env_runner_and_learner(tmp_path: Path) -> None:
 
 
 def test_trial_that_never_fits_is_refused_and_leaves_nothing(local_ray: None, tmp_path: Path) -> None:
-    with pytest.raises(CapacityError, match=r"a trial asks for 64 CPU .*, the cluster has 2: no trial could ever start"):
+    with pytest.raises(
+        CapacityError, match=r"a trial asks for 64 CPU .*, the cluster has 2: no trial could ever start"
+    ):
         run_small(tmp_path, resources={"cpus_per_trial": 64})
     assert not list(tmp_path.iterdir())
 

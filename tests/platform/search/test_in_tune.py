@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray import tune
 from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
 
@@ -25,6 +23,7 @@ from rpg_platform.sweep_folder import SweepFolder
 from rpg_platform.trial_state import read_state, write_state
 from rpg_platform.trials import count_trials
 
+pytestmark = pytest.mark.usefixtures("local_ray")
 STEP = 1_000
 BUDGET = 9 * STEP
 
@@ -62,13 +61,6 @@ class FreeTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         self.env_steps = int(read_state(Path(checkpoint))["env_steps"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    yield
-    ray.shutdown()
 
 
 def spec(**changes: Any) -> SweepSpec:
