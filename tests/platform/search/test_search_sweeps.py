@@ -53,6 +53,14 @@ def rpg(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def settle(folder: Path) -> None:
+    """Waits until nothing is written any more: workers outlive the rest of Ray by a moment."""
+    end, seen = time.monotonic() + LIMIT_S, None
+    while seen != (seen := {file: file.stat().st_mtime_ns for file in sorted(folder.rglob("*")) if file.exists()}):
+        assert time.monotonic() < end
+        time.sleep(3.0)
+
+
 def run_killed_and_resumed(
     folder: Path, raw: dict[str, Any], condition: Callable[[SweepFolder], bool]
 ) -> tuple[SweepFolder, list[dict[str, Any]]]:
@@ -67,6 +75,7 @@ def run_killed_and_resumed(
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=LIMIT_S)
+    settle(folder / "results")
     over = {name for name, state in sweep.trials().items() if state.finished or state.stopped}
     before = {
         file: file.stat().st_mtime_ns for name in over for file in (folder / "results" / raw["name"] / name).rglob("*")
