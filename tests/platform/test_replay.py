@@ -193,7 +193,7 @@ def test_every_report_of_a_real_sweep_whose_driver_is_killed(
     code = (
         "import sys; from pathlib import Path; import ray; import tests.platform.test_tracking as toy\n"
         "ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
-        "toy.STEPS = 1_000; spec, trials = toy.toy_sweep(); folder = Path(sys.argv[1])\n"
+        "toy.STEPS = 100_000; spec, trials = toy.toy_sweep(); folder = Path(sys.argv[1])\n"
         "spool = folder / 'tune' / 'tracking'\n"
         "tracker = toy.MlflowTracker(sys.argv[2], 'killed', spec, trials, spool); tracker.start()\n"
         "toy.make_tuner(tracker, trials, folder, faults={}).fit()\n"
