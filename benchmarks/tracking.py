@@ -31,6 +31,7 @@ from typing import Any
 from benchmarks.speed import machine, publish
 
 KEYS = 25  # metrics of a report
+MOST_SEEDS = 1_000  # of a sweep
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,14 @@ def tracker_of(uri: str, trials: int, folder: Path) -> tuple[Any, list[Any]]:
     from rpg_platform.spool import spool_folder
     from rpg_platform.tracking import MlflowTracker
 
+    settings = -(-trials // MOST_SEEDS)
     spec = SweepSpec.model_validate(
         {
             "name": f"tracking-{trials}",
             "task": "halfcheetah-foot-angle",
             "algorithm": "spg",
-            "weights": {"alpha": 0.1},
-            "seeds": trials,
+            "weights": {"alpha": {"grid": [0.1 * (1 + i) for i in range(settings)]}},
+            "seeds": trials // settings,
             "budget": {"env_steps": 10_000},
         }
     )
