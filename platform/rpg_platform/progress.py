@@ -151,7 +151,10 @@ class Progress(Callback):
     # --- Tune's events
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial got its resources."""
+        """A trial got its resources; one of a population perhaps with other weights than before."""
+        if trial.config["trial"].get("starts_from"):
+            with self._lock:
+                self._standing.add([TrialSpec.model_validate(trial.config["trial"])])
         self._move(trial, "running")
 
     def on_trial_result(

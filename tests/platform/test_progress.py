@@ -49,6 +49,18 @@ def evaluated(total: float, prefix: str = "eval", kl: float = 1.0) -> dict[str, 
     return {"env_steps": 50_000.0, f"{prefix}/kl_to_prior": kl, **figures}
 
 
+def test_the_best_of_a_population_is_named_by_the_weights_that_it_has() -> None:
+    made = {trial.trial_id: trial for trial in trials(seeds=1)}
+    progress = Progress(list(made.values()), Console(quiet=True))
+    raw = made[f"{A}-seed=0"].model_dump(mode="json")
+    raw["weights"]["omega_prime"] = [[0, 0.2], [5_000, 0.2], [5_001, 0.24]]
+    raw["starts_from"] = {"checkpoint": "/start", "until_env_steps": 5_000}
+    taken = tune_trial(TrialSpec.model_validate(raw))
+    progress.on_trial_start(0, [], taken)
+    progress.on_trial_result(1, [], taken, evaluated(300.0, "validation"))
+    assert "rpg omega_prime=0.2⇒0.24@5001 alpha_hat=0.02: total 300" in str(progress.snapshot().best)
+
+
 # ---- best so far ---------------------------------------------------------------------------------
 def test_best_is_from_validations_first_and_from_final_evaluations_as_soon_as_there_are_any() -> None:
     made = trials()

@@ -198,7 +198,7 @@ def test_a_population_exchanges_policies_is_killed_and_goes_on(tmp_path: Path, r
     sweep, rows = run_killed_and_resumed(tmp_path, raw, enough, some_over=False)
     generations = sweep.generations()
     assert generations[: len(kept)] == kept, "what was exchanged stays exchanged"
-    assert [each["rung"] for each in generations] == [14_336, 26_624, 38_912]  # counted from the end of the critic's warm-up
+    assert [each["rung"] for each in generations] == [14_336, 26_624, 38_912]  # after the critic's warm-up
     states = sweep.trials()
     assert len(states) == 1 + 4 * 2
     assert all(state.finished for state in states.values())
