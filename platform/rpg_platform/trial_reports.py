@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from rpg_platform.search.judge import RUNG
+
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 STEP_KEY = "env_steps"
 DROPPED_KEY = "dropped_nonfinite"
 
-_AT_RUNGS = "rung/"  # for the scheduler, in every report from the rung on; MLflow has them once, under validation/
+_AT_RUNGS = f"{RUNG}/"  # for the scheduler, in every report from the rung on; MLflow has them once, under validation/
 
 # Tune's bookkeeping, not the trial's figures; `time_total_s` is kept.
 _NOT_METRICS = frozenset(

@@ -17,14 +17,13 @@ from rpg_algorithms.network import PolicyNetwork
 from rpg_algorithms.prior import PriorCard, load_bundle, save_bundle
 from rpg_platform.evaluation import MEASURES, Episodes, Mode, as_metrics, evaluate
 from rpg_platform.ranking import Figures, needed, needs_prior, order_key, violations
+from rpg_platform.search.judge import RUNG
 from rpg_platform.sections import Evaluation, Objective
 from rpg_platform.tasks import Task
 
 BEST_BUNDLE = "bundle_best"
 """Folder of the best policy's bundle in a trial's checkpoint."""
 BEST_FILE = "best.json"
-RUNG = "rung"
-"""Prefix of the figures at rungs in a report: ``rung/<env steps>/<figure>``."""
 _KL = "kl_to_prior"
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import requests
@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from tests.platform.proxy import Proxy
+from tests.platform.records import closing, metrics, opening
 
 from rpg_platform.mlflow_errors import is_refusal
 from rpg_platform.mlflow_runs import (
@@ -32,19 +33,6 @@ if TYPE_CHECKING:
     from tests.platform.conftest import MlflowServer, TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
-
-
-def opening(run: str, **more: Any) -> Record:
-    kind = {"kind": "trial" if run else "sweep"}
-    return Record(run, "open", {"name": run or "s", "params": {}, "tags": kind, "start_time": 1_000, **more})
-
-
-def metrics(run: str, step: int, **values: float) -> Record:
-    return Record(run, "metrics", {"values": values, "step": step, "timestamp": 1_000 * step})
-
-
-def closing(run: str, status: str = "FINISHED") -> Record:
-    return Record(run, "close", {"status": status, "end_time": 2_000})
 
 
 def test_a_replay_adds_nothing(embedded_store: str, read_sweep: ReadSweep) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mlflow import MlflowClient
 from tests.platform.proxy import Fate, Proxy
+from tests.platform.records import closing, metrics, opening
 
 from rpg_platform import sender as sender_module
 from rpg_platform.mlflow_runs import PARENT, MlflowRuns, Record
@@ -27,21 +28,8 @@ if TYPE_CHECKING:
     ReadSweep = Callable[[str, str], TrackedSweep]
 
 
-def opening(run: str, **more: Any) -> Record:
-    kind = {"kind": "trial" if run else "sweep"}
-    return Record(run, "open", {"name": run or "s", "params": {}, "tags": kind, "start_time": 1_000, **more})
-
-
-def metrics(run: str, step: int, **values: float) -> Record:
-    return Record(run, "metrics", {"values": values, "step": step, "timestamp": 1_000 * step})
-
-
 def text(run: str, path: str) -> Record:
     return Record(run, "text", {"text": "hi", "path": path})
-
-
-def closing(run: str) -> Record:
-    return Record(run, "close", {"status": "FINISHED", "end_time": 2_000})
 
 
 class Line:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 
 from rpg_platform.methods import METHODS
+from rpg_platform.search.population import searched_weights
 from rpg_platform.search_space import SearchSpace
 from rpg_platform.spec import SweepSpec
 from rpg_platform.spec_errors import Path, Problem
@@ -98,7 +99,7 @@ def _population(spec: SweepSpec) -> Iterator[Problem]:
     for name, space in spec.training.searched.items():
         message = "pbt explores weights only, and a checkpoint that is taken over brings its own training settings"
         yield Problem(("training", name, space.kind), message, at_key=True, needs=(("scheduler",),))
-    weights = {name: space for name, space in spec.weights.items() if isinstance(space, SearchSpace)}
+    weights = searched_weights(spec)
     for name, space in weights.items():
         if any(isinstance(value, tuple) for value in space.values):
             message = "pbt moves a number up and down, and a schedule is none"

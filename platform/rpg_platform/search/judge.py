@@ -20,6 +20,7 @@ from rpg_platform.sections import Objective
 from rpg_platform.spec import TrialSpec
 
 RUNG = "rung"
+"""Prefix of the figures at rungs in a report: ``rung/<env steps>/<figure>``."""
 STOPPED_BY = "stopped_by"
 """In the last report of a trial that was ended early: by what."""
 
@@ -55,9 +56,7 @@ class Verdict:
 
     def key(self, objective: Objective) -> Key:
         """By what it is compared, as settings in a table are: smaller is better."""
-        figures, prior = _numbers(self.figures), None if self.prior is None else _numbers(self.prior)
-        broken = violations(objective.constraints, figures, prior)
-        return order_key(figures.get(objective.maximize, math.nan), broken)
+        return rung_key(self.figures, self.prior, objective)
 
 
 class Judge:
@@ -145,7 +144,7 @@ class Judge:
                 return
 
     def _pass(self, group: str, rung: int, reported: Sequence[Figures]) -> Verdict:
-        means = {name: finite(statistics.fmean(each[name] for each in reported)) for name in reported[0]}
+        means = means_of(reported)
         arrives = Verdict(group, rung, self.name, True, means, self._prior)
         key = arrives.key(self._objective)
         others = [each.key(self._objective) for each in self._verdicts.values() if each.rung == rung]
@@ -158,6 +157,26 @@ class Judge:
         self._keep(verdict)
         self._verdicts[group, rung] = verdict
         return verdict
+
+
+def rung_key(
+    figures: Mapping[str, float | None], prior: Mapping[str, float | None] | None, objective: Objective
+) -> Key:
+    """By what settings are compared at a rung: smaller is better.
+
+    Args:
+        figures: validation figures, means over seeds.
+        prior: the prior's, where constraints are relative to them.
+        objective: what is better, and the constraints.
+    """
+    numbers = _numbers(figures)
+    broken = violations(objective.constraints, numbers, None if prior is None else _numbers(prior))
+    return order_key(numbers.get(objective.maximize, math.nan), broken)
+
+
+def means_of(reported: Sequence[Figures]) -> dict[str, float | None]:
+    """Each figure's mean over seeds."""
+    return {name: finite(statistics.fmean(each[name] for each in reported)) for name in reported[0]}
 
 
 def figures_at(report: Mapping[str, Any], where: str) -> dict[str, float]:

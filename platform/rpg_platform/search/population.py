@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from rpg_platform.ranking import Figures
-from rpg_platform.search.judge import Verdict, figures_at, finite
+from rpg_platform.search.judge import figures_at, finite, means_of, rung_key
 from rpg_platform.search.settings import Pbt
 from rpg_platform.search_space import SearchSpace, WeightValue
 from rpg_platform.spec import StartFrom, SweepSpec, TrialSpec
+
+if TYPE_CHECKING:
+    from rpg_platform.sweep_folder import SweepFolder
 
 Weights: TypeAlias = Mapping[str, float]
 History: TypeAlias = tuple[tuple[int, Mapping[str, float]], ...]
@@ -189,10 +191,7 @@ class Population:
         assert self.rung is not None
         groups = [group for group in self._members if group not in self._lost]
         figures = {group: self._means(group) for group in groups}
-        key = {
-            group: Verdict(group, self.rung, "pbt", True, figures[group], self._prior).key(self._objective)
-            for group in groups
-        }
+        key = {group: rung_key(figures[group], self._prior, self._objective) for group in groups}
         ranked = sorted(groups, key=lambda group: key[group])
         count = min(max(1, math.floor(len(ranked) * self._pbt.quantile)), len(ranked) // 2)
         sources, weights = {group: group for group in groups}, {group: self._weights(group) for group in groups}
@@ -236,8 +235,7 @@ class Population:
 
     def _means(self, group: str) -> dict[str, float | None]:
         assert self.rung is not None
-        reported = [self._reported[self.rung][trial.trial_id] for trial in self._members[group]]
-        return {name: finite(statistics.fmean(each[name] for each in reported)) for name in reported[0]}
+        return means_of([self._reported[self.rung][trial.trial_id] for trial in self._members[group]])
 
 
 def _schedule(history: History, name: str) -> WeightValue:
@@ -254,11 +252,11 @@ def searched_weights(spec: SweepSpec) -> dict[str, SearchSpace]:
     return {name: space for name, space in spec.weights.items() if isinstance(space, SearchSpace)}
 
 
-def current_trials(
-    spec: SweepSpec, trials: Sequence[TrialSpec], generations: Iterable[Generation], start: Callable[[int, str], str]
-) -> list[TrialSpec]:
-    """Trials as they are by what was decided so far; the same where there is no population."""
-    if spec.scheduler is None or spec.scheduler.pbt is None:
-        return list(trials)
-    population = Population(spec, trials, searched_weights(spec), lambda generation: None, start, generations)
-    return [population.current(trial) for trial in trials]
+def population_of(spec: SweepSpec, trials: Iterable[TrialSpec], folder: SweepFolder) -> Population:
+    """The population of a sweep whose scheduler is ``pbt``, as far as its folder says that it has come."""
+
+    def keep(generation: Generation) -> None:
+        folder.keep_generation(generation.rung, generation.to_json())
+
+    generations = map(Generation.from_json, folder.generations())
+    return Population(spec, trials, searched_weights(spec), keep, folder.start_of, generations)

@@ -17,7 +17,7 @@ from rpg_platform.ranking import Figures, needs_prior, violations
 from rpg_platform.rows import FINAL, is_finished, is_stopped
 from rpg_platform.search import quasi_random
 from rpg_platform.search.judge import RUNG
-from rpg_platform.search.population import Generation, current_trials
+from rpg_platform.search.population import population_of
 from rpg_platform.search.settings import Measure
 from rpg_platform.search_space import SearchSpace, Setting, dump
 from rpg_platform.spec import SweepSpec, TrialSpec
@@ -208,8 +208,8 @@ def _read(setting: Mapping[str, Any]) -> dict[str, Setting]:
 def known_trials(spec: SweepSpec, folder: SweepFolder) -> list[TrialSpec]:
     """The sweep's trials as far as they are known: all of them, or for an adaptive search those proposed so far."""
     if spec.scheduler is not None and spec.scheduler.pbt is not None:
-        generations = map(Generation.from_json, folder.generations())
-        return current_trials(spec, [trial for trial, _ in make_trials(spec)], generations, folder.start_of)
+        planned = [trial for trial, _ in make_trials(spec)]
+        return list(map(population_of(spec, planned, folder).current, planned))
     kept = folder.proposals() if spec.search.is_adaptive else ()
     proposed = (trial for each in kept for trial in trials_of(spec, _read(each["setting"])))
     return [*(trial for trial, _ in make_trials(spec)), *proposed]

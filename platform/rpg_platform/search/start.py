@@ -12,7 +12,7 @@ from rpg_platform.plan import expand
 from rpg_platform.rows import is_finished, is_stopped
 from rpg_platform.search.judge import Judge
 from rpg_platform.search.optuna_search import OptunaSearch
-from rpg_platform.search.population import Generation, Population, searched_weights
+from rpg_platform.search.population import Population, population_of
 from rpg_platform.search.population_scheduler import PopulationTraining
 from rpg_platform.search.proposals import Optimiser, Proposals, objectives
 from rpg_platform.search.scheduler import EarlyStopping, EarlyStoppingNotes
@@ -44,16 +44,6 @@ def first_trials(spec: SweepSpec) -> list[TrialSpec]:
     """Trials of the setting that an adaptive search proposes first: all others differ from them in numbers only."""
     table = table_of(spec)
     return [] if table is None else table.propose() or []
-
-
-def population_of(spec: SweepSpec, trials: Sequence[TrialSpec], folder: SweepFolder) -> Population:
-    """The population of a sweep whose scheduler is ``pbt``, as far as its folder says that it has come."""
-
-    def keep(generation: Generation) -> None:
-        folder.keep_generation(generation.rung, generation.to_json())
-
-    generations = map(Generation.from_json, folder.generations())
-    return Population(spec, trials, searched_weights(spec), keep, folder.start_of, generations)
 
 
 class SearchRun:

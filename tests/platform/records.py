@@ -1,0 +1,20 @@
+"""Records as the tracker spools them, for tests of what sends them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rpg_platform.mlflow_runs import Record
+
+
+def opening(run: str, **more: Any) -> Record:
+    kind = {"kind": "trial" if run else "sweep"}
+    return Record(run, "open", {"name": run or "s", "params": {}, "tags": kind, "start_time": 1_000, **more})
+
+
+def metrics(run: str, step: int, **values: float) -> Record:
+    return Record(run, "metrics", {"values": values, "step": step, "timestamp": 1_000 * step})
+
+
+def closing(run: str, status: str = "FINISHED") -> Record:
+    return Record(run, "close", {"status": status, "end_time": 2_000})
