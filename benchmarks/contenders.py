@@ -121,8 +121,14 @@ def rpg(env: str, seed: int, total: int) -> Iterator[tuple[float, Split]]:
 
     import gymnasium as gym
 
-    from rpg_algorithms import NetworkConfig, PolicyNetwork, PriorCard, RPGConfig, save_bundle
-    from rpg_algorithms.network import spec_for_spaces
+    from rpg_algorithms import (
+        NetworkConfig,
+        PolicyNetwork,
+        PriorCard,
+        RPGConfig,
+        save_bundle,
+    )
+    from rpg_algorithms.policies.network import spec_for_spaces
 
     _start_ray()
     made = gym.make(env, **_kwargs(env))

@@ -46,12 +46,12 @@ def simulate(trials: int, tracked: bool) -> Cost:
     from ray.tune import RunConfig, TuneConfig, Tuner
     from ray.tune.logger import JsonLoggerCallback
 
-    from rpg_platform.mlflow_runs import default_tracking_uri
-    from rpg_platform.plan import expand
-    from rpg_platform.progress import Progress
-    from rpg_platform.spec import SweepSpec
-    from rpg_platform.spool import spool_folder
-    from rpg_platform.tracking import MlflowTracker
+    from rpg_platform.run.progress import Progress
+    from rpg_platform.spec.plan import expand
+    from rpg_platform.spec.sweep import SweepSpec
+    from rpg_platform.tracking.runs import default_tracking_uri
+    from rpg_platform.tracking.spool import spool_folder
+    from rpg_platform.tracking.tracker import MlflowTracker
 
     class Idle(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ def main() -> None:
     }
     import ray
 
-    from rpg_platform.sweep import quiet
+    from rpg_platform.run.run import quiet
 
     quiet()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -92,7 +92,7 @@ def free_port() -> int:
 @contextmanager
 def server(folder: Path) -> Iterator[int]:
     """A server's port, for as long as the context lasts."""
-    from rpg_platform.mlflow_runs import create_embedded_store
+    from rpg_platform.tracking.runs import create_embedded_store
 
     create_embedded_store(folder / "mlflow.db")
     port = free_port()
@@ -153,10 +153,10 @@ def counting_proxy(target: int) -> Iterator[tuple[int, list[str]]]:
 
 def tracker_of(uri: str, trials: int, folder: Path) -> tuple[Any, list[Any]]:
     """A tracker for a sweep of so many trials, and what Tune would hand it for each."""
-    from rpg_platform.plan import expand
-    from rpg_platform.spec import SweepSpec
-    from rpg_platform.spool import spool_folder
-    from rpg_platform.tracking import MlflowTracker
+    from rpg_platform.spec.plan import expand
+    from rpg_platform.spec.sweep import SweepSpec
+    from rpg_platform.tracking.spool import spool_folder
+    from rpg_platform.tracking.tracker import MlflowTracker
 
     settings = -(-trials // MOST_SEEDS)
     spec = SweepSpec.model_validate(
@@ -306,7 +306,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the section instead of writing it")
     arguments = parser.parse_args()
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    from rpg_platform.sweep import quiet
+    from rpg_platform.run.run import quiet
 
     quiet()
     held = memory(arguments.held, 5)

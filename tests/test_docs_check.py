@@ -76,18 +76,18 @@ def test_false_links_are_found(check: ModuleType, folder: Path, text: str, messa
 
 
 def test_names_are_imported(check: ModuleType, folder: Path) -> None:
-    true = "`rpg_algorithms.rewards` and `rpg_platform.cli.main`"
+    true = "`rpg_algorithms.maths.rewards` and `rpg_platform.cli.main`"
     assert problems(check, "check_names", folder, true) == []
-    false = "`rpg_algorithms.rewards.no_such_reward`\n\n```python\nimport rpg_platform.nothing\n```\n"
+    false = "`rpg_algorithms.maths.rewards.no_such_reward`\n\n```python\nimport rpg_platform.nothing\n```\n"
     assert problems(check, "check_names", folder, false) == [
-        f"{folder / 'page.md'}:1: no such name: rpg_algorithms.rewards.no_such_reward",
+        f"{folder / 'page.md'}:1: no such name: rpg_algorithms.maths.rewards.no_such_reward",
         f"{folder / 'page.md'}:4: no such name: rpg_platform.nothing",
     ]
 
 
 def test_the_equation_table_must_name_functions(check: ModuleType, folder: Path) -> None:
     page = folder / "page.md"
-    row = "| (7) | `rpg_algorithms.rewards.spg_reward` | soft reward |"
+    row = "| (7) | `rpg_algorithms.maths.rewards.spg_reward` | soft reward |"
     assert problems(check, "check_equation_table", folder, row, page) == []
     assert problems(check, "check_equation_table", folder, "| (7) | to do |", page) != []
     assert problems(check, "check_equation_table", folder, row.replace("|", ""), page) != []

@@ -1,12 +1,19 @@
 """Soft and residual policy gradient as RLlib algorithms (arXiv 2503.11019)."""
 
 from rpg_algorithms.addons import AddonReward
-from rpg_algorithms.module import ActorCriticModule, NetworkConfig
-from rpg_algorithms.network import NetworkSpec, PolicyNetwork
-from rpg_algorithms.prior import BundleError, PriorBundle, PriorCard, load_bundle, load_card, save_bundle
-from rpg_algorithms.rollout import NonFiniteError, Rollout
-from rpg_algorithms.rpg import RPG, RPGConfig
-from rpg_algorithms.spg import SPG, SPGConfig
+from rpg_algorithms.policies.bundle import (
+    BundleError,
+    PriorBundle,
+    PriorCard,
+    load_bundle,
+    load_card,
+    save_bundle,
+)
+from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork
+from rpg_algorithms.rllib.module import ActorCriticModule, NetworkConfig
+from rpg_algorithms.rllib.rollout import NonFiniteError, Rollout
+from rpg_algorithms.rllib.rpg import RPG, RPGConfig
+from rpg_algorithms.rllib.spg import SPG, SPGConfig
 
 __version__ = "0.1.0"
 

@@ -12,8 +12,15 @@ import numpy as np
 import torch
 from tests.algorithms.environments import WalkEnv
 
-from rpg_algorithms import NetworkConfig, PolicyNetwork, PriorCard, RPGConfig, SPGConfig, save_bundle
-from rpg_algorithms.network import spec_for_spaces
+from rpg_algorithms import (
+    NetworkConfig,
+    PolicyNetwork,
+    PriorCard,
+    RPGConfig,
+    SPGConfig,
+    save_bundle,
+)
+from rpg_algorithms.policies.network import spec_for_spaces
 
 ENVS, STEPS = 4, 32
 FAMILIES: dict[str, dict[str, Any]] = {

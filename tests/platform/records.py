@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rpg_platform.mlflow_runs import Record
+from rpg_platform.tracking.runs import Record
 
 
 def opening(run: str, **more: Any) -> Record:

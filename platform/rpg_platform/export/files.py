@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from rpg_algorithms.prior import load_bundle
+from rpg_algorithms.policies.bundle import load_bundle
+from rpg_platform.bundles import resolve_prior
 from rpg_platform.export.policy import Mode, Precision
-from rpg_platform.shipped import resolve_prior
 
 Format = Literal["torchscript", "onnx", "mlflow"]
 FILES: dict[Format, str] = {"torchscript": "policy.pt", "onnx": "policy.onnx", "mlflow": "mlflow"}

@@ -1,4 +1,4 @@
-"""A policy graph (``rpg_algorithms.graph``) in ONNX, operation by operation."""
+"""A policy graph (``rpg_algorithms.policies.graph``) in ONNX, operation by operation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rpg_algorithms.graph import INPUT, Graph
-from rpg_algorithms.graph_ops import Shape
+from rpg_algorithms.policies.graph import INPUT, Graph
+from rpg_algorithms.policies.graph_ops import Shape
 from rpg_platform.export.onnx_nodes import Nodes
 
 # Nodes, names of the inputs, their shapes (None for the batch axis, () for a number), attributes → name of the result.

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rpg_algorithms.network import NetworkSpec
-from rpg_algorithms.prior import PriorBundle
+from rpg_algorithms.policies.bundle import PriorBundle
+from rpg_algorithms.policies.network import NetworkSpec
 
 Mode = Literal["distribution", "deterministic"]
 Precision = Literal["float64", "float32"]

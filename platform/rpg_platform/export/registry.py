@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpg_algorithms.prior import CARD_FILE, PriorCard, load_bundle
+from rpg_algorithms.policies.bundle import CARD_FILE, PriorCard, load_bundle
 from rpg_platform.export import mlflow_model
 from rpg_platform.export.policy import Mode, Precision
-from rpg_platform.lineage import lineage_text, weights_text
+from rpg_platform.priors.ancestry import lineage_text, weights_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -104,8 +104,8 @@ def check_store(tracking_uri: str) -> None:
     Raises:
         ValueError: says what to do.
     """
-    from rpg_platform.mlflow_errors import without_login
-    from rpg_platform.mlflow_runs import embedded_database
+    from rpg_platform.tracking.errors import without_login
+    from rpg_platform.tracking.runs import embedded_database
 
     shown, database = without_login(tracking_uri), embedded_database(tracking_uri)
     if database is not None:
@@ -133,8 +133,8 @@ def default_store(source: Path) -> str:
     Args:
         source: the bundle's folder.
     """
-    from rpg_platform.mlflow_runs import DATABASE_FILE, default_tracking_uri
-    from rpg_platform.sweep import DEFAULT_STORAGE
+    from rpg_platform.run.run import DEFAULT_STORAGE
+    from rpg_platform.tracking.runs import DATABASE_FILE, default_tracking_uri
 
     for folder in source.parents:
         if (folder / DATABASE_FILE).is_file():
@@ -245,7 +245,7 @@ def _register(
 
 def _experiment(client: MlflowClient, tracking_uri: str) -> str:
     """The experiment for policies that no run of this store made."""
-    from rpg_platform.mlflow_runs import ARTIFACT_FOLDER, embedded_database
+    from rpg_platform.tracking.runs import ARTIFACT_FOLDER, embedded_database
 
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
@@ -311,7 +311,7 @@ def _refused(tracking_uri: str) -> Iterator[None]:
     """Turns what the store refuses into a ``ValueError`` that names the store."""
     from mlflow.exceptions import MlflowException
 
-    from rpg_platform.mlflow_errors import without_login
+    from rpg_platform.tracking.errors import without_login
 
     try:
         yield

@@ -19,9 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rpg_algorithms.network import PolicyNetwork
-from rpg_algorithms.prior import PriorBundle
-from rpg_platform.export.policy import Mode, Outputs, Precision, check, output_names, typical_states
+from rpg_algorithms.policies.bundle import PriorBundle
+from rpg_algorithms.policies.network import PolicyNetwork
+from rpg_platform.export.policy import (
+    Mode,
+    Outputs,
+    Precision,
+    check,
+    output_names,
+    typical_states,
+)
 
 CARD = "card.json"
 _jit: Any = torch.jit  # mostly untyped

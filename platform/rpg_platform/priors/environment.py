@@ -7,10 +7,10 @@ from typing import Any
 
 import gymnasium as gym
 
-from rpg_algorithms.prior import PriorCard
-from rpg_platform.environments import make_env
-from rpg_platform.tasks import Nothing, Task, TaskError
-from rpg_platform.yaml_source import find_task
+from rpg_algorithms.policies.bundle import PriorCard
+from rpg_platform.spec.yaml_file import find_task
+from rpg_platform.tasks.environments import make_env
+from rpg_platform.tasks.task import Nothing, Task, TaskError
 
 
 def bare_task(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Task:

@@ -7,9 +7,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from rpg_platform.priors import PriorImportError, sb3
-from rpg_platform.priors.archive import open_archive
-from rpg_platform.shipped import bundle_in
+from rpg_platform.bundles import bundle_in
+from rpg_platform.priors.files.archive import open_archive
+from rpg_platform.priors.formats import sb3
+from rpg_platform.priors.imported import PriorImportError
 
 Kind = Literal["bundle", "rllib", "sb3", "cleanrl", "torchscript", "onnx", "mlflow"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -109,8 +110,8 @@ def _folder(path: Path) -> Kind:
 
 def _algorithm(path: Path) -> Kind:
     """RLlib's own algorithms, or those of this package."""
-    from rpg_platform.priors.own import ALGORITHMS
-    from rpg_platform.priors.rllib_checkpoint import Checkpoint
+    from rpg_platform.priors.files.rllib_checkpoint import Checkpoint
+    from rpg_platform.priors.formats.rpg import ALGORITHMS
 
     return "bundle" if Checkpoint(path).algorithm in ALGORITHMS else "rllib"
 

@@ -15,15 +15,20 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rpg_algorithms.prior import CARD_FILE, PriorCard, load_bundle, save_bundle
-from rpg_algorithms.spaces import same_space
-from rpg_platform.priors import Imported, ImportOptions, PriorImportError
+from rpg_algorithms.policies.bundle import (
+    CARD_FILE,
+    PriorCard,
+    load_bundle,
+    save_bundle,
+)
+from rpg_algorithms.policies.spaces import same_space
 from rpg_platform.priors.environment import bare_task, spaces_of
-from rpg_platform.priors.mlflow_models import ADDRESS
+from rpg_platform.priors.formats.mlflow_models import ADDRESS
+from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.priors.recognise import KINDS, Kind, recognise
-from rpg_platform.spec_errors import suggestion
-from rpg_platform.tasks import Task
-from rpg_platform.yaml_source import find_task
+from rpg_platform.spec.yaml_file import find_task
+from rpg_platform.tasks.task import Task
+from rpg_platform.wording import suggestion
 
 FORMATS = (*KINDS, "function")
 FUNCTION = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
@@ -85,13 +90,13 @@ def read_source(
     if form is not None and form not in FORMATS:
         raise PriorImportError(f"format {form!r}: no such format{suggestion(form, FORMATS)}")
     if ADDRESS.match(source):
-        from rpg_platform.priors.mlflow_models import read_address
+        from rpg_platform.priors.formats.mlflow_models import read_address
 
         imported = read_address(source, options, tracking_uri or _default_store())
         return replace(imported, facts={**imported.facts, "source": source})
     path = Path(source).expanduser()
     if form == "function" or (form is None and not path.exists() and FUNCTION.fullmatch(source)):
-        from rpg_platform.priors import functions
+        from rpg_platform.priors.formats import functions
 
         imported = functions.read(source, options)
         return replace(imported, facts={**imported.facts, "source": source})
@@ -120,25 +125,25 @@ def _reader(kind: Kind) -> Reader:
     """The importer; each is imported only when it is needed."""
     match kind:
         case "bundle":
-            from rpg_platform.priors.own import read
+            from rpg_platform.priors.formats.rpg import read
         case "rllib":
-            from rpg_platform.priors.rllib import read
+            from rpg_platform.priors.formats.rllib import read
         case "sb3":
-            from rpg_platform.priors.sb3 import read
+            from rpg_platform.priors.formats.sb3 import read
         case "cleanrl":
-            from rpg_platform.priors.cleanrl import read
+            from rpg_platform.priors.formats.cleanrl import read
         case "torchscript":
-            from rpg_platform.priors.torchscript import read
+            from rpg_platform.priors.formats.torchscript.archive import read
         case "onnx":
-            from rpg_platform.priors.onnx_models import read
+            from rpg_platform.priors.formats.onnx.model import read
         case "mlflow":
-            from rpg_platform.priors.mlflow_models import read
+            from rpg_platform.priors.formats.mlflow_models import read
     return read
 
 
 def _default_store() -> str:
-    from rpg_platform.mlflow_runs import default_tracking_uri
-    from rpg_platform.sweep import DEFAULT_STORAGE
+    from rpg_platform.run.run import DEFAULT_STORAGE
+    from rpg_platform.tracking.runs import default_tracking_uri
 
     return default_tracking_uri(DEFAULT_STORAGE)
 

@@ -1,1 +1,1 @@
-"""Searching the weights: which settings are tried, and which of them are trained to the end."""
+"""Searching the weights: which setting is tried next, and which of them are trained to the end."""

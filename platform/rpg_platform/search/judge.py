@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from rpg_platform.ranking import Figures, order_key, violations
+from rpg_platform.results.ranking import Figures, order_key, violations
 from rpg_platform.search.rules import Key, asha_goes_on, median_goes_on
-from rpg_platform.search.settings import Scheduler
-from rpg_platform.sections import Objective
-from rpg_platform.spec import TrialSpec
+from rpg_platform.spec.search import Scheduler
+from rpg_platform.spec.sections import Objective
+from rpg_platform.spec.sweep import TrialSpec
 
 RUNG = "rung"
 """Prefix of the figures at rungs in a report: ``rung/<env steps>/<figure>``."""

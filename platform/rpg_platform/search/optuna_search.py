@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from rpg_platform.search.proposals import Outcome
-from rpg_platform.search.settings import MINIMIZED, Measure
-from rpg_platform.search_space import SearchSpace, Setting, dump
+from rpg_platform.spec.search import MINIMIZED, Measure
+from rpg_platform.spec.space import SearchSpace, Setting, dump
 
 
 def require_optuna() -> ModuleType:

@@ -15,14 +15,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
-from rpg_platform.ranking import Figures
-from rpg_platform.search.judge import figures_at, finite, means_of, rung_key
-from rpg_platform.search.settings import Pbt
-from rpg_platform.search_space import SearchSpace, WeightValue
-from rpg_platform.spec import StartFrom, SweepSpec, TrialSpec
+from rpg_platform.results.ranking import Figures
+from rpg_platform.search.judge import (
+    figures_at,
+    finite,
+    means_of,
+    rung_key,
+)
+from rpg_platform.spec.search import Pbt
+from rpg_platform.spec.space import SearchSpace, WeightValue
+from rpg_platform.spec.sweep import StartFrom, SweepSpec, TrialSpec
 
 if TYPE_CHECKING:
-    from rpg_platform.sweep_folder import SweepFolder
+    from rpg_platform.storage.sweep_folder import SweepFolder
 
 Weights: TypeAlias = Mapping[str, float]
 History: TypeAlias = tuple[tuple[int, Mapping[str, float]], ...]

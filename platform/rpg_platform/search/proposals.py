@@ -13,18 +13,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from rpg_platform.ranking import Figures, needs_prior, violations
-from rpg_platform.rows import FINAL, is_finished, is_stopped
-from rpg_platform.search import quasi_random
+from rpg_platform.results.ranking import Figures, needs_prior, violations
+from rpg_platform.results.rows import FINAL, is_finished, is_stopped
 from rpg_platform.search.judge import RUNG
 from rpg_platform.search.population import population_of
-from rpg_platform.search.settings import Measure
-from rpg_platform.search_space import SearchSpace, Setting, dump
-from rpg_platform.spec import SweepSpec, TrialSpec
-from rpg_platform.trials import PRIOR_TRIAL, arms, make_trials, searched, trials_of
+from rpg_platform.spec import quasi_random
+from rpg_platform.spec.search import Measure
+from rpg_platform.spec.space import SearchSpace, Setting, dump
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.spec.trials import (
+    PRIOR_TRIAL,
+    arms,
+    make_trials,
+    searched,
+    trials_of,
+)
 
 if TYPE_CHECKING:
-    from rpg_platform.sweep_folder import SweepFolder
+    from rpg_platform.storage.sweep_folder import SweepFolder
 
 Point: TypeAlias = Mapping[str, Setting]
 State: TypeAlias = Literal["running", "finished", "stopped", "failed"]

@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from rpg_platform.search.proposals import Proposals, usable
-from rpg_platform.spec import TrialSpec
+from rpg_platform.spec.sweep import TrialSpec
 
 
 class SettingSearcher(Searcher):

@@ -8,8 +8,7 @@ from typing import Any
 from ray import tune
 from ray.tune import Callback
 
-from rpg_platform.plan import expand
-from rpg_platform.rows import is_finished, is_stopped
+from rpg_platform.results.rows import is_finished, is_stopped
 from rpg_platform.search.judge import Judge
 from rpg_platform.search.optuna_search import OptunaSearch
 from rpg_platform.search.population import Population, population_of
@@ -17,8 +16,9 @@ from rpg_platform.search.population_scheduler import PopulationTraining
 from rpg_platform.search.proposals import Optimiser, Proposals, objectives
 from rpg_platform.search.scheduler import EarlyStopping, EarlyStoppingNotes
 from rpg_platform.search.searcher import SettingSearcher
-from rpg_platform.spec import SweepSpec, TrialSpec
-from rpg_platform.sweep_folder import SweepFolder, TrialState
+from rpg_platform.spec.plan import expand
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
 
 Report = Mapping[str, Any]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import mlflow.pyfunc
 import onnx
 import pytest
-from tests.algorithms.test_inference import make_network
+from tests.algorithms.policies.test_numpy_policy import make_network
 from tests.platform.export.bundles import bundle_of
 
-from rpg_algorithms.prior import load_card
+from rpg_algorithms.policies.bundle import load_card
 from rpg_platform.export.files import FILES, export
 
 

@@ -12,19 +12,19 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.algorithms.test_graph import CASES as OPERATIONS
-from tests.algorithms.test_graph import D as GRAPH_D
-from tests.algorithms.test_inference import FAMILIES, NORMALISERS, make_network
+from tests.algorithms.policies.test_graph import CASES as OPERATIONS
+from tests.algorithms.policies.test_graph import D as GRAPH_D
+from tests.algorithms.policies.test_numpy_policy import FAMILIES, NORMALISERS, make_network
 from tests.platform.export.bundles import OURS, bundle_of, run_elsewhere
 
 from rpg_algorithms import NetworkSpec, PolicyNetwork
-from rpg_algorithms.graph import Graph, GraphTensor, Node
-from rpg_algorithms.inference import NumpyPolicy
-from rpg_algorithms.network import ACTIVATIONS
-from rpg_algorithms.prior import PriorBundle, load_bundle
+from rpg_algorithms.policies.bundle import PriorBundle, load_bundle
+from rpg_algorithms.policies.graph import Graph, GraphTensor, Node
+from rpg_algorithms.policies.network import ACTIVATIONS
+from rpg_algorithms.policies.numpy_policy import NumpyPolicy
+from rpg_platform.bundles import SHIPPED
 from rpg_platform.export import onnx_model, policy, torchscript
 from rpg_platform.export.onnx_graph import TRANSLATIONS
-from rpg_platform.shipped import SHIPPED
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
 STATES = 1_000

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import yaml
 from mlflow.exceptions import MlflowException
-from tests.algorithms.test_inference import FAMILIES, make_network
+from tests.algorithms.policies.test_numpy_policy import FAMILIES, make_network
 from tests.platform.export.bundles import OURS, bundle_of, run_elsewhere
 
-from rpg_algorithms.prior import load_bundle
+from rpg_algorithms.policies.bundle import load_bundle
 from rpg_platform.export import mlflow_model, policy
-from rpg_platform.lineage import lineage_lines
+from rpg_platform.priors.ancestry import lineage_lines
 
 
 @pytest.fixture(scope="module")

@@ -12,20 +12,20 @@ import pytest
 from mlflow import MlflowClient
 from ray import tune
 from rich.console import Console
-from tests.algorithms.test_inference import make_network
+from tests.algorithms.policies.test_numpy_policy import make_network
 from tests.platform.conftest import MlflowServer, read_sweep
 from tests.platform.export.bundles import bundle_of
 
-from rpg_algorithms.prior import load_bundle, load_card
+from rpg_algorithms.policies.bundle import load_bundle, load_card
+from rpg_platform.bundles import SHIPPED, resolve_prior
 from rpg_platform.export import registry
 from rpg_platform.export.policy import exact
-from rpg_platform.lineage import lineage_lines
-from rpg_platform.mlflow_runs import create_embedded_store, embedded_database
-from rpg_platform.plan import expand
-from rpg_platform.shipped import SHIPPED, resolve_prior
-from rpg_platform.spec import SweepSpec
-from rpg_platform.sweep import run_sweep
-from rpg_platform.trial import CustomizationTrial
+from rpg_platform.priors.ancestry import lineage_lines
+from rpg_platform.run.run import run_sweep
+from rpg_platform.spec.plan import expand
+from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.tracking.runs import create_embedded_store, embedded_database
+from rpg_platform.trial.trainable import CustomizationTrial
 
 PRIOR = "halfcheetah-spg"
 TRIAL = "rpg-omega_prime=0.1-alpha_hat=0.02-seed=0"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rpg_algorithms.network import PolicyNetwork
-from rpg_platform.priors import ImportOptions
+from rpg_algorithms.policies.network import PolicyNetwork
+from rpg_platform.priors.imported import ImportOptions
 
 D, A, K = 6, 3, 4
 OBSERVATIONS = gym.spaces.Box(-np.inf, np.inf, (D,), np.float64)

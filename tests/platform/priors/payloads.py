@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rpg_platform.priors import PriorImportError
+from rpg_platform.priors.imported import PriorImportError
 
 
 class Payload:

@@ -7,18 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.algorithms.graph_priors import make_graph_prior
+from tests.algorithms.policies.graph_priors import make_graph_prior
 from tests.algorithms.registry import make_prior
 from tests.platform.priors.graph_modules import assert_same_policy
 from torch import nn
 from typer.testing import CliRunner
 
 from rpg_algorithms import load_bundle, save_bundle
-from rpg_platform.cli import app
+from rpg_platform.bundles import SHIPPED
+from rpg_platform.cli.main import app
 from rpg_platform.export import onnx_model
 from rpg_platform.export import torchscript as torchscript_export
-from rpg_platform.priors import ImportOptions, onnx_models, torchscript
-from rpg_platform.shipped import SHIPPED
+from rpg_platform.priors.formats.onnx import model as onnx_models
+from rpg_platform.priors.formats.torchscript import archive as torchscript
+from rpg_platform.priors.imported import ImportOptions
 
 FORMATS = {
     "policy.pt": (torchscript_export.save, torchscript.read),

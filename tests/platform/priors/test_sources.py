@@ -17,11 +17,11 @@ from stable_baselines3 import A2C
 from tests.algorithms.registry import make_prior
 from torch import nn
 
-from rpg_algorithms.prior import load_bundle, load_card
-from rpg_platform.priors import ImportOptions, PriorImportError
+from rpg_algorithms.policies.bundle import load_bundle, load_card
+from rpg_platform.bundles import resolve_prior
+from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.recognise import recognise
 from rpg_platform.priors.sources import hash_of, import_prior, read_source
-from rpg_platform.shipped import resolve_prior
 
 PENDULUM = ImportOptions(env_id="Pendulum-v1")
 

@@ -10,18 +10,18 @@ import pytest
 from ray import tune
 from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
 
-from rpg_platform.outcomes import outcomes_of
-from rpg_platform.plan import expand
-from rpg_platform.report import render_table, rows_to_markdown, summarise
-from rpg_platform.resuming import ResumeError, extended
-from rpg_platform.rows import TrialResult, is_finished, is_stopped
+from rpg_platform.results.leader import Standing
+from rpg_platform.results.outcomes import outcomes_of
+from rpg_platform.results.rows import TrialResult, is_finished, is_stopped
+from rpg_platform.results.table import render_table, rows_to_markdown, summarise
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.search.start import SearchRun
-from rpg_platform.spec import SweepSpec
-from rpg_platform.standing import Standing
-from rpg_platform.sweep_folder import SweepFolder
-from rpg_platform.trial_state import read_state, write_state
-from rpg_platform.trials import count_trials
+from rpg_platform.spec.extension import ResumeError, extended
+from rpg_platform.spec.plan import expand
+from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.spec.trials import count_trials
+from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.storage.trial_state import read_state, write_state
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 STEP = 1_000

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.platform.test_s3 import bucket as _bucket
+from tests.platform.storage.test_s3 import bucket as _bucket
 
 from rpg_platform.search.judge import Verdict
-from rpg_platform.spec import SweepSpec
-from rpg_platform.sweep_folder import SweepFolder
+from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.sweep_folder import SweepFolder
 
 bucket = _bucket
 

@@ -11,15 +11,20 @@ import pytest
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
-from rpg_platform.plan import expand
-from rpg_platform.search.population import Generation, Population, explore, searched_weights
+from rpg_platform.search.population import (
+    Generation,
+    Population,
+    explore,
+    searched_weights,
+)
 from rpg_platform.search.proposals import known_trials
-from rpg_platform.search.settings import Pbt
 from rpg_platform.search.start import SearchRun
-from rpg_platform.search_space import SearchSpace
-from rpg_platform.spec import SweepSpec
-from rpg_platform.sweep_folder import SweepFolder
-from rpg_platform.trial_state import read_state, write_state
+from rpg_platform.spec.plan import expand
+from rpg_platform.spec.search import Pbt
+from rpg_platform.spec.space import SearchSpace
+from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.storage.trial_state import read_state, write_state
 
 STEP = 1_000
 RUNGS = (2 * STEP, 4 * STEP, 6 * STEP, 8 * STEP)

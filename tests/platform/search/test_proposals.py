@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from rpg_platform.plan import expand
-from rpg_platform.ranking import pareto_set
+from rpg_platform.results.ranking import pareto_set
 from rpg_platform.search.proposals import Proposals
 from rpg_platform.search.start import table_of
-from rpg_platform.spec import SweepSpec, TrialSpec
-from rpg_platform.trials import count_trials
+from rpg_platform.spec.plan import expand
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.spec.trials import count_trials
 
 Landscape = Callable[[Mapping[str, Any]], Mapping[str, float]]
 SPACES = {"omega_prime": {"loguniform": [0.01, 1.0]}, "alpha_hat": {"uniform": [0.0, 1.0]}}

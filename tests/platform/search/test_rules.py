@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from rpg_platform.plan import expand
 from rpg_platform.search.judge import Judge, Verdict
 from rpg_platform.search.rules import Key, asha_goes_on, median_goes_on
-from rpg_platform.search.settings import Scheduler
-from rpg_platform.spec import SweepSpec, TrialSpec
+from rpg_platform.spec.plan import expand
+from rpg_platform.spec.search import Scheduler
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 
 
 def key(value: float, excess: float = 0.0) -> Key:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpg_platform.mlflow_runs import default_tracking_uri
-from rpg_platform.plan import expand
-from rpg_platform.spec import SweepSpec
-from rpg_platform.sweep_folder import TrialState
-from rpg_platform.tracking import MlflowTracker
+from rpg_platform.spec.plan import expand
+from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.sweep_folder import TrialState
+from rpg_platform.tracking.runs import default_tracking_uri
+from rpg_platform.tracking.tracker import MlflowTracker
 
 if TYPE_CHECKING:
     from tests.platform.conftest import TrackedSweep

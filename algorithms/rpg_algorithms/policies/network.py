@@ -1,0 +1,288 @@
+"""The policy network, its specification and the running moments that normalise observations and scale rewards.
+
+One network class serves the policy being trained, the frozen prior and what a bundle holds on disk.
+
+Dimension letters: B batch, D observation size, A action dimensions, P size of ``dist_inputs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rpg_algorithms.maths.distributions import (
+    Categorical,
+    DiagonalGaussian,
+    DistributionName,
+    make_distribution,
+)
+from rpg_algorithms.policies.graph import Graph, GraphNetwork
+
+ActivationName = Literal["relu", "tanh", "elu", "silu"]
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
+OBSERVATION_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Everything that fixes a policy network's shape and meaning, apart from its weights.
+
+    Attributes:
+        observation_size: D, the size of the flattened (Box) or one-hot (Discrete) observation.
+        action_size: A for Box, the number of actions for Discrete.
+        distribution: family of the action distribution.
+        hidden: widths of the hidden layers. (With a graph: of the critic's, where nothing else is said.)
+        activation: activation after each hidden layer.
+        state_dependent_std: the network gives the log standard deviation too (clamped to ``log_std_bounds``, unless it
+            comes from a graph, which holds its own clamp); otherwise it is a free parameter.
+        log_std_init: initial log standard deviation of a free parameter, nats.
+        log_std_bounds: clamp of a state-dependent log standard deviation, nats.
+        normalize_observations: hold running moments and normalise with them.
+        observation_clip: bound on a normalised observation's absolute value; None for no bound.
+        observation_epsilon: added to the observation's variance.
+        action_low, action_high: the environment's bounds per action dimension (Box only).
+        action_start: first action of a Discrete space.
+        graph: the network, where it is no perceptron of these layers; takes normalised observations.
+    """
+
+    observation_size: int
+    action_size: int
+    distribution: DistributionName
+    hidden: tuple[int, ...] = (128, 128)
+    activation: ActivationName = "relu"
+    state_dependent_std: bool = False
+    log_std_init: float = -2.0
+    log_std_bounds: tuple[float, float] = (-20.0, 2.0)
+    normalize_observations: bool = True
+    observation_clip: float | None = 10.0
+    observation_epsilon: float = OBSERVATION_EPSILON
+    action_low: tuple[float, ...] | None = None
+    action_high: tuple[float, ...] | None = None
+    action_start: int = 0
+    graph: Graph | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields against each other.
+
+        Raises:
+            ValueError: names the field and its value.
+        """
+        for name in ("hidden", "log_std_bounds", "action_low", "action_high"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        if self.distribution not in get_args(DistributionName):
+            raise ValueError(f"distribution={self.distribution!r}: expected one of {get_args(DistributionName)}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r}: expected one of {tuple(ACTIVATIONS)}")
+        for name in ("observation_size", "action_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"hidden={self.hidden}: expected positive widths")
+        if self.distribution == "squashed_gaussian" and not (
+            self.action_low and self.action_high and np.all(np.isfinite(self.action_low + self.action_high))
+        ):
+            raise ValueError("distribution='squashed_gaussian' needs finite action_low and action_high")
+        if self.graph is not None:
+            self._check_graph(self.graph)
+
+    def _check_graph(self, graph: Graph) -> None:
+        shapes, wanted = graph.check(self.observation_size), (None, self.action_size)
+        count = 2 if self.state_dependent_std and self.distribution != "categorical" else 1
+        found = [shapes[name] for name in graph.outputs]
+        if found != [wanted] * count:
+            raise ValueError(
+                f"graph: outputs of shapes {found}, expected {count} of {wanted} (distribution={self.distribution!r}, "
+                f"state_dependent_std={self.state_dependent_std})"
+            )
+
+    @property
+    def dist_inputs_size(self) -> int:
+        """P: logits for a categorical, mean and log standard deviation otherwise."""
+        return self.action_size if self.distribution == "categorical" else 2 * self.action_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able dictionary; without ``graph`` where there is none, so that older bundles keep their hashes."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        graph: Graph | None = values.pop("graph")
+        data = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return data if graph is None else data | {"graph": graph.to_json()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NetworkSpec:
+        """Inverse of ``to_dict``. Raises ValueError for unknown or missing keys."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"network specification has unknown keys {unknown}")
+        try:
+            graph = None if data.get("graph") is None else Graph.from_json(data["graph"])
+            return cls(**{**data, "graph": graph})
+        except TypeError as error:
+            raise ValueError(f"network specification is incomplete: {error}") from error
+
+    def check_compatible(self, other: NetworkSpec, what: str) -> None:
+        """Raises ValueError unless ``other`` observes and acts in the same spaces.
+
+        Families may differ between ``gaussian`` and ``squashed_gaussian`` (see ``families``).
+        """
+        names = ["observation_size", "action_size", "action_start"]
+        if "categorical" in (self.distribution, other.distribution):
+            names.append("distribution")
+        for name in names:
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(f"{what}: {name} is {getattr(other, name)!r}, expected {getattr(self, name)!r}")
+
+
+def spec_for_spaces(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    distribution: DistributionName | None = None,
+    **options: Any,
+) -> NetworkSpec:
+    """The network specification that fits two gymnasium spaces.
+
+    Args:
+        observation_space: Box (flattened) or Discrete (one-hot).
+        action_space: Box of one dimension, or Discrete.
+        distribution: family; default ``gaussian`` for Box and ``categorical`` for Discrete.
+        **options: further fields of ``NetworkSpec``.
+
+    Raises:
+        ValueError: the space is of another kind, or the family does not fit it.
+    """
+    size = observation_size(observation_space)
+    if isinstance(action_space, gym.spaces.Discrete):
+        if distribution not in (None, "categorical"):
+            raise ValueError(f"distribution={distribution!r} does not fit the action space {action_space}")
+        return NetworkSpec(size, int(action_space.n), "categorical", action_start=int(action_space.start), **options)
+    if isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1:
+        if distribution == "categorical":
+            raise ValueError(f"distribution={distribution!r} does not fit the action space {action_space}")
+        return NetworkSpec(
+            size,
+            int(action_space.shape[0]),
+            distribution or "gaussian",
+            action_low=tuple(float(x) for x in action_space.low),
+            action_high=tuple(float(x) for x in action_space.high),
+            **options,
+        )
+    raise ValueError(f"action space {action_space}: expected Box of one dimension or Discrete")
+
+
+def observation_size(space: gym.Space[Any]) -> int:
+    """Size of an observation as the network sees it. Raises ValueError for unsupported spaces."""
+    if isinstance(space, gym.spaces.Box):
+        return int(np.prod(space.shape, dtype=int))
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n)
+    raise ValueError(
+        f"observation space {space}: expected Box or Discrete; flatten it with gymnasium's FlattenObservation"
+    )
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of a stream, merged batch by batch (Chan et al. 1979), held as buffers.
+
+    With ``count`` 0 the mean is 0 and the variance 1, so an untouched instance changes nothing.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @staticmethod
+    def sums(batch: Tensor) -> Tensor:
+        """``[3, *shape]`` of count, sum and sum of squares over the leading dimension, addable between learners."""
+        x = batch.to(torch.float64)
+        count = torch.full(x.shape[1:], float(x.shape[0]), dtype=torch.float64, device=x.device)
+        return torch.stack((count, x.sum(0), x.square().sum(0)))
+
+    @torch.no_grad()
+    def merge(self, sums: Tensor) -> None:
+        """Takes in a batch given by ``sums``."""
+        n = sums[0].flatten()[0]
+        batch_mean = sums[1] / n
+        batch_var = (sums[2] / n - batch_mean.square()).clamp_min(0.0)
+        total = self.count + n
+        delta = batch_mean - self.mean
+        m2 = self.var * self.count + batch_var * n + delta.square() * self.count * n / total
+        self.mean.add_(delta * (n / total))
+        self.var.copy_(m2 / total)
+        self.count.copy_(total)
+
+    def update(self, batch: Tensor) -> None:
+        """Takes in ``batch`` ``[B, *shape]``."""
+        self.merge(self.sums(batch))
+
+
+class PolicyNetwork(nn.Module):
+    """Observation normaliser, network and head: observations ``[B, D]`` → ``dist_inputs`` ``[B, P]``.
+
+    Attributes:
+        mlp: the multilayer perceptron; not there where the specification has a graph.
+        graph: the graph; None where the network is a perceptron.
+    """
+
+    mlp: nn.Sequential
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.normalizer = RunningMoments((spec.observation_size,)) if spec.normalize_observations else None
+        head = spec.dist_inputs_size
+        self.log_std: nn.Parameter | None = None
+        if spec.distribution != "categorical" and not spec.state_dependent_std:
+            head = spec.action_size
+            self.log_std = nn.Parameter(torch.full((spec.action_size,), spec.log_std_init))
+        self.graph = None if spec.graph is None else GraphNetwork(spec.graph)
+        if self.graph is None:
+            self.mlp = make_mlp(spec.observation_size, spec.hidden, head, spec.activation)
+
+    def normalize(self, obs: Tensor) -> Tensor:
+        """Normalised (and clipped) observations ``[B, D]``; the identity without a normaliser."""
+        if self.normalizer is None:
+            return obs
+        # In float64: an observation that hardly varies leaves few digits of float32 after its mean is taken off.
+        std = (self.normalizer.var + self.spec.observation_epsilon).sqrt()
+        x = (obs.to(std.dtype) - self.normalizer.mean) / std
+        clip = self.spec.observation_clip
+        return (x if clip is None else x.clamp(-clip, clip)).to(obs.dtype)
+
+    def head(self, normalized_obs: Tensor) -> Tensor:
+        """``dist_inputs`` ``[B, P]`` of already normalised observations."""
+        out: Tensor = self.mlp(normalized_obs) if self.graph is None else self.graph(normalized_obs)
+        if self.log_std is not None:
+            return torch.cat((out, self.log_std.expand_as(out)), dim=-1)
+        if self.spec.distribution == "categorical" or self.graph is not None:
+            return out
+        mean, log_std = out.chunk(2, dim=-1)
+        return torch.cat((mean, log_std.clamp(*self.spec.log_std_bounds)), dim=-1)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.head(self.normalize(obs))
+
+    def distribution(self, obs: Tensor) -> DiagonalGaussian | Categorical:
+        """The action distribution at raw observations ``[B, D]``."""
+        return make_distribution(self.spec.distribution, self.forward(obs))
+
+
+def make_mlp(size_in: int, hidden: tuple[int, ...], size_out: int, activation: str) -> nn.Sequential:
+    """Linear layers with the activation between them, in torch's default initialisation."""
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(size_in, width), ACTIVATIONS[activation]()]
+        size_in = width
+    return nn.Sequential(*layers, nn.Linear(size_in, size_out))

@@ -1,0 +1,162 @@
+"""Acting from numpy: the policy's forward pass without torch's per-call cost.
+
+For the small networks of this field a torch call costs several times the arithmetic in it. ``NumpyPolicy`` runs the
+same network on the same weights; tests hold the two equal.
+
+Dimension letters: N environments, D observation size, A action dimensions, P size of ``dist_inputs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rpg_algorithms.maths.distributions import HALF_LOG_2PI, LOG_2
+from rpg_algorithms.policies.graph import NumpyGraph
+from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork
+
+Array = NDArray[Any]  # float32 throughout
+
+
+def _relu(x: Array) -> Array:
+    return np.maximum(x, 0.0, out=x)
+
+
+def _tanh(x: Array) -> Array:
+    return np.tanh(x, out=x)
+
+
+def _elu(x: Array) -> Array:
+    return np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0.0))))
+
+
+def _silu(x: Array) -> Array:
+    result: Array = x / (1.0 + np.exp(-x))
+    return result
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": _relu, "tanh": _tanh, "elu": _elu, "silu": _silu}
+
+
+class NumpyPolicy:
+    """A snapshot of a ``PolicyNetwork`` that acts on numpy arrays."""
+
+    def __init__(self, network: PolicyNetwork) -> None:
+        self.spec: NetworkSpec = network.spec
+        self._activation = _ACTIVATIONS[self.spec.activation]
+        state = {k: v.detach().cpu().numpy() for k, v in network.state_dict().items()}
+        self._layers: list[tuple[Array, Array]] = []
+        self._forward: Callable[[Array], Array]
+        if network.graph is None:
+            indices = sorted({int(k.split(".")[1]) for k in state if k.startswith("mlp.")})
+            self._layers = [
+                (np.ascontiguousarray(state[f"mlp.{i}.weight"].T), state[f"mlp.{i}.bias"].copy()) for i in indices
+            ]
+            self._forward = self._perceptron
+        else:
+            self._forward = NumpyGraph(network.graph)
+        self._log_std = state["log_std"].copy() if "log_std" in state else None
+        self._mean = self._inverse_std = None
+        if network.normalizer is not None:
+            self._mean = state["normalizer.mean"].copy()  # float64, see PolicyNetwork.normalize
+            self._inverse_std = 1.0 / np.sqrt(state["normalizer.var"] + self.spec.observation_epsilon)
+        if self.spec.action_low is not None and self.spec.action_high is not None:
+            self._low = np.array(self.spec.action_low, dtype=np.float32)
+            self._high = np.array(self.spec.action_high, dtype=np.float32)
+
+    def dist_inputs(self, obs: Array) -> Array:
+        """``[N, P]`` distribution inputs at raw float32 observations ``[N, D]``."""
+        return self.complete(self.outputs(obs))
+
+    def complete(self, outputs: Array) -> Array:
+        """Distribution inputs ``[..., P]`` of the network's outputs: with any state-independent log std."""
+        if self._log_std is None:
+            return outputs
+        return np.concatenate((outputs, np.broadcast_to(self._log_std, outputs.shape)), axis=-1)
+
+    @property
+    def outputs_size(self) -> int:
+        """P': size of the network's own outputs."""
+        return self.spec.dist_inputs_size if self._log_std is None else self.spec.action_size
+
+    def outputs(self, obs: Array) -> Array:
+        """The network's own outputs ``[N, P']`` at raw float32 observations ``[N, D]``; see ``complete``."""
+        x = obs
+        if self._mean is not None:
+            x = (x - self._mean) * self._inverse_std
+            clip = self.spec.observation_clip
+            if clip is not None:
+                np.minimum(x, clip, out=x)
+                np.maximum(x, -clip, out=x)
+            x = x.astype(np.float32)
+        return self._forward(x)
+
+    def _perceptron(self, x: Array) -> Array:
+        for weight, bias in self._layers[:-1]:
+            x = x @ weight
+            x += bias
+            x = self._activation(x)
+        weight, bias = self._layers[-1]
+        x = x @ weight
+        x += bias
+        if self._log_std is None and self.spec.distribution != "categorical":
+            a = self.spec.action_size
+            np.clip(x[..., a:], *self.spec.log_std_bounds, out=x[..., a:])
+        result: Array = x
+        return result
+
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Noise for ``shape`` samples at once: Gumbel ``[*shape, K]``, or normal ``[*shape, A]``.
+
+        Normal noise is already multiplied by a state-independent standard deviation.
+        """
+        full = (*shape, self.spec.action_size)
+        if self.spec.distribution == "categorical":
+            return rng.gumbel(size=full).astype(np.float32)
+        standard: Array = rng.standard_normal(full, dtype=np.float32)
+        if self._log_std is not None:
+            standard *= np.exp(self._log_std)
+        return standard
+
+    def sample(self, outputs: Array, noise: Array) -> NDArray[Any]:
+        """Sampled actions (before clipping or tanh) from the network's outputs ``[N, P']`` and a step's ``noise``."""
+        if self.spec.distribution == "categorical":
+            return np.asarray(np.argmax(outputs + noise, axis=-1))
+        if self._log_std is not None:
+            return np.asarray(outputs + noise)
+        a = self.spec.action_size
+        result: Array = outputs[..., :a] + np.exp(outputs[..., a:]) * noise
+        return result
+
+    def mode(self, outputs: Array) -> NDArray[Any]:
+        """The deterministic actions, in the same space as samples."""
+        if self.spec.distribution == "categorical":
+            return np.asarray(np.argmax(outputs, axis=-1))
+        return outputs[..., : self.spec.action_size]
+
+    def log_prob(self, dist_inputs: Array, actions: NDArray[Any]) -> Array:
+        """``[...]`` log-probability of sampled actions, nats; inputs ``[..., P]``."""
+        if self.spec.distribution == "categorical":
+            shifted = dist_inputs - dist_inputs.max(axis=-1, keepdims=True)
+            log_probs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+            return np.take_along_axis(log_probs, actions[..., None], axis=-1)[..., 0]
+        a = self.spec.action_size
+        mean, log_std = dist_inputs[..., :a], dist_inputs[..., a:]
+        z = (actions - mean) * np.exp(-log_std)
+        logp: Array = (-0.5 * np.square(z) - log_std - np.float32(HALF_LOG_2PI)).sum(-1)
+        if self.spec.distribution == "squashed_gaussian":
+            softplus = np.logaddexp(np.float32(0.0), -2.0 * actions)
+            logp = logp - (2.0 * (np.float32(LOG_2) - actions - softplus)).sum(-1)
+        return logp
+
+    def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """The actions that the environment receives: clipped, tanh-squashed to its bounds, or shifted to its start."""
+        if self.spec.distribution == "categorical":
+            return np.asarray(actions + self.spec.action_start)
+        if self.spec.distribution == "squashed_gaussian":
+            actions = self._low + 0.5 * (np.tanh(actions) + 1.0) * (self._high - self._low)
+        # A squashed action may be rounded past its bound.
+        return np.asarray(np.minimum(np.maximum(actions, self._low), self._high))

@@ -1,0 +1,298 @@
+"""``rpg priors``: the priors at hand, from elsewhere into a bundle, and whether a prior does what it is said to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from rpg_platform.cli.common import AsJson, refusals, stdout_console
+
+if TYPE_CHECKING:
+    from rpg_algorithms.policies.bundle import PriorCard
+    from rpg_platform.evaluation.prior_check import PriorCheck, Returns
+    from rpg_platform.priors.sources import Import
+
+app = typer.Typer(help="Lists, imports, shows and checks priors.", no_args_is_help=False)
+
+Prior = Annotated[str, typer.Argument(help="A shipped prior's name or a bundle's folder.", metavar="PRIOR")]
+TaskName = Annotated[str | None, typer.Option(help="A task whose environment it is; see `rpg tasks`.")]
+EnvId = Annotated[str | None, typer.Option(help="The environment's gymnasium id, or module:Class.")]
+EnvKwargs = Annotated[
+    str | None, typer.Option(help="Keyword arguments of --env as JSON, such as '{\"frame_skip\": 5}'.", metavar="JSON")
+]
+
+
+@app.callback(invoke_without_command=True)
+def priors(context: typer.Context, as_json: AsJson = False) -> None:
+    """Lists the shipped priors."""
+    if context.invoked_subcommand is not None:
+        return
+    from rpg_algorithms.policies.bundle import load_card
+    from rpg_platform.bundles import SHIPPED
+
+    cards = {name: load_card(path) for name, path in SHIPPED.items()}
+    if as_json:
+        typer.echo(json.dumps({name: card.model_dump() for name, card in cards.items()}, indent=2))
+        return
+    table = Table("prior", "environment", "alpha", "basic return (deterministic)", "hash")
+    for name, card in cards.items():
+        basic = card.returns.get("basic/deterministic")
+        returns = "–" if basic is None else f"{basic.mean:,.0f} ± {basic.std:,.0f} over {basic.episodes} episodes"
+        table.add_row(
+            name, card.env_id, "–" if card.alpha is None else f"{card.alpha:g}", returns, card.content_hash[:12]
+        )
+    stdout_console().print(table)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A file or folder (Stable-Baselines3, RLlib, CleanRL, TorchScript, ONNX, MLflow model, a trial's "
+            "checkpoint), models:/NAME@ALIAS, runs:/ID/PATH, or module:function.",
+            metavar="SOURCE",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle that is written.")],
+    env: EnvId = None,
+    task: TaskName = None,
+    env_kwargs: EnvKwargs = None,
+    name: Annotated[str | None, typer.Option(help="Short name of the prior; by default the source's.")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="What the source is, instead of telling from its content.")
+    ] = None,
+    std: Annotated[
+        float | None,
+        typer.Option(help="Standard deviation before tanh to give a deterministic policy (TD3, DDPG)."),
+    ] = None,
+    normalizer: Annotated[
+        Path | None, typer.Option(help="Observation statistics: a VecNormalize file, or an .npz with mean and var.")
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="Activation of the hidden layers, where the source does not say: relu, tanh, ...")
+    ] = None,
+    module: Annotated[str | None, typer.Option(help="Which RLModule of an RLlib checkpoint that has several.")] = None,
+    distribution: Annotated[
+        Literal["gaussian", "squashed_gaussian"] | None,
+        typer.Option(help="Family of continuous actions of TorchScript, ONNX and module:function; default: gaussian."),
+    ] = None,
+    second_output: Annotated[
+        Literal["log_std", "std"], typer.Option(help="What such a network returns beside the mean.")
+    ] = "log_std",
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store of models:/ and runs:/; default: your own."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Makes a bundle out of a policy that was trained elsewhere. Nothing that a file contains is executed."""
+    with refusals():
+        from rpg_platform.priors.imported import ImportOptions
+        from rpg_platform.priors.sources import import_prior
+
+        options = ImportOptions(
+            env_id=env,
+            env_kwargs=_parse_kwargs(env_kwargs),
+            std=std,
+            normalizer=normalizer,
+            activation=activation,
+            module=module,
+            distribution=distribution,
+            second_output=second_output,
+        )
+        done = import_prior(
+            source, out, options, task=task, name=name, form=format_, tracking_uri=tracking_uri, force=force
+        )
+    if as_json:
+        typer.echo(json.dumps(done.as_json(), indent=2))
+        return
+    _print_import(done, task)
+
+
+@app.command()
+def show(prior: Prior, as_json: AsJson = False) -> None:
+    """Shows what a prior's card says, and the line of priors that it comes from."""
+    from rpg_algorithms.policies.bundle import load_bundle
+    from rpg_platform.bundles import resolve_prior
+    from rpg_platform.priors.ancestry import lineage_lines
+
+    with refusals():
+        card = load_bundle(resolve_prior(prior)).card
+    if as_json:
+        typer.echo(json.dumps(card.model_dump(), indent=2))
+        return
+    rows = _card_rows(card)
+    rows += [
+        (f"return, {key}", f"{value.mean:,.1f} ± {value.std:,.1f} over {value.episodes} episodes")
+        for key, value in sorted(card.returns.items())
+    ]
+    rows += _flat(card.made_by)
+    rows.append(("created", card.created or "–"))
+    rows.append(("hash", card.content_hash))
+    _print_rows(rows)
+    if card.parents:
+        _print_rows([("line" if index == 0 else "", line) for index, line in enumerate(lineage_lines(card))])
+
+
+@app.command()
+def check(
+    prior: Prior,
+    task: TaskName = None,
+    env: EnvId = None,
+    env_kwargs: EnvKwargs = None,
+    episodes: Annotated[int, typer.Option(min=1, max=100_000, help="Episodes of each mode, all finished.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="First of the evaluation seeds.")] = 10_000,
+    out: Annotated[Path | None, typer.Option(help="PNG file for a picture of the distribution of returns.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plays a prior, compares its returns with its card and draws their distribution."""
+    from rpg_algorithms.policies.bundle import load_bundle
+    from rpg_platform.bundles import resolve_prior
+
+    with refusals():
+        from rpg_platform.evaluation.prior_check import check_prior, returns_png
+        from rpg_platform.priors.environment import chosen_task
+
+        bundle = load_bundle(resolve_prior(prior))
+        chosen = chosen_task(task, env, bundle.card, _parse_kwargs(env_kwargs))
+        if out is not None and out.is_dir():
+            raise ValueError(f"--out {out}: a folder; name a PNG file")
+        done = check_prior(bundle, chosen, episodes, seed)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_bytes(returns_png(done))
+    if as_json:
+        typer.echo(json.dumps(done.as_json(), indent=2))
+        return
+    _print_check(done, episodes)
+    if out is not None:
+        _print_rows([("picture", str(out))])
+
+
+# ---- printing -----------------------------------------------------------------------------------
+def _parse_kwargs(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--env-kwargs {text!r}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"--env-kwargs {text!r}: expected a JSON object, such as '{{\"frame_skip\": 5}}'")
+    return value
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    """One line each; what comes from a card of somebody else's is printed, not acted on."""
+    from rpg_platform.priors.imported import printable
+
+    console = stdout_console()
+    for label, value in rows:
+        console.print(printable(f"{label:<28}{value}"), soft_wrap=True, highlight=False, markup=False)
+
+
+def _card_rows(card: PriorCard) -> list[tuple[str, str]]:
+    from rpg_algorithms.policies.network import NetworkSpec
+    from rpg_algorithms.policies.spaces import space_from_json
+
+    spec = NetworkSpec.from_dict(card.network)
+    kwargs = f" {json.dumps(card.env_kwargs)}" if card.env_kwargs else ""
+    if spec.graph is not None:
+        network = f"a graph of {len(spec.graph.nodes)} operations"
+    else:
+        network = f"{' – '.join(map(str, spec.hidden)) or 'linear'}, {spec.activation}"
+    std = ""
+    if spec.distribution != "categorical":
+        std = ", std by state" if spec.state_dependent_std else ", one std for all states"
+    return [
+        ("prior", card.name),
+        ("environment", f"{card.env_id}{kwargs}"),
+        ("observations", str(space_from_json(card.observation_space)).replace("\n", "")),
+        ("actions", str(space_from_json(card.action_space)).replace("\n", "")),
+        ("network", network),
+        ("distribution", f"{spec.distribution.replace('_', ' ')}{std}"),
+        ("observation filter", "mean and variance in the bundle" if spec.normalize_observations else "none"),
+        ("alpha", "unknown (use omega_prime, not omega)" if card.alpha is None else f"{card.alpha:g}"),
+    ]
+
+
+def _flat(made_by: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What produced a policy, one row an entry."""
+    return [
+        (
+            key,
+            ", ".join(f"{inner} {_short(each)}" for inner, each in value.items())
+            if isinstance(value, dict)
+            else _short(value),
+        )
+        for key, value in made_by.items()
+    ]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {_short(each)}" for key, each in value.items()) + ")"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _print_import(done: Import, task: str | None) -> None:
+    _print_rows(
+        [
+            ("read", f"{done.imported.format} from {done.imported.facts.get('source', '')}"),
+            *_card_rows(done.card),
+            *(("note", note) for note in done.notes),
+            ("bundle", f"{done.folder}  {done.card.content_hash[:12]}"),
+            ("next", f"rpg priors check {done.folder}" + (f" --task {task}" if task else "")),
+            ("then", f"`prior: {done.folder}` in a sweep's specification customises it"),
+        ]
+    )
+
+
+def _print_check(done: PriorCheck, episodes: int) -> None:
+    from rpg_platform.evaluation.prior_check import sparkline
+    from rpg_platform.priors.imported import printable
+
+    table = Table(
+        "return",
+        "mode",
+        "mean ± std",
+        "min",
+        "max",
+        "card",
+        title=Text(printable(f"{done.card.name} in {done.task.env_id}: {episodes} episodes of each mode")),
+    )
+    for label, group in (("basic", done.basic), ("add-on", done.addon)):
+        for mode, returns in group.items():
+            table.add_row(
+                label,
+                mode,
+                f"{returns.mean:,.2f} ± {returns.std:,.2f}",
+                f"{returns.values.min():,.2f}",
+                f"{returns.values.max():,.2f}",
+                _verdict(returns),
+            )
+    stdout_console().print(table)
+    everything = [returns.values for returns in done.basic.values()]
+    low, high = min(x.min() for x in everything), max(x.max() for x in everything)
+    _print_rows(
+        [
+            (mode, f"{low:,.0f} {sparkline(returns.values, low, high)} {high:,.0f}")
+            for mode, returns in done.basic.items()
+        ]
+    )
+
+
+def _verdict(returns: Returns) -> str:
+    if returns.stated is None:
+        return "says nothing"
+    stated = f"{returns.stated.mean:,.2f} ± {returns.stated.std:,.2f}"
+    distance = returns.standard_errors
+    return f"{stated}: {'agrees' if returns.agrees else 'differs'} ({distance:.1f} SE)"

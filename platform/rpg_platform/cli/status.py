@@ -1,0 +1,99 @@
+"""``rpg status``: how a sweep is doing, from any shell or machine that sees its storage."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rpg_platform.cli.common import AsJson, refusals, stdout_console
+
+if TYPE_CHECKING:
+    from rpg_platform.run.status import SweepStatus
+
+_MOST_FAILURES, _MOST_RUNNING = 20, 20
+
+
+def status(
+    name: Annotated[str | None, typer.Argument(help="A sweep's name; none: all of them.", metavar="NAME")] = None,
+    storage: Annotated[str | None, typer.Option(help="Where the sweep's results are; default: ~/rpg_results.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Says how a sweep is doing and what to do: from another shell, or any machine that sees its storage."""
+    from rpg_platform.cli.sweep import storage_path
+    from rpg_platform.run.status import status_of, sweeps_in
+    from rpg_platform.storage.sweep_folder import SweepFolder
+
+    with refusals():
+        where = storage_path(storage)
+        names = sweeps_in(where) if name is None else [name]
+        found = [status_of(SweepFolder(where, each), storage) for each in names]
+    if as_json:
+        documents = [each.as_json() for each in found]
+        typer.echo(json.dumps(documents if name is None else documents[0], indent=2))
+    elif name is not None:
+        _print(found[0], stdout_console())
+    elif found:
+        _print_all(found, stdout_console())
+    else:
+        stdout_console().print(f"No sweep in {where}", soft_wrap=True, highlight=False)
+
+
+def _print(found: SweepStatus, console: Console) -> None:
+    from rpg_platform.run.progress import duration
+
+    content = found.content
+    lines = [("Sweep", found.sweep), ("State", found.words), ("Trials", _counts(content["trials"]))]
+    total, done = content["env_steps_total"], content["env_steps"]
+    share = f" ({100 * done / total:.0f} %)" if total else ""
+    lines.append(("Env steps", f"{done:,} of {total:,}{share}"))
+    if found.state == "running" and content.get("env_steps_per_s"):
+        left = content.get("time_left_s")
+        pace = f"{content['env_steps_per_s']:,.0f} env steps/s"
+        lines.append(("Pace", pace if left is None else f"{pace}, about {duration(left)} left"))
+    if content.get("best"):
+        lines.append(("Best", content["best"]["text"]))
+    if content.get("tracker"):
+        lines.append(("MLflow", content["tracker"]["text"]))
+    if found.state == "running":
+        running = content.get("running", [])
+        lines += [("Running", f"{e['trial']}: {e['env_steps']:,} of {e['budget']:,}") for e in running[:_MOST_RUNNING]]
+        if len(running) > _MOST_RUNNING:
+            lines.append(("", f"and {len(running) - _MOST_RUNNING} more"))
+    failures = content.get("failures", [])
+    lines += [("Failed", f"{each['trial']}: {each['error']}") for each in failures[:_MOST_FAILURES]]
+    if len(failures) > _MOST_FAILURES:
+        lines.append(("", f"and {len(failures) - _MOST_FAILURES} more, see --json"))
+    lines.append(("Folder", found.folder))
+    if found.command is not None:
+        lines.append(("Go on", found.command))
+    for heading, text in lines:
+        console.print(f"{heading:<11} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _counts(trials: dict[str, Any]) -> str:
+    from rpg_platform.run.progress import words_of
+
+    return f"{trials['total']}: {words_of({state: count for state, count in trials.items() if state != 'total'})}"
+
+
+def _print_all(found: list[SweepStatus], console: Console) -> None:
+    from rich.table import Table
+
+    from rpg_platform.run.progress import duration
+
+    table = Table("sweep", "state", "finished", "failed", "env steps", "time left", box=None, padding=(0, 2, 0, 0))
+    for each in found:
+        trials, total = each.content["trials"], each.content["env_steps_total"]
+        left = each.content.get("time_left_s") if each.state == "running" else None
+        table.add_row(
+            each.sweep,
+            each.state,
+            f"{trials.get('finished', 0)} of {trials['total']}",
+            str(trials.get("failed", 0) or "–"),
+            f"{100 * each.content['env_steps'] / total:.0f} %" if total else "–",
+            "–" if left is None else duration(left),
+        )
+    console.print(table)

@@ -1,0 +1,193 @@
+"""``rpg sweep``, ``rpg resume``, ``rpg extend`` and ``rpg train``: running what a specification describes."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from rpg_platform.cli.common import (
+    FAILED,
+    Address,
+    AsJson,
+    Name,
+    SpecFile,
+    Storage,
+    refusals,
+    stdout_console,
+)
+from rpg_platform.spec.errors import SpecError, explain
+from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.spec.yaml_file import load_spec
+
+if TYPE_CHECKING:
+    from rpg_platform.run.run import SweepOutcome
+
+SweepName = Annotated[str, typer.Argument(help="A sweep's name.", metavar="NAME")]
+Where = Annotated[str | None, typer.Option(help="Where the sweep's results are; default: ~/rpg_results.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the commands."""
+    for command in (sweep, resume, extend, train):
+        app.command()(command)
+
+
+def load_for(file: Path, name: str | None, storage: str | None) -> SweepSpec:
+    """The specification in ``file`` with the name and the storage of the command line."""
+    spec = load_spec(file)
+    changes = {k: v for k, v in (("name", name), ("storage", storage)) if v is not None}
+    try:
+        return SweepSpec.model_validate(spec.model_dump(mode="json") | changes) if changes else spec
+    except ValidationError as error:
+        raise SpecError([f"--{problem}" for problem in explain(error, SweepSpec)]) from error
+
+
+def sweep(
+    file: SpecFile,
+    address: Address = None,
+    name: Name = None,
+    storage: Storage = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep of this name from its storage.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Runs a sweep of customization weights and prints weights against returns and KL, best first."""
+    with refusals():
+        spec = load_for(file, name, storage)
+        if resume:
+            _continue(spec, address, as_json)
+        else:
+            _run(spec, file.read_text(encoding="utf-8"), address, as_json)
+
+
+def resume(name: SweepName, storage: Where = None, address: Address = None, as_json: AsJson = False) -> None:
+    """Continues a sweep after whatever ended it: only what has no result yet is run, from its last checkpoint."""
+    from rpg_platform.storage.sweep_folder import SweepFolder
+
+    with refusals():
+        spec = SweepFolder(storage_path(storage), name).spec()
+        _continue(spec.model_copy(update={"storage": storage or spec.storage}), address, as_json)
+
+
+def extend(
+    name: SweepName,
+    env_steps: Annotated[int | None, typer.Option(min=1, help="New budget of env steps per trial.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="New number of seeds: 0 to N-1 are run.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The specification with more grid points or samples.")] = None,
+    storage: Where = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Gives a sweep more env steps, seeds or grid points and runs what is new; nothing that it has is run again."""
+    from rpg_platform.spec.extension import extended
+    from rpg_platform.storage.sweep_folder import SweepFolder
+
+    with refusals():
+        folder = SweepFolder(storage_path(storage), name)
+        wanted = None if file is None else load_for(file, name, storage)
+        spec = extended(folder.spec(), wanted, env_steps=env_steps, seeds=seeds)
+        folder.write_spec(spec, None if file is None else file.read_text(encoding="utf-8"))
+        _continue(spec.model_copy(update={"storage": storage or spec.storage}), address, as_json)
+
+
+def storage_path(storage: str | None) -> str:
+    """A storage as given on the command line, or the default one: an absolute path or a URI."""
+    from rpg_platform.run.run import DEFAULT_STORAGE
+
+    text = storage or DEFAULT_STORAGE
+    return text if "://" in text else str(Path(text).expanduser().resolve())
+
+
+def _continue(spec: SweepSpec, address: str | None, as_json: bool) -> None:
+    """Resumes the sweep that ``spec`` describes, if it is the one in its folder."""
+    from rpg_platform.run.run import storage_of
+    from rpg_platform.spec.extension import check_same
+    from rpg_platform.storage.sweep_folder import SweepFolder
+
+    folder = SweepFolder(storage_of(spec), spec.name)
+    check_same(folder.spec(), spec)
+    _run(spec, folder.source(), address, as_json, resume=True)
+
+
+def train(
+    file: SpecFile,
+    out: Annotated[Path | None, typer.Option(help="Folder that the trained policy's bundle is copied to.")] = None,
+    address: Address = None,
+    name: Name = None,
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Trains the one policy that FILE describes and leaves it as a prior bundle."""
+    from rpg_platform.spec.plan import expand
+    from rpg_platform.spec.trials import count_trials
+
+    with refusals():
+        spec = load_for(file, name, storage)
+        trained = [t for t in expand(spec) if t.method != "prior"]
+        if spec.search.is_adaptive or len(trained) != 1:
+            count = count_trials(spec) - (spec.prior is not None)
+            raise ValueError(f"{file}: describes {count} trainings; `rpg train` runs one, `rpg sweep` runs many")
+        checkpoints = _run(spec, file.read_text(encoding="utf-8"), address, as_json)
+        if out is not None:
+            from rpg_platform.trial.trainable import copy_bundle
+
+            copy_bundle(Path(checkpoints[trained[0].trial_id]), out)
+            console = Console(stderr=True) if as_json else stdout_console()
+            console.print(f"The policy: {out}", soft_wrap=True, highlight=False)
+
+
+def _run(
+    spec: SweepSpec, source: str | None, address: str | None, as_json: bool, resume: bool = False
+) -> dict[str, str]:
+    """Runs a sweep and prints its outcome; exits with 1 when a trial has no result."""
+    from rpg_platform.results.picture import tradeoff_png
+    from rpg_platform.results.table import render_table, rows_to_json, summarise
+    from rpg_platform.run.run import run_sweep
+    from rpg_platform.tasks.task import get_task
+
+    console = stdout_console()
+    outcome = run_sweep(
+        spec,
+        address=address,
+        console=Console(stderr=True) if as_json else console,
+        source=source,
+        resume=resume,
+    )
+    rows = summarise(outcome.results)
+    if as_json:
+        typer.echo(rows_to_json(rows))
+    else:
+        console.print(render_table(rows, metric_name=get_task(spec.task).metric_name))
+        picture = tradeoff_png(rows, title=spec.description)
+        if picture is not None and Path(outcome.folder).is_dir():
+            file = Path(outcome.folder) / "tradeoff.png"
+            file.write_bytes(picture)
+            console.print(f"Picture     {file}", soft_wrap=True, highlight=False)
+        console.print(f"Results     {outcome.folder}", soft_wrap=True, highlight=False)
+        console.print(f"MLflow      {outcome.parent_url or outcome.tracking_uri}", soft_wrap=True, highlight=False)
+        if outcome.parent_url is None:
+            console.print(
+                f"Dashboard   rpg ui --storage {Path(outcome.folder).parent}", soft_wrap=True, highlight=False
+            )
+    if outcome.failed:
+        _explain(outcome, spec)
+        raise typer.Exit(FAILED)
+    return outcome.checkpoints
+
+
+def _explain(outcome: SweepOutcome, spec: SweepSpec) -> None:
+    """Says what has no result, why, and the command that runs only that."""
+    from rpg_platform.results.endings import without_result
+    from rpg_platform.run.run import storage_of
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    what = "have no result: the sweep was stopped" if outcome.interrupted else "failed"
+    console.print(f"{outcome.failed} of {len(outcome.results)} trials {what}", style="red")
+    for line in without_result(outcome.results):
+        console.print(f"  {line}", markup=False)
+    where = "" if spec.storage is None else f" --storage {shlex.quote(storage_of(spec))}"
+    console.print(f"Run only these: rpg resume {spec.name}{where}", markup=False)

@@ -1,0 +1,213 @@
+"""Evaluating a policy on a task: exactly N episodes, from fixed seeds, deterministic and sampled.
+
+Every environment plays exactly one episode, episode i from seed ``seed + i``; what it does after its end is ignored.
+Short episodes are therefore not counted more often than long ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rpg_algorithms.addons import part_names
+from rpg_algorithms.policies.bundle import ReturnStatistics
+from rpg_algorithms.policies.comparison import compare
+from rpg_algorithms.policies.network import PolicyNetwork
+from rpg_algorithms.policies.numpy_policy import NumpyPolicy
+from rpg_algorithms.policies.spaces import flatten_observations
+from rpg_algorithms.rllib.vector_env import make_vector_env
+from rpg_platform.tasks.environments import make_env
+from rpg_platform.tasks.task import StepFunction, Task
+
+Mode = Literal["deterministic", "sampled"]
+MODES: tuple[Mode, ...] = ("deterministic", "sampled")
+MEASURES = ("basic_return", "addon_return", "total_return", "episode_length", "task_metric")
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What N episodes came to, each field ``[N]``.
+
+    Attributes:
+        basic_return, addon_return, total_return: undiscounted sums per episode.
+        episode_length: steps.
+        task_metric: mean over the episode's steps.
+        kl_to_prior: mean over the episode's steps of KL(policy || prior), nats, between families estimated (see
+            ``rpg_algorithms.policies.comparison``); nan without a prior.
+        addon_parts: of a task with several add-on rewards, the weighted return of each; they sum to ``addon_return``.
+    """
+
+    basic_return: NDArray[np.float64]
+    addon_return: NDArray[np.float64]
+    total_return: NDArray[np.float64]
+    episode_length: NDArray[np.float64]
+    task_metric: NDArray[np.float64]
+    kl_to_prior: NDArray[np.float64]
+    addon_parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def evaluate(
+    policy: PolicyNetwork,
+    task: Task,
+    episodes: int,
+    seed: int,
+    mode: Mode,
+    prior: PolicyNetwork | None = None,
+) -> Episodes:
+    """Plays ``episodes`` episodes.
+
+    Args:
+        policy: the policy, with its normaliser.
+        task: environment, add-on reward and metric.
+        episodes: how many, each in an environment of its own.
+        seed: episode i is reset with ``seed + i``; sampling is seeded with ``seed``.
+        mode: act by the distribution's mode, or sample.
+        prior: to measure the KL to.
+    """
+    keys = frozenset((*task.addon.info_keys, *task.metric.info_keys))
+    envs = make_vector_env(partial(make_env, task), episodes, "sync", keys)
+    try:
+        return _play(NumpyPolicy(policy), policy, prior, task, envs, episodes, seed, mode, keys)
+    finally:
+        envs.close()
+
+
+def _play(
+    acting: NumpyPolicy,
+    policy: PolicyNetwork,
+    prior: PolicyNetwork | None,
+    task: Task,
+    envs: Any,
+    episodes: int,
+    seed: int,
+    mode: Mode,
+    keys: frozenset[str],
+) -> Episodes:
+    rng = np.random.default_rng(seed)
+    space = envs.single_observation_space
+    observed, _ = envs.reset(seed=[seed + i for i in range(episodes)])
+    obs = flatten_observations(space, observed).copy()
+    names = part_names(task.addon)
+    sums = np.zeros((4, episodes))  # basic, add-on, metric, KL
+    parts = np.zeros((len(names), episodes))
+    length = np.zeros(episodes)
+    playing = np.ones(episodes, bool)
+    while playing.any():
+        outputs = acting.outputs(obs)
+        actions = (
+            acting.mode(outputs) if mode == "deterministic" else acting.sample(outputs, acting.noise(rng, (episodes,)))
+        )
+        env_actions = acting.to_env(actions)
+        stepped, reward, terminated, truncated, infos = envs.step(env_actions)
+        done = terminated | truncated
+        # A copy: float32 environments hand out the one buffer that the next step overwrites.
+        next_obs = flatten_observations(space, stepped).copy()
+        after = _with_final(space, next_obs, infos, done)
+        values = _infos(infos, keys, done, episodes)
+        sums[0, playing] += reward[playing]
+        step = (obs, env_actions, after)
+        if names:
+            parts[:, playing] += _each(task.addon, *step, values)[:, playing]
+        else:
+            sums[1, playing] += _per_step(task.addon, *step, values)[playing]
+        sums[2, playing] += _per_step(task.metric, *step, values)[playing]
+        if prior is not None:
+            sums[3, playing] += _kl(acting.complete(outputs), policy, prior, obs)[playing]
+        length[playing] += 1
+        playing &= ~done
+        obs = next_obs
+    kl = sums[3] / length if prior is not None else np.full(episodes, np.nan)
+    addon = parts.sum(0) if names else sums[1]
+    each = dict(zip(names, parts, strict=True))
+    return Episodes(sums[0], addon, sums[0] + addon, length, sums[2] / length, kl, each)
+
+
+def _each(
+    addon: Any, obs: NDArray[Any], actions: NDArray[Any], after: NDArray[Any], infos: Mapping[str, NDArray[Any]]
+) -> NDArray[Any]:
+    """``[P, N]`` values of the parts of an add-on reward that has several."""
+    return np.stack(addon.parts(obs, actions, after, {k: infos[k] for k in addon.info_keys}))
+
+
+def _per_step(
+    function: StepFunction,
+    obs: NDArray[Any],
+    actions: NDArray[Any],
+    after: NDArray[Any],
+    infos: Mapping[str, NDArray[Any]],
+) -> NDArray[Any]:
+    return np.asarray(function(obs, actions, after, {k: infos[k] for k in function.info_keys}))
+
+
+def _with_final(space: Any, next_obs: NDArray[Any], infos: Mapping[str, Any], done: NDArray[np.bool_]) -> NDArray[Any]:
+    if not done.any():
+        return next_obs
+    after = next_obs.copy()
+    for n in np.flatnonzero(done):
+        after[n] = flatten_observations(space, np.asarray(infos["final_obs"][n])[None])[0]
+    return after
+
+
+def _infos(
+    infos: Mapping[str, Any], keys: frozenset[str], done: NDArray[np.bool_], n: int
+) -> dict[str, NDArray[np.float64]]:
+    final = infos.get("final_info", {})
+    values = {}
+    for key in keys:
+        column = np.array(infos[key], dtype=float) if key in infos else np.zeros(n)
+        if key in final:
+            column[done] = np.asarray(final[key], dtype=float)[done]
+        values[key] = column
+    return values
+
+
+def _kl(inputs: NDArray[Any], policy: PolicyNetwork, prior: PolicyNetwork, obs: NDArray[Any]) -> NDArray[Any]:
+    with torch.no_grad():
+        pair = compare(policy.spec, torch.from_numpy(inputs), prior.spec, prior(torch.from_numpy(obs)))
+        result: NDArray[Any] = pair.kl().numpy()
+        return result
+
+
+def evaluate_both(
+    policy: PolicyNetwork, task: Task, episodes: int, seed: int, prior: PolicyNetwork | None = None
+) -> dict[Mode, Episodes]:
+    """Deterministic and sampled evaluation, on the same seeds."""
+    return {mode: evaluate(policy, task, episodes, seed, mode, prior) for mode in MODES}
+
+
+def as_metrics(results: Mapping[Mode, Episodes], prefix: str = "eval") -> dict[str, float]:
+    """Flat metrics: ``eval/<mode>/<measure>_mean`` and ``_std`` over episodes, and ``eval/kl_to_prior`` (sampled).
+
+    Of several add-on rewards each has ``eval/<mode>/addon/<name>_return_mean`` and ``_std`` too.
+    """
+    metrics: dict[str, float] = {}
+    for mode, played in results.items():
+        measured = {measure: getattr(played, measure) for measure in MEASURES}
+        measured |= {f"addon/{name}_return": values for name, values in played.addon_parts.items()}
+        for measure, values in measured.items():
+            metrics[f"{prefix}/{mode}/{measure}_mean"] = float(values.mean())
+            metrics[f"{prefix}/{mode}/{measure}_std"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    if "sampled" in results:
+        metrics[f"{prefix}/kl_to_prior"] = float(results["sampled"].kl_to_prior.mean())
+    return metrics
+
+
+def as_card_returns(results: Mapping[Mode, Episodes]) -> dict[str, ReturnStatistics]:
+    """What a bundle's card says of its returns: ``basic/deterministic``, ``addon/sampled``, ..."""
+    return {
+        f"{name}/{mode}": ReturnStatistics(
+            mean=float(values.mean()), std=float(values.std(ddof=1)) if len(values) > 1 else 0.0, episodes=len(values)
+        )
+        for mode, played in results.items()
+        for name, values in (
+            ("basic", played.basic_return),
+            ("addon", played.addon_return),
+            ("total", played.total_return),
+        )
+    }

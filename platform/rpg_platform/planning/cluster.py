@@ -1,0 +1,134 @@
+"""What a trial asks of a cluster, whether a cluster can ever hold it, and how many it holds at once."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Mapping, Sequence
+
+from rpg_platform.spec.sweep import SweepSpec
+
+Amounts = Mapping[str, float]
+"""Resources by Ray's names, ``CPU`` and ``GPU``."""
+
+_RESOURCES = ("CPU", "GPU")
+_CONNECT_S = 10.0
+
+
+class CapacityError(ValueError):
+    """A trial that could never start; the message names what is asked for and what there is."""
+
+
+def placement(spec: SweepSpec) -> list[dict[str, float]]:
+    """Resource bundles of one trial: its own process, then its env runners, then its learners."""
+    resources = spec.resources
+    gpus = resources.gpus_per_trial
+    main: dict[str, float] = {"CPU": resources.cpus_per_trial}
+    learner: dict[str, float] = {"CPU": 1}
+    if gpus:
+        (learner if resources.learners else main)["GPU"] = gpus
+    return [main, *[{"CPU": 1.0}] * resources.env_runners, *[learner] * resources.learners]
+
+
+def check_capacity(bundles: Sequence[Amounts], nodes: Sequence[Amounts]) -> None:
+    """Refuses what no node, or not the whole cluster, could ever hold.
+
+    Args:
+        bundles: resources of one trial, each bundle on one node.
+        nodes: resources of the cluster's nodes.
+
+    Raises:
+        CapacityError: names the resource, what is asked for and what there is.
+    """
+    for name in _RESOURCES:
+        asked, there = (sum(each.get(name, 0.0) for each in all_) for all_ in (bundles, nodes))
+        if asked > there:
+            raise CapacityError(
+                f"a trial asks for {asked:g} {name} (resources), the cluster has {there:g}: no trial could ever start"
+            )
+        asked, there = (max((each.get(name, 0.0) for each in all_), default=0.0) for all_ in (bundles, nodes))
+        if asked > there:
+            raise CapacityError(
+                f"a trial's process asks for {asked:g} {name} (resources), the largest node has {there:g}: "
+                "no trial could ever start"
+            )
+    if trials_at_once(bundles, nodes, 1) == 0:
+        raise CapacityError(
+            f"a trial asks for {_shown(bundles)} (resources), the nodes have {_shown(nodes)}: "
+            "its processes do not fit on them, no trial could ever start"
+        )
+
+
+def trials_at_once(bundles: Sequence[Amounts], nodes: Sequence[Amounts], wanted: int) -> int:
+    """How many of ``wanted`` trials the nodes hold at once when nothing else runs on them.
+
+    Bundles go, the largest first, to the node with the least room that still takes them.
+    """
+    free = [{name: node.get(name, 0.0) for name in _RESOURCES} for node in nodes]
+    largest_first = sorted(bundles, key=lambda b: (b.get("GPU", 0.0), b.get("CPU", 0.0)), reverse=True)
+    for placed in range(wanted):
+        for bundle in largest_first:
+            room = [f for f in free if all(f[name] + 1e-9 >= bundle.get(name, 0.0) for name in _RESOURCES)]
+            if not room:
+                return placed
+            tightest = min(room, key=lambda f: (f["GPU"], f["CPU"]))
+            for name in _RESOURCES:
+                tightest[name] -= bundle.get(name, 0.0)
+    return wanted
+
+
+def check_address(address: str) -> None:
+    """Refuses a cluster that does not answer, for which Ray itself would wait for minutes.
+
+    Args:
+        address: ``HOST:PORT`` of its head, or ``auto``, which is not looked at.
+
+    Raises:
+        CapacityError: nothing listens there.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        if address not in ("auto", "local"):
+            raise CapacityError(f"--address {address}: expected auto or HOST:PORT")
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise CapacityError(f"--address {address}: no Ray cluster answers there ({error})") from error
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """Resources of each live node of the cluster that this process is connected to."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def this_machine() -> dict[str, float]:
+    """What a Ray that is started on this machine would have; Ray is not started for it."""
+    from ray._private.utils import get_num_cpus
+
+    try:
+        import torch
+
+        gpus = torch.cuda.device_count()
+    except (ImportError, RuntimeError):
+        gpus = 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = min(gpus, len([each for each in visible.split(",") if each.strip()]))
+    return {"CPU": float(get_num_cpus()), **({"GPU": float(gpus)} if gpus else {})}
+
+
+def rounds(trials: int, at_once: int) -> int:
+    """In how many rounds ``trials`` run, ``at_once`` of them at a time."""
+    return math.ceil(trials / at_once) if at_once else 0
+
+
+def _shown(all_: Sequence[Amounts]) -> str:
+    counted: dict[str, int] = {}
+    for each in all_:
+        text = " and ".join(f"{each[name]:g} {name}" for name in _RESOURCES if each.get(name))
+        counted[text] = counted.get(text, 0) + 1
+    return ", ".join(f"{count} x {text}" if count > 1 else text for text, count in counted.items())

@@ -1,0 +1,1 @@
+"""Other people's files, inert: archives, pickles and tensors are read, and nothing in them is executed."""

@@ -1,0 +1,1 @@
+"""Other people's policy files: a module or folder for each format, and the table of all of them."""

@@ -1,0 +1,61 @@
+"""The card that ``rpg export`` puts into TorchScript files and ONNX models: what the weights alone do not say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from rpg_algorithms.policies.bundle import MAX_CARD_BYTES, PriorCard
+from rpg_algorithms.policies.network import NetworkSpec
+from rpg_algorithms.policies.spaces import space_from_json
+from rpg_platform.priors.imported import Imported, ImportOptions
+
+
+def read_card(text: str | bytes | None) -> PriorCard | None:
+    """The card in a file's metadata; None where there is none of ours. It is a claim, as everything in a file is."""
+    if text is None or len(text) > MAX_CARD_BYTES:
+        return None
+    try:
+        card = PriorCard.model_validate(json.loads(text))
+        NetworkSpec.from_dict(card.network)
+        space_from_json(card.observation_space)
+        space_from_json(card.action_space)
+    except (ValueError, TypeError, KeyError, RecursionError):  # a ValidationError is a ValueError
+        return None
+    return card
+
+
+def with_card(options: ImportOptions, card: PriorCard | None) -> ImportOptions:
+    """What the user says and, where the user says nothing, what the card says."""
+    if card is None:
+        return options
+    changes: dict[str, Any] = {}
+    if options.observation_space is None or options.action_space is None:
+        changes["observation_space"] = space_from_json(card.observation_space)
+        changes["action_space"] = space_from_json(card.action_space)
+    distribution = card.network.get("distribution")
+    if options.distribution is None and options.std is None and distribution in ("gaussian", "squashed_gaussian"):
+        changes["distribution"] = distribution
+    return replace(options, **changes)
+
+
+def with_origin(imported: Imported, card: PriorCard | None) -> Imported:
+    """The import with what the card says of environment, temperature and descent."""
+    if card is None:
+        return imported
+    descent = card.descent()
+    facts: Mapping[str, Any] = {**imported.facts, "exported_from": card.content_hash, "name": card.name}
+    return replace(
+        imported,
+        observation_space=space_from_json(card.observation_space),
+        action_space=space_from_json(card.action_space),
+        env_id=card.env_id,
+        env_kwargs=card.env_kwargs,
+        alpha=card.alpha,
+        facts=facts,
+        notes=(f"exported from {card.name!r} ({card.content_hash[:12]}), whose card it holds", *imported.notes),
+        parents=tuple(descent["parents"]),
+        lineage=tuple(descent["lineage"]),
+    )

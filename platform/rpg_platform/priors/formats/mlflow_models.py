@@ -1,0 +1,265 @@
+"""MLflow models: what ``models:/name@alias``, ``models:/name/3``, ``runs:/id/path`` and model folders hold.
+
+Artifacts are downloaded and looked at; no flavour is ever loaded, as most of them unpickle. Read is what one of the
+other importers reads: a bundle of this package (``rpg export`` puts one into its MLflow models), a Stable-Baselines3
+zip, an RLlib checkpoint, a TorchScript archive, an ONNX model, a CleanRL state dictionary.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from rpg_platform.priors.files.archive import read_file
+from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError, printable
+from rpg_platform.priors.recognise import (
+    READ,
+    Kind,
+    kind_of_file,
+    recognise,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+ADDRESS = re.compile(r"(models|runs|mlflow-artifacts):/")
+MODEL_FILE = "MLmodel"
+MAX_FILES, MAX_BYTES, MAX_DEPTH = 2_000, 2 << 30, 12
+_MAX_MODEL_FILE_BYTES, _MAX_ALIASES = 4_000_000, 16
+_FOLDER_FILES = {"card.json": "bundle", "rllib_checkpoint.json": "rllib"}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data, with few aliases: many of them can unfold to anything (MLflow itself writes none, or one or two)."""
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > _MAX_ALIASES:
+                raise yaml.YAMLError(f"more than {_MAX_ALIASES} aliases")
+        return super().compose_node(parent, index)
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where an address leads to.
+
+    Attributes:
+        artifact_uri: of the folder or file.
+        facts: what the store says of it, for the card.
+    """
+
+    artifact_uri: str
+    facts: dict[str, Any]
+
+
+def read_address(address: str, options: ImportOptions, tracking_uri: str) -> Imported:
+    """The policy behind an MLflow address.
+
+    Args:
+        address: ``models:/…``, ``runs:/…`` or ``mlflow-artifacts:/…``.
+        options: as for any importer.
+        tracking_uri: the store of runs and models.
+
+    Raises:
+        PriorImportError: nothing is there, it is too large, or holds nothing that is read.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from rpg_platform.priors.sources import hash_of
+    from rpg_platform.tracking.errors import without_login
+
+    try:
+        located = _locate(address, tracking_uri)
+        with tempfile.TemporaryDirectory(prefix="rpg-import-") as folder:
+            fetched = _download(located.artifact_uri, tracking_uri, Path(folder), address)
+            imported = read_anything(fetched, options, address)
+            facts = {**imported.facts, **located.facts, "sha256": hash_of(fetched)}
+    except MlflowException as error:
+        store = without_login(tracking_uri)
+        raise PriorImportError(f"{address}: {without_login(str(error))[:500]} (MLflow store: {store})") from error
+    return replace(imported, facts=facts)
+
+
+def read(path: Path, options: ImportOptions) -> Imported:
+    """The policy of an MLflow model's folder.
+
+    Raises:
+        PriorImportError: it holds nothing that is read, or several things.
+    """
+    if not (path / MODEL_FILE).is_file():
+        raise PriorImportError(f"{path}: no MLflow model there (expected a file {MODEL_FILE})")
+    return read_anything(path, options, str(path))
+
+
+def read_anything(path: Path, options: ImportOptions, shown: str) -> Imported:
+    """The policy in a folder of artifacts, or in one file; ``shown`` stands for it in messages."""
+    from rpg_platform.priors.sources import read_path
+
+    if path.is_file():
+        return read_path(path, recognise(path), options)
+    flavours, about = _model_file(path, shown)
+    found = sorted(_candidates(path, flavours, shown))
+    bundles = [each for each in found if each[0] == "bundle"]
+    chosen = bundles or found
+    names = ", ".join(f"{str(each.relative_to(path)) or '.'} ({kind})" for kind, each in chosen[:8])
+    if len(chosen) > 1:
+        raise PriorImportError(f"{shown}: holds several policies: {names}; name one of them by its own path")
+    if not chosen:
+        raise PriorImportError(f"{shown}: {_why_nothing(path, flavours)}{READ}")
+    kind, file = chosen[0]
+    try:
+        imported = read_path(file, kind, options)
+    except PriorImportError as error:
+        raise PriorImportError(str(error).replace(str(path), shown)) from error
+    return replace(imported, format=f"mlflow/{imported.format}", facts={**about, **imported.facts})
+
+
+# ---- what a folder holds ------------------------------------------------------------------------
+def _model_file(folder: Path, shown: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The flavours of an MLmodel file, and what is worth keeping of the rest; nothing where there is no such file."""
+    file = folder / MODEL_FILE
+    if not file.is_file():
+        return {}, {}
+    try:
+        data = yaml.load(read_file(file, _MAX_MODEL_FILE_BYTES), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, PriorImportError):
+            raise
+        raise PriorImportError(f"{shown}: {MODEL_FILE}: not YAML: {str(error)[:200]}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("flavors"), dict):
+        raise PriorImportError(f"{shown}: {MODEL_FILE} names no flavours; expected that of an MLflow model")
+    flavours = {str(name): value if isinstance(value, dict) else {} for name, value in data["flavors"].items()}
+    kept = {key: data.get(key) for key in ("mlflow_version", "run_id", "model_uuid", "utc_time_created")}
+    return flavours, {"mlflow": {k: printable(str(v)[:100]) for k, v in kept.items() if isinstance(v, str | float)}}
+
+
+def _candidates(folder: Path, flavours: dict[str, Any], shown: str) -> Iterator[tuple[Kind, Path]]:
+    pickled = _pickled_modules(folder, flavours)
+    count = 0
+    for here, folders, files in os.walk(folder):
+        count += len(files)
+        if count > MAX_FILES:
+            raise PriorImportError(f"{shown}: more than the {MAX_FILES} files that are looked at")
+        place = Path(here)
+        whole = next((kind for name, kind in _FOLDER_FILES.items() if name in files), None)
+        if whole is not None:
+            folders.clear()  # its files are parts of one thing
+            yield recognise(place), place
+            continue
+        for name in files:
+            file = place / name
+            kind = None if file.is_symlink() else kind_of_file(file)
+            if kind is not None and not (kind == "cleanrl" and file in pickled):
+                yield kind, file
+
+
+def _pickled_modules(folder: Path, flavours: dict[str, Any]) -> set[Path]:
+    """Where MLflow's pytorch flavour pickles whole modules (or, under the same name, keeps TorchScript)."""
+    data = flavours.get("pytorch", {}).get("model_data", "data")
+    if not isinstance(data, str) or PurePosixPath(data).is_absolute() or ".." in PurePosixPath(data).parts:
+        return set()
+    return {folder / data / name for name in ("model.pth", "extra_files/model.pth")}
+
+
+def _why_nothing(folder: Path, flavours: dict[str, Any]) -> str:
+    advice = "log it as ONNX, or as TorchScript (mlflow.pytorch.log_model of torch.jit.script(module))"
+    if "pytorch" in flavours and any((folder / "data").glob("*.pt2")):
+        return f"its pytorch flavour is a program of torch.export (.pt2), which is not read; {advice}"
+    if "pytorch" in flavours:
+        return (
+            "its pytorch flavour is a pickled module, which cannot be loaded without executing what it says; " + advice
+        )
+    if flavours:
+        return f"no policy in a readable format among its files (flavours: {', '.join(sorted(flavours))[:200]})"
+    return "no policy in a readable format among its files"
+
+
+# ---- where an address leads ---------------------------------------------------------------------
+def _locate(address: str, tracking_uri: str) -> Located:
+    from mlflow import MlflowClient
+
+    from rpg_platform.export.registry import check_store
+
+    try:
+        check_store(tracking_uri)
+    except ValueError as error:
+        raise PriorImportError(
+            f"{address}: {error}. Name the store with --tracking-uri or the variable MLFLOW_TRACKING_URI"
+        ) from error
+    client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    if address.startswith("runs:/"):
+        match = re.fullmatch(r"runs:/([0-9a-zA-Z_-]{1,256})(?:/(.+))?", address)
+        if match is None:
+            raise PriorImportError(f"{address}: expected runs:/RUN_ID/path")
+        root = client.get_run(match[1]).info.artifact_uri
+        return Located(_join(root, match[2] or "", address), {"run_id": match[1]})
+    if address.startswith("models:/"):
+        return _model(client, address)
+    return Located(address, {})
+
+
+def _model(client: MlflowClient, address: str) -> Located:
+    match = re.fullmatch(r"models:/(?P<name>[^/@:]{1,256})(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))", address)
+    if match is None:
+        identifier = re.fullmatch(r"models:/(m-[0-9a-zA-Z]{1,128})", address)
+        if identifier is None:
+            raise PriorImportError(f"{address}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+        logged = client.get_logged_model(identifier[1])
+        return Located(logged.artifact_location, {"model_id": identifier[1]})
+    if match["alias"] is not None:
+        version = client.get_model_version_by_alias(match["name"], match["alias"])
+    else:
+        version = client.get_model_version(match["name"], match["version"])
+    facts: dict[str, Any] = {"model": match["name"], "version": str(version.version)}
+    facts |= {"alias": match["alias"]} if match["alias"] is not None else {}
+    facts |= {"run_id": version.run_id} if version.run_id else {}
+    uri = client.get_model_version_download_uri(match["name"], str(version.version))
+    if uri.startswith("models:/m-"):
+        uri = client.get_logged_model(uri.removeprefix("models:/")).artifact_location
+    return Located(uri, facts)
+
+
+def _join(root: str, path: str, address: str) -> str:
+    if ".." in PurePosixPath(path).parts:
+        raise PriorImportError(f"{address}: points outside of the run's artifacts")
+    return root.rstrip("/") + (f"/{path}" if path else "")
+
+
+def _download(artifact_uri: str, tracking_uri: str, folder: Path, address: str) -> Path:
+    """Fetches a folder or file of artifacts, after a look at how much it is."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    root, _, name = artifact_uri.rstrip("/").rpartition("/")
+    repository = get_artifact_repository(root, tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    _check_size(repository, name, address)
+    fetched = Path(repository.download_artifacts(name, dst_path=str(folder)))  # type: ignore[no-untyped-call]
+    files = [each for each in ([fetched] if fetched.is_file() else fetched.rglob("*")) if each.is_file()]
+    if sum(each.stat().st_size for each in files) > MAX_BYTES:
+        raise PriorImportError(f"{address}: more than the {MAX_BYTES} bytes that are read")
+    return fetched
+
+
+def _check_size(repository: ArtifactRepository, name: str, address: str) -> None:
+    pending, files, size = [(name, 0)], 0, 0
+    while pending:
+        path, depth = pending.pop()
+        for each in repository.list_artifacts(path):
+            if each.is_dir:
+                pending.append((each.path, depth + 1))
+            files, size = files + 1, size + int(each.file_size or 0)
+            if files > MAX_FILES or size > MAX_BYTES or depth > MAX_DEPTH:
+                raise PriorImportError(
+                    f"{address}: holds more than the {MAX_FILES} files, {MAX_BYTES} bytes or {MAX_DEPTH} levels of "
+                    "folders that are read"
+                )

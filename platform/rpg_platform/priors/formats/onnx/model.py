@@ -1,0 +1,220 @@
+"""ONNX models read as a graph; nothing of the file is executed, and no runtime is needed.
+
+The package ``onnx`` parses the file, which is data; operators are translated one by one by ``onnx_ops``. Refused are
+external data (a path in the file), operators of other domains, functions and subgraphs. The model takes observations
+``[B, D]``; outputs called ``mean`` and ``log_std`` (or ``std``), or ``logits``, are taken where there are any; else all
+outputs, in their order: see ``torchscript`` for the forms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rpg_algorithms.policies.graph_ops import GraphError
+from rpg_platform.priors.files.archive import read_file
+from rpg_platform.priors.formats.exported_card import read_card, with_card, with_origin
+from rpg_platform.priors.formats.onnx.call import (
+    DTYPES,
+    FLOATS,
+    Call,
+    Item,
+)
+from rpg_platform.priors.formats.onnx.ops import OPERATORS
+from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
+from rpg_platform.priors.network.graph_builder import (
+    Constant,
+    GraphBuilder,
+    Symbol,
+    Value,
+)
+from rpg_platform.priors.network.graph_policy import Source, named_outputs, policy_of_outputs
+
+MAX_BYTES = 512_000_000
+MAX_NODES, MAX_INITIALIZERS = 20_000, 20_000
+OPSETS = range(7, 26)
+_EXTERNAL = 1  # TensorProto.EXTERNAL
+_FIELDS: Mapping[int, str] = {1: "float_data", 11: "double_data", 7: "int64_data", 6: "int32_data", 9: "int32_data"}
+
+
+def read(path: Path, options: ImportOptions) -> Imported:
+    """The policy of an ONNX model.
+
+    Raises:
+        PriorImportError: not such a file, or it does what a graph cannot hold: names the operator and the node.
+        ValueError: the package ``onnx`` is missing.
+    """
+    model = _parse(read_file(path, MAX_BYTES), str(path))
+    card = read_card(next((each.value for each in model.metadata_props if each.key == "card"), None))
+    source = Source(str(path), "an ONNX model", with_card(options, card))
+    builder = source.builder()
+    outputs = _Translation(model, builder, str(path)).outputs()
+    network, notes = policy_of_outputs(outputs, builder, source)
+    facts = {
+        "producer": f"{model.producer_name} {model.producer_version}".strip()[:200],
+        "opset": _opset(model, str(path)),
+    }
+    return with_origin(Imported(network, "onnx", None, None, facts=facts, notes=notes), card)
+
+
+def _parse(data: bytes, where: str) -> Any:
+    try:
+        from onnx import ModelProto
+    except ImportError as error:
+        raise ValueError("ONNX models need the package onnx: pip install 'residual-policy-gradient[onnx]'") from error
+    from google.protobuf.message import DecodeError
+
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, RecursionError, ValueError) as error:
+        raise PriorImportError(f"{where}: not an ONNX model, or a truncated one: {str(error)[:200]}") from error
+    if not model.HasField("graph") or not model.graph.output:
+        raise PriorImportError(f"{where}: not an ONNX model: it has no graph with outputs")
+    for what, items, limit in (
+        ("nodes", model.graph.node, MAX_NODES),
+        ("initializers", model.graph.initializer, MAX_INITIALIZERS),
+    ):
+        if len(items) > limit:
+            raise PriorImportError(f"{where}: {len(items)} {what}, more than the {limit} that are read")
+    if model.graph.sparse_initializer:
+        raise PriorImportError(f"{where}: sparse weights, expected dense ones")
+    return model
+
+
+def _opset(model: Any, where: str) -> int:
+    versions = [int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    if len(versions) != 1 or versions[0] not in OPSETS:
+        raise PriorImportError(
+            f"{where}: opset {versions or 'unknown'}; expected one from {OPSETS.start} to {OPSETS.stop - 1}"
+        )
+    return versions[0]
+
+
+def tensor_of(proto: Any, where: str, name: str) -> Constant:
+    """A dense tensor of numbers that stands in the file itself.
+
+    Raises:
+        PriorImportError: it stands elsewhere, is of another type, or its size is not that of its numbers.
+    """
+    shown = f"{where}: tensor {name[:100]!r}"
+    if proto.data_location == _EXTERNAL or len(proto.external_data):
+        raise PriorImportError(f"{shown} keeps its numbers in another file; expected a model in one file")
+    if proto.HasField("segment") or proto.data_type not in DTYPES:
+        raise PriorImportError(f"{shown} has type {proto.data_type}; expected {sorted(DTYPES)}")
+    dtype, shape = DTYPES[proto.data_type], tuple(int(each) for each in proto.dims)
+    if len(shape) > 8 or any(size < 0 for size in shape):
+        raise PriorImportError(f"{shown} has shape {list(shape)[:10]}")
+    count = math.prod(shape)
+    if proto.HasField("raw_data"):
+        if len(proto.raw_data) != count * dtype.itemsize:
+            raise PriorImportError(f"{shown} of shape {list(shape)} has {len(proto.raw_data)} bytes")
+        array = np.frombuffer(proto.raw_data, np.uint8 if dtype.kind == "b" else dtype)
+        array = array != 0 if dtype.kind == "b" else array
+    else:
+        numbers = getattr(proto, _FIELDS.get(proto.data_type, ""), ())
+        if len(numbers) != count:
+            raise PriorImportError(f"{shown} of shape {list(shape)} has {len(numbers)} numbers")
+        array = np.array(numbers, dtype)
+    return Constant(torch.from_numpy(array.reshape(shape).copy()), name)
+
+
+class _Translation:
+    """Walks through a model's nodes, those that the chosen outputs need."""
+
+    def __init__(self, model: Any, builder: GraphBuilder, where: str) -> None:
+        self.builder, self.where = builder, where
+        self.graph, self.opset = model.graph, _opset(model, where)
+        self._initializers = {each.name: each for each in self.graph.initializer}
+        self._values: dict[str, Item] = {self._input(): builder.obs}
+
+    def outputs(self) -> list[Value]:
+        """The outputs, in symbols and constants."""
+        names = [each.name for each in self.graph.output]
+        chosen = named_outputs(names) or names
+        needed = set(chosen)
+        wanted: list[tuple[int, Any]] = []
+        for position in range(len(self.graph.node) - 1, -1, -1):
+            node = self.graph.node[position]
+            if needed.intersection(node.output):
+                wanted.append((position, node))
+                needed.update(node.input)
+        for position, node in reversed(wanted):
+            self._node(position, node)
+        results = [self._value(name, "the model") for name in chosen]
+        if not all(isinstance(each, Symbol | Constant) for each in results):
+            raise PriorImportError(f"{self.where}: outputs that are shapes, not actions")
+        return [each for each in results if isinstance(each, Symbol | Constant)]
+
+    def _input(self) -> str:
+        inputs = [each for each in self.graph.input if each.name not in self._initializers]
+        if len(inputs) != 1:
+            names = [each.name[:50] for each in inputs][:10]
+            raise PriorImportError(f"{self.where}: takes {names}; expected one input, the observation [B, D]")
+        kind = inputs[0].type.tensor_type
+        if kind.elem_type not in (0, *FLOATS):
+            raise PriorImportError(f"{self.where}: takes numbers of type {kind.elem_type}, expected float or double")
+        if kind.HasField("shape"):
+            dims = [int(each.dim_value) if each.HasField("dim_value") else 0 for each in kind.shape.dim]
+            size = self.builder.obs.shape[1]
+            if len(dims) != 2 or dims[1] not in (0, size):
+                shown = [each or "B" for each in dims]
+                raise PriorImportError(f"{self.where}: takes {shown}; the environment's observations are [B, {size}]")
+        return str(inputs[0].name)
+
+    def _value(self, name: str, user: str) -> Item:
+        if name in self._values:
+            return self._values[name]
+        if name not in self._initializers:
+            raise PriorImportError(f"{self.where}: {user} uses {name[:100]!r}, which is not defined before it")
+        self._values[name] = tensor_of(self._initializers[name], self.where, name)
+        return self._values[name]
+
+    def _node(self, position: int, node: Any) -> None:
+        shown = f"node {position} ({node.op_type[:50]}{f' {node.name[:80]!r}' if node.name else ''})"
+        operator = OPERATORS.get(node.op_type)
+        if node.domain not in ("", "ai.onnx"):
+            raise PriorImportError(
+                f"{self.where}: {shown}: an operator of {node.domain[:100]!r}, which is not ONNX's own"
+            )
+        if operator is None:
+            raise PriorImportError(
+                f"{self.where}: {shown}: {node.op_type[:50]} is not an operator that a graph can hold"
+            )
+        inputs = [self._value(name, shown) if name else None for name in node.input]
+        try:
+            attributes = {each.name: self._attribute(each) for each in node.attribute}
+            outputs = [name for name in node.output if name]
+            result = operator(self.builder, Call(inputs, attributes, self.opset, len(outputs)))
+        except GraphError as error:
+            raise PriorImportError(f"{self.where}: {shown}: {error}") from error
+        except (IndexError, TypeError, OverflowError) as error:
+            raise PriorImportError(f"{self.where}: {shown}: inputs or attributes that it is not read with") from error
+        results: Sequence[Item] = result if isinstance(result, list) else [result]
+        for name, value in zip(outputs, results, strict=False):
+            if name in self._values or name in self._initializers:
+                raise PriorImportError(f"{self.where}: {shown}: defines {name[:100]!r} a second time")
+            self._values[name] = value
+
+    def _attribute(self, attribute: Any) -> Any:
+        match attribute.type:  # the numbers are AttributeProto's
+            case _ if attribute.ref_attr_name:
+                raise GraphError(f"{attribute.name[:50]} refers to a function's argument")
+            case 1:
+                return float(attribute.f)
+            case 2:
+                return int(attribute.i)
+            case 3:
+                return bytes(attribute.s)
+            case 4:
+                return tensor_of(attribute.t, self.where, attribute.name)
+            case 6:
+                return [float(each) for each in attribute.floats]
+            case 7:
+                return [int(each) for each in attribute.ints]
+        raise GraphError(f"{attribute.name[:50]} is of a kind (type {attribute.type}) that a graph cannot hold")

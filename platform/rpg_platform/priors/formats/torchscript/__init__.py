@@ -1,0 +1,1 @@
+"""TorchScript files read as a graph of whitelisted operations; nothing of the file is executed."""

@@ -1,0 +1,360 @@
+"""From the layers of somebody else's policy to a ``PolicyNetwork`` that computes the same.
+
+A plain perceptron becomes one of ours, which the fused engine trains; what it cannot express (layer normalisation, a
+mixture of activations, a bounded log standard deviation other than by one clamp) becomes a graph.
+
+Dimension letters: D observation size, A action dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rpg_algorithms.maths.distributions import DistributionName
+from rpg_algorithms.policies.graph import (
+    INPUT,
+    Graph,
+    GraphTensor,
+    Node,
+)
+from rpg_algorithms.policies.network import (
+    ACTIVATIONS,
+    NetworkSpec,
+    PolicyNetwork,
+    observation_size,
+    spec_for_spaces,
+)
+from rpg_platform.priors.imported import PriorImportError
+
+Array = NDArray[Any]
+NO_CLAMP = 1e30  # a clamp of log standard deviations that is none; JSON holds no infinity
+
+GRAPH_ACTIVATIONS = ("relu", "tanh", "elu", "silu", "gelu", "selu", "sigmoid", "softplus", "mish", "leaky_relu")
+_ATTRIBUTES: dict[str, dict[str, float | bool]] = {
+    "elu": {"alpha": 1.0},
+    "gelu": {"tanh": False},
+    "leaky_relu": {"slope": 0.01},
+}  # torch's defaults
+
+
+class Linear(NamedTuple):
+    """``weight`` ``[out, in]``, ``bias`` ``[out]``, float32."""
+
+    weight: Array
+    bias: Array
+
+
+class Norm(NamedTuple):
+    """Layer normalisation with ``weight`` and ``bias`` ``[n]``."""
+
+    weight: Array
+    bias: Array
+    epsilon: float
+
+
+class Activation(NamedTuple):
+    """One of ``GRAPH_ACTIVATIONS``, with torch's default parameters."""
+
+    name: str
+
+
+Step = Linear | Norm | Activation
+
+
+@dataclass(frozen=True)
+class FreeLogStd:
+    """A log standard deviation that does not depend on the state: ``values`` ``[A]``."""
+
+    values: Array
+
+
+@dataclass(frozen=True)
+class NetworkLogStd:
+    """The second half of the network's output is the log standard deviation, kept within bounds.
+
+    Attributes:
+        low, high: bounds, nats.
+        by: ``clamp``, or ``tanh``: ``low + (high - low) (tanh(x) + 1) / 2``.
+    """
+
+    low: float
+    high: float
+    by: Literal["clamp", "tanh"] = "clamp"
+
+
+@dataclass(frozen=True)
+class FeaturesLogStd:
+    """Noise that is linear in the last hidden layer's features f: ``log_std = log(f² @ variances + epsilon) / 2``.
+
+    Attributes:
+        variances: ``[A, H]``.
+        epsilon: added to the variance.
+        mean_bound: bound on the mean's absolute value; None for none.
+    """
+
+    variances: Array
+    epsilon: float
+    mean_bound: float | None = None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """An observation normaliser: ``clip((x - mean) / sqrt(var + epsilon))``.
+
+    Attributes:
+        mean, var: ``[D]``.
+        count: observations that they come from.
+        epsilon: added to the variance.
+        clip: bound on the absolute value; None for none.
+    """
+
+    mean: Array
+    var: Array
+    count: float
+    epsilon: float
+    clip: float | None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy as it was elsewhere.
+
+    Attributes:
+        where: the source, for messages.
+        steps: from normalised observation to distribution inputs; the last is linear.
+        distribution: its family.
+        observation_space, action_space: the environment's.
+        log_std: how a (squashed) Gaussian's standard deviation comes about; None for a categorical.
+        moments: its observation normaliser.
+        scale, shift: ``[A]``; the source samples u and the environment gets ``scale u + shift``, clipped. A Gaussian is
+            closed under that map, so it goes into the last layer and the log standard deviation: the policy's density
+            is then that of the environment's actions.
+    """
+
+    where: str
+    steps: Sequence[Step]
+    distribution: DistributionName
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    log_std: FreeLogStd | NetworkLogStd | FeaturesLogStd | None = None
+    moments: Moments | None = None
+    scale: Array | None = None
+    shift: Array | None = None
+
+
+def assemble(policy: Policy) -> PolicyNetwork:
+    """The network, with its weights, frozen and in evaluation mode.
+
+    Raises:
+        PriorImportError: the layers do not fit each other, the spaces or the normaliser.
+    """
+    try:
+        base = spec_for_spaces(policy.observation_space, policy.action_space, policy.distribution)
+    except ValueError as error:
+        raise PriorImportError(f"{policy.where}: {error}") from error
+    _check(policy, base)
+    steps, log_std, bounds = _in_env_units(policy, base.action_size)
+    options: dict[str, Any] = {
+        "hidden": tuple(len(step.bias) for step in steps[:-1] if isinstance(step, Linear)) or (64,),
+        "state_dependent_std": isinstance(policy.log_std, NetworkLogStd | FeaturesLogStd),
+        "normalize_observations": policy.moments is not None,
+    }
+    if policy.moments is not None:
+        options |= {"observation_clip": policy.moments.clip, "observation_epsilon": policy.moments.epsilon}
+    state: dict[str, torch.Tensor] = {} if log_std is None else {"log_std": _tensor(log_std)}
+    activation = _plain(steps)
+    one_clamp = bounds is None or (
+        isinstance(policy.log_std, NetworkLogStd)
+        and policy.log_std.by == "clamp"
+        and all(np.ptp(each) == 0.0 for each in bounds)
+    )
+    if activation is not None and one_clamp and not isinstance(policy.log_std, FeaturesLogStd):
+        options["hidden"] = tuple(len(step.bias) for step in steps[:-1] if isinstance(step, Linear))
+        options["activation"] = activation
+        if bounds is not None:
+            options["log_std_bounds"] = (float(bounds[0][0]), float(bounds[1][0]))
+        state |= _mlp_state(steps)
+    else:
+        graph, tensors = _graph(policy, steps, bounds, base.action_size)
+        options["graph"] = graph
+        state |= {f"graph.{name}": value for name, value in tensors.items()}
+    return _load(policy, options, state)
+
+
+def _load(policy: Policy, options: dict[str, Any], state: dict[str, torch.Tensor]) -> PolicyNetwork:
+    try:
+        spec = spec_for_spaces(policy.observation_space, policy.action_space, policy.distribution, **options)
+    except ValueError as error:
+        raise PriorImportError(f"{policy.where}: {error}") from error
+    if policy.moments is not None:
+        moments = policy.moments
+        state["normalizer.mean"] = torch.from_numpy(np.array(moments.mean, dtype=np.float64))
+        state["normalizer.var"] = torch.from_numpy(np.array(moments.var, dtype=np.float64))
+        state["normalizer.count"] = torch.tensor(moments.count, dtype=torch.float64)
+    network = PolicyNetwork(spec)
+    network.load_state_dict(state)
+    return network.requires_grad_(False).eval()
+
+
+def _check(policy: Policy, base: NetworkSpec) -> None:
+    where, linear = policy.where, [step for step in policy.steps if isinstance(step, Linear)]
+    if not linear or not isinstance(policy.steps[-1], Linear):
+        raise PriorImportError(f"{where}: its network has no linear output layer")
+    for before, after in pairwise(linear):
+        if after.weight.shape[1] != before.weight.shape[0]:
+            raise PriorImportError(
+                f"{where}: a layer with {before.weight.shape[0]} outputs is followed by one with "
+                f"{after.weight.shape[1]} inputs"
+            )
+    if isinstance(policy.action_space, gym.spaces.Box) and not policy.action_space.is_bounded():
+        raise PriorImportError(f"{where}: actions in {policy.action_space}; expected finite bounds")
+    size, taken = observation_size(policy.observation_space), linear[0].weight.shape[1]
+    if taken != size:
+        raise PriorImportError(
+            f"{where}: its network takes {taken} numbers, and an observation of {policy.observation_space} has {size}"
+        )
+    outputs = base.dist_inputs_size if isinstance(policy.log_std, NetworkLogStd) else base.action_size
+    if len(linear[-1].bias) != outputs:
+        raise PriorImportError(
+            f"{where}: its network gives {len(linear[-1].bias)} numbers; actions in {policy.action_space} need "
+            f"{outputs}"
+        )
+    if policy.moments is not None and not policy.moments.mean.shape == policy.moments.var.shape == (size,):
+        raise PriorImportError(
+            f"{where}: its normaliser has {policy.moments.mean.size} means and {policy.moments.var.size} variances, "
+            f"its network takes {size} numbers"
+        )
+    if isinstance(policy.log_std, FeaturesLogStd) and policy.log_std.variances.shape != linear[-1].weight.shape:
+        raise PriorImportError(
+            f"{where}: its noise has the shape {list(policy.log_std.variances.shape)}, its output layer "
+            f"{list(linear[-1].weight.shape)}"
+        )
+    if isinstance(policy.log_std, FreeLogStd) and policy.log_std.values.shape != (base.action_size,):
+        raise PriorImportError(
+            f"{where}: {policy.log_std.values.size} log standard deviations for {base.action_size} action dimensions"
+        )
+
+
+def _in_env_units(policy: Policy, a: int) -> tuple[list[Step], Array | None, tuple[Array, Array] | None]:
+    """The steps with scale and shift in the last layer, the free log std, and the bounds ``[A]`` of a network's."""
+    scale = np.ones(a) if policy.scale is None else np.asarray(policy.scale, dtype=np.float64)
+    shift = np.zeros(a) if policy.shift is None else np.asarray(policy.shift, dtype=np.float64)
+    steps, last = list(policy.steps), policy.steps[-1]
+    assert isinstance(last, Linear)
+    if policy.scale is not None or policy.shift is not None:
+        weight, bias = last.weight.astype(np.float64), last.bias.astype(np.float64)
+        weight[:a] *= scale[:, None]
+        bias[:a] = bias[:a] * scale + shift
+        if isinstance(policy.log_std, NetworkLogStd):
+            bias[a:] += np.log(scale)
+        steps[-1] = Linear(weight.astype(np.float32), bias.astype(np.float32))
+    if isinstance(policy.log_std, FreeLogStd):
+        return steps, policy.log_std.values + np.log(scale), None
+    if isinstance(policy.log_std, NetworkLogStd):
+        if policy.log_std.by == "tanh":
+            assert policy.scale is None
+            assert policy.shift is None
+        offset = np.log(scale)
+        low, high = (np.clip(each, -NO_CLAMP, NO_CLAMP) for each in (policy.log_std.low, policy.log_std.high))
+        return steps, None, (low + offset, high + offset)
+    return steps, None, None
+
+
+def _plain(steps: Sequence[Step]) -> str | None:
+    """The one activation of a perceptron such as ``make_mlp`` builds; None for anything else."""
+    hidden = steps[:-1]
+    kinds = [type(step) for step in hidden]
+    if kinds != [Linear, Activation] * (len(hidden) // 2):
+        return None
+    names = {step.name for step in hidden if isinstance(step, Activation)} or {"relu"}
+    return names.pop() if len(names) == 1 and names <= set(ACTIVATIONS) else None
+
+
+def _mlp_state(steps: Sequence[Step]) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = {}
+    for index, step in enumerate(step for step in steps if isinstance(step, Linear)):
+        state[f"mlp.{2 * index}.weight"] = _tensor(step.weight)
+        state[f"mlp.{2 * index}.bias"] = _tensor(step.bias)
+    return state
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32))
+
+
+class _GraphWriter:
+    """Collects the nodes and tensors of a graph."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.trainable: dict[str, bool] = {}
+        self.last = INPUT
+
+    def tensor(self, kind: str, array: Array, trainable: bool = True) -> str:
+        name = f"t{len(self.tensors)}_{kind}"
+        self.tensors[name], self.trainable[name] = _tensor(array), trainable
+        return name
+
+    def node(self, op: str, *inputs: str | float, **attributes: Any) -> str:
+        self.last = f"v{len(self.nodes)}"
+        self.nodes.append(Node(op, inputs, self.last, tuple(sorted(attributes.items()))))
+        return self.last
+
+    def graph(self, outputs: tuple[str, ...]) -> Graph:
+        described = tuple(
+            GraphTensor(name, tuple(value.shape), self.trainable[name]) for name, value in self.tensors.items()
+        )
+        return Graph(described, tuple(self.nodes), outputs)
+
+
+def _graph(
+    policy: Policy, steps: Sequence[Step], bounds: tuple[Array, Array] | None, a: int
+) -> tuple[Graph, dict[str, torch.Tensor]]:
+    writer = _GraphWriter()
+    features = writer.last
+    for step in steps:
+        features = writer.last
+        match step:
+            case Linear(weight, bias):
+                writer.node("linear", writer.last, writer.tensor("weight", weight), writer.tensor("bias", bias))
+            case Norm(weight, bias, epsilon):
+                tensors = writer.tensor("norm_weight", weight), writer.tensor("norm_bias", bias)
+                writer.node("layer_norm", writer.last, *tensors, dims=1, eps=epsilon)
+            case Activation(name):
+                if name not in GRAPH_ACTIVATIONS:
+                    expected = ", ".join(GRAPH_ACTIVATIONS)
+                    raise PriorImportError(
+                        f"{policy.where}: activation {name!r} is not read; expected one of {expected}"
+                    )
+                writer.node(name, writer.last, **_ATTRIBUTES.get(name, {}))
+    whole = writer.last
+    if isinstance(policy.log_std, FeaturesLogStd):
+        noise = policy.log_std
+        if noise.mean_bound is not None:
+            whole = writer.node("clamp", whole, min=-noise.mean_bound, max=noise.mean_bound)
+        squares = writer.node("mul", features, features)
+        variance = writer.node("linear", squares, writer.tensor("variances", noise.variances))
+        variance = writer.node("add", writer.node("maximum", variance, 0.0), noise.epsilon)  # whatever it is trained to
+        return writer.graph((whole, writer.node("mul", writer.node("log", variance), 0.5))), writer.tensors
+    if bounds is None:
+        return writer.graph((whole,)), writer.tensors
+    mean = writer.node("slice", whole, axis=1, start=0, stop=a, step=1)
+    log_std = writer.node("slice", whole, axis=1, start=a, stop=2 * a, step=1)
+    assert isinstance(policy.log_std, NetworkLogStd)
+    if policy.log_std.by == "tanh":
+        low, high = policy.log_std.low, policy.log_std.high
+        log_std = writer.node("add", writer.node("tanh", log_std), 1.0)
+        log_std = writer.node("add", writer.node("mul", log_std, 0.5 * (high - low)), low)
+    else:
+        log_std = writer.node("maximum", log_std, writer.tensor("lowest", bounds[0], trainable=False))
+        log_std = writer.node("minimum", log_std, writer.tensor("highest", bounds[1], trainable=False))
+    return writer.graph((mean, log_std)), writer.tensors

@@ -1,0 +1,470 @@
+"""What a sweep found, as data: one row a setting, over its seeds, with intervals, comparisons and what is best.
+
+Free of Ray, torch and MLflow: trials and their last reports in, rows out. Returns are undiscounted, per episode; KL in
+nats. ``report`` prints rows, ``plots`` draws them; docs/evaluation.md says what each figure is of.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics as stdlib_statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from rpg_platform.results.ranking import (
+    Figures,
+    Violation,
+    order_key,
+    pareto_set,
+    violations,
+)
+from rpg_platform.results.statistics import (
+    Array,
+    Interval,
+    bootstrap_interval,
+    improvement_interval,
+    iqm,
+    mean,
+    probability_of_improvement,
+)
+from rpg_platform.spec.sections import Objective
+
+if TYPE_CHECKING:
+    from rpg_platform.spec.sweep import TrialSpec
+
+TrialResult: TypeAlias = "tuple[TrialSpec, Mapping[str, Any] | None, str | None]"
+"""A trial, its last report (None: it made none) and its error (None: it did not fail)."""
+
+Mode = Literal["deterministic", "sampled"]
+Spread = Literal["seeds", "episodes"]
+MODES: tuple[Mode, ...] = ("deterministic", "sampled")
+PRIOR_METHOD = "prior"
+FINAL, BEST = "eval", "eval_best"
+"""Where a report has the evaluation of the final policy, and of the best checkpoint's."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure over seeds.
+
+    Attributes:
+        mean: mean over the seeds' finite figures; NaN if there are none.
+        std: standard deviation over seeds (n - 1), or for one seed over its evaluation episodes; NaN if
+            unknown.
+        n: how many seeds the figures are of.
+        mean_interval: 95 % stratified-bootstrap interval of the mean, over seeds; None for one seed.
+        iqm: interquartile mean; the mean for fewer than four seeds.
+        iqm_interval: 95 % interval of it.
+    """
+
+    mean: float
+    std: float
+    n: int
+    mean_interval: Interval | None = None
+    iqm: float = math.nan
+    iqm_interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of a setting, on the fixed evaluation seeds."""
+
+    basic_return: Estimate
+    addon_return: Estimate
+    total_return: Estimate
+    episode_length: Estimate
+    task_metric: Estimate
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """The best checkpoints of a setting's trials, chosen on validation seeds, on the evaluation seeds.
+
+    Attributes:
+        deterministic, sampled: as of the final policies.
+        kl_to_prior: nats per state.
+        env_steps: how far they were trained.
+    """
+
+    deterministic: Evaluation
+    sampled: Evaluation
+    kl_to_prior: Estimate
+    env_steps: Estimate
+
+    def evaluation(self, mode: Mode) -> Evaluation:
+        """The deterministic or the sampled evaluation."""
+        return self.deterministic if mode == "deterministic" else self.sampled
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """How likely a seed of this setting ends with a higher objective than one of another.
+
+    Attributes:
+        over: the other's method, ``prior`` or a method of the sweep.
+        setting: the other: of that method's settings the one that ranks best.
+        probability: P(this > other), a tie is half.
+        interval: 95 % stratified-bootstrap interval; None where either has one training seed (the prior needs none).
+        n, n_other: seeds of this setting and of the other.
+    """
+
+    over: str
+    setting: str
+    probability: float
+    interval: Interval | None
+    n: int
+    n_other: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial without a final evaluation, and why."""
+
+    trial_id: str
+    seed: int | None
+    error: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A trial that the sweep's scheduler ended early: no failure, and nothing to compare with full trainings.
+
+    Attributes:
+        trial_id, seed: which.
+        by: name of the scheduler.
+        env_steps: how far it was trained.
+    """
+
+    trial_id: str
+    seed: int
+    by: str
+    env_steps: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: a method with its weights, over seeds.
+
+    Attributes:
+        group: the trials' id without the seed.
+        setting: method and weights, to read.
+        method: name of the method.
+        weights: its weights: numbers, or schedules ``[[env_step, value], …]``.
+        seeds: seeds with a final evaluation; every figure is of these.
+        is_prior: the prior, untouched.
+        spread: what the standard deviations are over.
+        deterministic: the policy's mean action (or likeliest).
+        sampled: actions sampled from the policy.
+        kl_to_prior: nats per state; NaN without a prior.
+        basic_kept: deterministic basic return as a share of the prior's; None without a prior, or if the
+            prior's is not positive, where a share means nothing.
+        env_steps: training steps of one trial.
+        failures: trials of this setting that have no final evaluation.
+        objective: by what rows are ordered and which constraints hold, as in the specification.
+        best_checkpoint: the same figures of the best checkpoints; None where none was looked for.
+        addon_parts: by mode and name the return of each add-on reward, where the task has several.
+        improvement: over the prior, and over each other method of the sweep.
+        violations: constraints that it breaks.
+        is_pareto: no other row has as much basic and add-on return and as little KL, and more of one.
+        is_best: of all rows that satisfy the constraints (the prior's too) it has the highest objective.
+        kl_estimated: ``kl_to_prior`` is an estimate: policy and prior are of different families.
+        stopped: trials that were ended early. A setting with one has no figures, even if another seed was trained to
+            the end before: it is not compared.
+    """
+
+    group: str
+    setting: str
+    method: str
+    weights: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    is_prior: bool
+    spread: Spread
+    deterministic: Evaluation
+    sampled: Evaluation
+    kl_to_prior: Estimate
+    basic_kept: float | None
+    env_steps: int
+    failures: tuple[Failure, ...]
+    objective: Mapping[str, Any]
+    best_checkpoint: BestCheckpoint | None = None
+    addon_parts: Mapping[Mode, Mapping[str, Estimate]] = field(default_factory=dict)
+    improvement: tuple[Improvement, ...] = ()
+    violations: tuple[Violation, ...] = ()
+    is_pareto: bool = False
+    is_best: bool = False
+    kl_estimated: bool = False
+    stopped: tuple[Stop, ...] = ()
+
+    def evaluation(self, mode: Mode) -> Evaluation:
+        """The deterministic or the sampled evaluation."""
+        return self.deterministic if mode == "deterministic" else self.sampled
+
+
+def is_finished(result: Mapping[str, Any] | None, error: str | None) -> bool:
+    """Whether a trial ran to its end: no error, and its last report has the final evaluation."""
+    return error is None and result is not None and "eval/deterministic/total_return_mean" in result
+
+
+def is_stopped(result: Mapping[str, Any] | None) -> bool:
+    """Whether a scheduler ended a trial early: neither finished nor failed."""
+    return result is not None and "stopped_by" in result and not result.get("finished")
+
+
+def stopped_words(result: Mapping[str, Any]) -> str:
+    """By what a trial was ended early, and when."""
+    return f"stopped by {result['stopped_by']} at {_number(result, 'env_steps'):,.0f} env steps"
+
+
+def summarise(results: Iterable[TrialResult], objective: Objective | None = None) -> list[Row]:
+    """Groups trials over their seeds, compares the settings and orders them.
+
+    Args:
+        results: trials in any order.
+        objective: what is best; None: what the trials' specifications say.
+
+    Returns:
+        One row a setting: those that satisfy the constraints first, highest objective first; then the others, nearest
+        first; settings without a finite figure last.
+    """
+    groups: defaultdict[str, list[TrialResult]] = defaultdict(list)
+    for each in results:
+        groups[each[0].group].append(each)
+    if not groups:
+        return []
+    if objective is None:
+        objective = next(iter(groups.values()))[0][0].objective
+    names = setting_names([trials[0][0] for trials in groups.values()])
+    prior_basic = _prior_basic(groups.values())
+    rows = [_row(group, trials, names[group], prior_basic, objective) for group, trials in groups.items()]
+    scores = {group: _scores(trials, objective) for group, trials in groups.items()}
+    return _compared(_ranked(rows, objective), scores)
+
+
+# ---- one setting -------------------------------------------------------------------------------
+
+
+def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: float, objective: Objective) -> Row:
+    spec = trials[0][0]
+    stopped = _stops(trials)
+    done = [] if stopped else _done(trials)
+    reports = [result for _, result in done]
+    final = _evaluations(reports, FINAL)
+    basic = final["deterministic"].basic_return.mean
+    kept = basic / prior_basic if prior_basic > 0 and math.isfinite(basic) else None
+    return Row(
+        group=group,
+        setting=setting,
+        method=spec.method,
+        weights=dict(spec.weights),
+        seeds=tuple(sorted(trial.seed for trial, _ in done)),
+        is_prior=spec.method == PRIOR_METHOD,
+        spread="seeds" if len(done) > 1 else "episodes",
+        deterministic=final["deterministic"],
+        sampled=final["sampled"],
+        kl_to_prior=_estimate(reports, f"{FINAL}/kl_to_prior"),
+        basic_kept=kept,
+        env_steps=spec.env_steps,
+        failures=tuple(
+            Failure(trial.trial_id, trial.seed, _why(trial, result, error))
+            for trial, result, error in trials
+            if not is_finished(result, error) and (error is not None or not is_stopped(result))
+        ),
+        objective=objective.model_dump(mode="json", exclude_none=True),
+        best_checkpoint=_best_checkpoint(reports),
+        addon_parts={mode: _addon_parts(reports, f"{FINAL}/{mode}/addon/") for mode in MODES},
+        kl_estimated=any(report.get("kl_to_prior_estimated") for report in reports),
+        stopped=stopped,
+    )
+
+
+def _done(trials: Sequence[TrialResult]) -> list[tuple[TrialSpec, Mapping[str, Any]]]:
+    return [(trial, result) for trial, result, error in trials if result is not None and is_finished(result, error)]
+
+
+def _stops(trials: Sequence[TrialResult]) -> tuple[Stop, ...]:
+    return tuple(
+        Stop(trial.trial_id, trial.seed, str(result["stopped_by"]), _number(result, "env_steps"))
+        for trial, result, error in trials
+        if result is not None and error is None and is_stopped(result)
+    )
+
+
+def _evaluations(reports: Sequence[Mapping[str, Any]], prefix: str) -> dict[Mode, Evaluation]:
+    names = [field.name for field in fields(Evaluation)]
+    return {mode: Evaluation(**{n: _estimate(reports, f"{prefix}/{mode}/{n}") for n in names}) for mode in MODES}
+
+
+def _addon_parts(reports: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Estimate]:
+    end = "_return_mean"
+    keys = [key for key in (reports[0] if reports else ()) if key.startswith(prefix) and key.endswith(end)]
+    names = [key.removeprefix(prefix).removesuffix(end) for key in keys]
+    return {name: _estimate(reports, f"{prefix}{name}_return") for name in names}
+
+
+def _best_checkpoint(reports: Sequence[Mapping[str, Any]]) -> BestCheckpoint | None:
+    looked = [report for report in reports if f"{BEST}/env_steps" in report]
+    if not looked:
+        return None
+    evaluations = _evaluations(looked, BEST)
+    kl, env_steps = (_estimate(looked, f"{BEST}/{name}") for name in ("kl_to_prior", "env_steps"))
+    return BestCheckpoint(evaluations["deterministic"], evaluations["sampled"], kl, env_steps)
+
+
+def _estimate(reports: Sequence[Mapping[str, Any]], key: str) -> Estimate:
+    """``key`` over trials, of ``<key>_mean`` and ``<key>_std`` or of ``<key>`` alone."""
+    figures = [_number(report, f"{key}_mean", key) for report in reports]
+    finite = [each for each in figures if math.isfinite(each)]
+    if not finite:
+        return Estimate(math.nan, math.nan, 0)
+    if len(reports) > 1:
+        std = stdlib_statistics.stdev(finite) if len(finite) > 1 else math.nan
+    else:
+        std = _number(reports[0], f"{key}_std")
+    scores = _column(finite)
+    ends = _interval(bootstrap_interval(scores, mean))
+    middle = ends if len(finite) < 4 else _interval(bootstrap_interval(scores, iqm))  # below four the same figure
+    return Estimate(stdlib_statistics.fmean(finite), std, len(finite), ends, float(iqm(scores)), middle)
+
+
+def _column(scores: Sequence[float]) -> Array:
+    """``[S, 1]``: a sweep has one task, so one stratum."""
+    return np.array(scores, dtype=np.float64)[:, None]
+
+
+def _interval(ends: Array | None) -> Interval | None:
+    return None if ends is None else (float(ends[0]), float(ends[1]))
+
+
+def _number(report: Mapping[str, Any], *keys: str) -> float:
+    for key in keys:
+        if report.get(key) is not None:
+            return float(report[key])
+    return math.nan
+
+
+def _prior_basic(groups: Iterable[Sequence[TrialResult]]) -> float:
+    prior = [
+        result
+        for trials in groups
+        for trial, result, error in trials
+        if trial.method == PRIOR_METHOD and result is not None and is_finished(result, error)
+    ]
+    return _estimate(prior, f"{FINAL}/deterministic/basic_return").mean
+
+
+def _why(trial: TrialSpec, result: Mapping[str, Any] | None, error: str | None) -> str:
+    if error is not None:
+        lines = [line.strip() for line in error.strip().splitlines() if line.strip()]
+        return lines[-1][:300] if lines else "failed without a message"
+    if result is None:
+        return "made no report"
+    return f"stopped at {_number(result, 'env_steps'):,.0f} of {trial.env_steps:,} env steps, not evaluated"
+
+
+# ---- settings against each other ----------------------------------------------------------------
+
+
+def _figures(row: Row, mode: Mode) -> Figures:
+    measured = row.evaluation(mode)
+    means = {field.name: getattr(measured, field.name).mean for field in fields(Evaluation)}
+    return means | {"kl_to_prior": row.kl_to_prior.mean}
+
+
+def _ranked(rows: Sequence[Row], objective: Objective) -> list[Row]:
+    """The rows in order, with what they break and which are on the Pareto set and best."""
+    figures = {row.group: _figures(row, objective.mode) for row in rows}
+    prior = next((figures[row.group] for row in rows if row.is_prior and row.seeds), None)
+    broken = {row.group: violations(objective.constraints, figures[row.group], prior) for row in rows}
+
+    def order(row: Row) -> tuple[object, ...]:
+        return (not row.seeds, *order_key(figures[row.group][objective.maximize], broken[row.group]), row.group)
+
+    ordered = sorted(rows, key=order)
+    shown = [row for row in ordered if math.isfinite(figures[row.group]["total_return"])]
+    axes = [(f["basic_return"], f["addon_return"], -f["kl_to_prior"]) for f in (figures[row.group] for row in shown)]
+    pareto = {row.group for row, best in zip(shown, pareto_set(np.reshape(axes, (-1, 3))), strict=True) if best}
+    able = [row.group for row in ordered if row.seeds and not broken[row.group]]
+    best = next((group for group in able if math.isfinite(figures[group][objective.maximize])), None)
+    return [
+        replace(
+            row,
+            violations=broken[row.group] if row.seeds else (),
+            is_pareto=row.group in pareto,
+            is_best=row.group == best,
+        )
+        for row in ordered
+    ]
+
+
+def _scores(trials: Sequence[TrialResult], objective: Objective) -> Array:
+    """``[S, 1]``: the objective of each finished seed, where it is finite."""
+    key = f"{FINAL}/{objective.mode}/{objective.maximize}_mean"
+    found = [] if _stops(trials) else [_number(result, key) for _, result in _done(trials)]
+    return _column([each for each in found if math.isfinite(each)])
+
+
+def _compared(ordered: Sequence[Row], scores: Mapping[str, Array]) -> list[Row]:
+    """The rows, each with its probability of improvement over the best of each other method."""
+    leaders: dict[str, Row] = {}
+    for row in ordered:
+        if len(scores[row.group]):
+            leaders.setdefault(row.method, row)
+    others = sorted(leaders.values(), key=lambda row: not row.is_prior)  # the prior first, then as they rank
+    return [
+        replace(
+            row, improvement=tuple(_improvement(row, other, scores) for other in others if other.method != row.method)
+        )
+        if len(scores[row.group])
+        else row
+        for row in ordered
+    ]
+
+
+def _improvement(row: Row, other: Row, scores: Mapping[str, Array]) -> Improvement:
+    x, y = scores[row.group], scores[other.group]
+    # One trained seed says nothing of the next; the prior is what it is.
+    known = all(each.is_prior or len(scores[each.group]) > 1 for each in (row, other))
+    return Improvement(
+        other.method,
+        other.setting,
+        probability_of_improvement(x, y),
+        improvement_interval(x, y) if known else None,
+        len(x),
+        len(y),
+    )
+
+
+# ---- names -------------------------------------------------------------------------------------
+
+
+def setting_names(trials: Sequence[TrialSpec]) -> dict[str, str]:
+    """Group → its name: method and weights, and if that is not enough, the training settings that differ."""
+    alike: defaultdict[str, list[TrialSpec]] = defaultdict(list)
+    for trial in trials:
+        weights = [f"{name}={_value(value)}" for name, value in trial.weights.items()]
+        name = "prior" if trial.method == PRIOR_METHOD else " ".join([trial.method, *weights])
+        alike[name].append(trial)
+    settings: dict[str, str] = {}
+    for name, same in alike.items():
+        training = [dict(trial.training) for trial in same]
+        varied = [key for key in training[0] if len({repr(each.get(key)) for each in training}) > 1]
+        for trial, each in zip(same, training, strict=True):
+            settings[trial.group] = " ".join([name, *(f"{key}={_value(each.get(key))}" for key in varied)])
+    return settings
+
+
+def _value(value: object) -> str:
+    """A weight to read: four digits; a schedule as ``0.2→0.05@100000``, one that jumps as ``0.2⇒0.05@100001``."""
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
+        text, points = _value(value[0][1]), [(0, None), *value, (math.inf, None)]
+        for (_, before), (step, level), (following, _) in zip(points[1:], points[2:], points[3:], strict=False):
+            if level == before and following == step + 1:
+                continue  # it holds, and jumps next
+            jumps = any(other == step - 1 for other, _ in value)
+            text += f"{'⇒' if jumps else '→'}{_value(level)}@{step:g}"
+        return text
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,202 @@
+"""How a sweep is doing, for whoever asks from another shell or machine: a small file in the sweep's folder.
+
+The driver writes ``status.json`` every few seconds from a thread of its own, through the same file system as everything
+else of the sweep (a local path, NFS or an object store), and once more at the end. A reader tells from its age, and on
+the driver's own machine from the lock, whether the driver still lives.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rpg_platform.search.proposals import known_trials
+from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.spec.trials import count_trials
+from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError, TrialState
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+STATUS_FILE = "status.json"
+WRITE_EVERY_S = 5.0
+_REST_PER_WORK = 20.0  # a slow storage is written to more rarely
+DEAD_AFTER_S = 60.0
+_MISSED = 6  # heartbeats, after which a driver that writes more rarely counts as dead
+_STOP_S = 30.0
+
+State = Literal["running", "finished", "stopped", "failed", "dead", "unknown"]
+_ENDS: dict[str, State] = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
+
+
+class StatusWriter:
+    """Keeps a sweep's ``status.json`` up to date; nothing that goes wrong with it reaches the sweep.
+
+    Args:
+        folder: the sweep's.
+        content: what to write beside who writes it and when; called from the writer's thread.
+    """
+
+    def __init__(self, folder: SweepFolder, content: Callable[[], dict[str, Any]]) -> None:
+        self._folder, self._content = folder, content
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._started = time.time()
+        self._every_s = WRITE_EVERY_S
+
+    def start(self) -> None:
+        """Writes from now on."""
+        self._thread = threading.Thread(target=self._work, name="rpg-status", daemon=True)
+        self._thread.start()
+
+    def stop(self, outcome: str) -> None:
+        """Writes the last time.
+
+        Args:
+            outcome: the status of the sweep's run in MLflow, ``FINISHED``, ``KILLED`` or ``FAILED``.
+        """
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(_STOP_S)
+        self._write(_ENDS[outcome])
+
+    def _work(self) -> None:
+        while True:
+            began = time.monotonic()
+            self._write("running")
+            self._every_s = max(WRITE_EVERY_S, _REST_PER_WORK * (time.monotonic() - began))
+            if self._ended.wait(self._every_s):
+                return
+
+    def _write(self, state: State) -> None:
+        try:
+            who = {"host": socket.gethostname(), "pid": os.getpid(), "started": self._started}
+            now = {"format": FORMAT, "sweep": self._folder.name, "state": state, **who, "heartbeat": time.time()}
+            now |= {"every_s": self._every_s, **self._content()}
+            self._folder.write_text(STATUS_FILE, json.dumps(now, allow_nan=False))
+        except Exception as error:  # a full disk, a storage that is away, a defect: the next one may pass
+            logger.debug("status: %s: %s", type(error).__name__, error)
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """What is known of a sweep from its folder.
+
+    Attributes:
+        sweep: its name.
+        folder: path or URI of its folder.
+        state: ``running``; ``finished`` (every trial), ``stopped`` (by a signal) or ``failed`` (some trial has no
+            result); ``dead``: the driver ended without a word; ``unknown``: it never wrote a status.
+        words: the state, to read.
+        content: of the status file; where there is none, ``trials`` and ``env_steps`` from the checkpoints.
+        command: what goes on with the sweep; None if there is nothing to do.
+    """
+
+    sweep: str
+    folder: str
+    state: State
+    words: str
+    content: dict[str, Any] = field(default_factory=dict)
+    command: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """One document: the status file's content, judged."""
+        mine = {"sweep": self.sweep, "folder": self.folder, "state": self.state, "words": self.words}
+        return {**self.content, **mine, "command": self.command}
+
+
+def status_of(folder: SweepFolder, storage_option: str | None = None, now: float | None = None) -> SweepStatus:
+    """How the sweep in ``folder`` is doing.
+
+    Args:
+        folder: the sweep's.
+        storage_option: what ``--storage`` has to be to find it; None: it need not be given.
+        now: seconds since the epoch; None: now.
+
+    Raises:
+        SweepFolderError: there is no sweep, or its status is of another version.
+    """
+    spec = folder.spec()
+    content = _read(folder)
+    locked = folder.is_locked()
+    if content is None:
+        state, words, content = _from_checkpoints(folder, spec, locked)
+    else:
+        state, words = _judge(content, locked, time.time() if now is None else now)
+    where = "" if storage_option is None else f" --storage {shlex.quote(storage_option)}"
+    command = None if state in ("running", "finished") else f"rpg resume {folder.name}{where}"
+    return SweepStatus(folder.name, folder.uri, state, words, content, command)
+
+
+def _read(folder: SweepFolder) -> dict[str, Any] | None:
+    text = folder.read_text(STATUS_FILE)
+    if text is None:
+        return None
+    try:
+        content: dict[str, Any] = json.loads(text)
+        if content["format"] == FORMAT:
+            return content
+        problem = f"format {content['format']}, this version reads {FORMAT}"
+    except (ValueError, KeyError, TypeError) as error:
+        problem = str(error)
+    raise SweepFolderError(f"{folder.uri}/{STATUS_FILE}: {problem}")
+
+
+def _judge(content: dict[str, Any], locked: bool | None, now: float) -> tuple[State, str]:
+    state: State = content["state"]
+    if state != "running":
+        return state, f"{state} {_at(content['heartbeat'])}"
+    who = f"process {content['pid']} on {content['host']}"
+    age = now - content["heartbeat"]
+    # The lock speaks for drivers of this machine alone: not every network file system passes it on.
+    here = locked is not None and content["host"] == socket.gethostname()
+    dead = not locked if here else age > max(DEAD_AFTER_S, _MISSED * content["every_s"])
+    if dead:
+        return "dead", f"the driver ({who}) is dead; it was last heard of {_at(content['heartbeat'])}"
+    return "running", f"running ({who}), since {_at(content['started'])}"
+
+
+def _from_checkpoints(folder: SweepFolder, spec: SweepSpec, locked: bool | None) -> tuple[State, str, dict[str, Any]]:
+    """What can be said without a status file."""
+    trials, states = known_trials(spec, folder), folder.trials()
+    done = [states.get(trial.trial_id) for trial in trials]
+    finished = sum(s is not None and s.finishes(t) for t, s in zip(trials, done, strict=True))
+    total = count_trials(spec) if spec.search.is_adaptive else len(trials)
+    counts = {"total": total, "finished": finished, "pending": total - finished}
+    steps = sum(_steps(state) for state in done)
+    content = {
+        "trials": counts,
+        "env_steps": steps,
+        "env_steps_total": sum(trial.env_steps for trial in trials),
+    }
+    if locked:
+        return "running", "running; no status file yet, from the checkpoints", content
+    if finished == total:
+        return "finished", "finished; no status file, from the checkpoints", content
+    return "unknown", "not known to be running: no status file, from the checkpoints", content
+
+
+def _steps(state: TrialState | None) -> int:
+    return 0 if state is None else state.env_steps
+
+
+def _at(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def sweeps_in(storage: str) -> list[str]:
+    """Names of the sweeps in a storage.
+
+    Raises:
+        SweepFolderError: the storage can't be read.
+    """
+    root = SweepFolder(storage, "")
+    return sorted(name for name in root.folders() if SweepFolder(storage, name).is_sweep())

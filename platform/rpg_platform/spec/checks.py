@@ -1,0 +1,314 @@
+"""What a specification must satisfy beyond each field by itself: fields against each other and against files.
+
+Each check states both of the values that do not go together. `check` runs them all; nothing of Ray is started
+or imported, and nothing but the prior's card is read.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from rpg_platform.bundles import SHIPPED, bundle_in
+from rpg_platform.spec.errors import Problem
+from rpg_platform.spec.methods import METHODS, weight_faults
+from rpg_platform.spec.search_checks import check_search, space_paths
+from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.spec.task import (
+    build_task,
+    same_environment,
+    task_env_id,
+    task_label,
+)
+from rpg_platform.spec.trials import (
+    Arm,
+    arms,
+    count_trials,
+    draws,
+    make_trials,
+    uses_prior,
+)
+from rpg_platform.tasks.task import TASKS
+from rpg_platform.wording import Path, dotted, show, suggestion
+
+MAX_TRIALS = 10_000
+MAX_CARD_BYTES = 1_000_000
+CARD_FILE = "card.json"
+
+_TRAINING: Path = ("training",)
+_RESOURCES: Path = ("resources",)
+_STEPS: Path = ("budget", "env_steps")
+
+
+def is_path(prior: str) -> bool:
+    """Whether `prior` is meant as a path rather than a shipped prior's name."""
+    return "/" in prior or prior in (".", "..")
+
+
+def check(spec: SweepSpec, *, check_files: bool = True) -> list[Problem]:
+    """Everything that is wrong with a specification whose fields are each valid.
+
+    Args:
+        spec: The specification; a prior given as a path is taken relative to the working directory.
+        check_files: Look at the prior's bundle too.
+
+    Returns:
+        The problems, in the order of the checks; empty when it can run.
+    """
+    problems = [
+        *_task(spec),
+        *_seeds(spec),
+        *_weight_names(spec),
+        *_prior_use(spec),
+        *_samples(spec),
+        *check_search(spec, check_installed=check_files),
+        *_iteration(spec),
+        *_start(spec),
+        *_evaluation_seeds(spec),
+        *_objective(spec),
+    ]
+    if check_files:
+        problems += _environment(spec)
+    if check_files and spec.prior is not None:
+        problems += _bundle(spec, spec.prior)
+    total = count_trials(spec)
+    if total > MAX_TRIALS:
+        message = f"asks for {total} trials ({_factors(spec)}), and at most {MAX_TRIALS} are made"
+        problems.append(Problem(("algorithm",), message, needs=(("weights",), _TRAINING, ("baselines",), ("seeds",))))
+    elif not problems:
+        problems += _draws_and_duplicates(spec)
+    return problems
+
+
+# ---- names --------------------------------------------------------------------------------------
+def _task(spec: SweepSpec) -> Iterator[Problem]:
+    if isinstance(spec.task, str):
+        if spec.task not in TASKS:
+            yield Problem(("task",), f"unknown task {show(spec.task)}" + suggestion(spec.task, TASKS))
+    elif spec.task.env is not None and not spec.task.addons:
+        for arm in arms(spec):
+            if "addon_weight" in METHODS[arm.entry.method].takes:
+                message = f"method {arm.entry.method!r} customises for add-on rewards, and the task has none"
+                yield Problem(("task",), f"{message}: give addons", at_key=True, needs=(arm.path,))
+
+
+def _environment(spec: SweepSpec) -> Iterator[Problem]:
+    """What only the environment of a task of one's own can tell; registered tasks are tested."""
+    if isinstance(spec.task, str):
+        return
+    from rpg_platform.tasks.conformance import probe  # imports gymnasium, and whatever the task names
+
+    for error in probe(build_task(spec.task)):
+        yield Problem(("task", *error.path), error.message, error.at_key, offset=error.offset)
+
+
+def _seeds(spec: SweepSpec) -> Iterator[Problem]:
+    for index, seed in enumerate(spec.seeds):
+        if seed in spec.seeds[:index]:
+            yield Problem(("seeds", index), f"seed {seed} is in the list twice")
+
+
+def _weight_names(spec: SweepSpec) -> Iterator[Problem]:
+    for arm in arms(spec):
+        for name, message in weight_faults(arm.entry.method, arm.entry.weights):
+            path = arm.weight_path(name)
+            needs = (arm.path,) if name else (arm.path, ("weights",))
+            yield Problem(path, message, at_key=path != arm.path, needs=needs)
+
+
+# ---- the prior ----------------------------------------------------------------------------------
+def _prior_use(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.prior is None:
+        for arm in arms(spec):
+            if METHODS[arm.entry.method].prior == "required":
+                message = f"method {arm.entry.method!r} needs a prior, and no prior is given"
+                yield Problem(arm.path, message, needs=(("prior",),))
+        return
+    if not any(uses_prior(spec, arm.entry.method) for arm in arms(spec)):
+        methods = ", ".join(dict.fromkeys(arm.entry.method for arm in arms(spec)))
+        message = f"{spec.prior!r} is given, but no method of this sweep uses a prior ({methods})"
+        yield Problem(("prior",), message, at_key=True, needs=(("algorithm",), ("baselines",)))
+
+
+def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
+    here: Path = ("prior",)
+    if prior not in SHIPPED and not is_path(prior):
+        hint = suggestion(prior, SHIPPED)
+        yield Problem(here, f"{prior!r} is neither a shipped prior nor a folder beside the file{hint}")
+        return
+    folder = SHIPPED.get(prior) or bundle_in(pathlib.Path(prior)) or pathlib.Path(prior)
+    try:
+        card = _read_card(folder)
+    except ValueError as error:
+        yield Problem(here, str(error))
+        return
+    made_for, wanted = card.get("env_id"), task_env_id(spec.task)
+    if isinstance(made_for, str) and wanted and not same_environment(made_for, wanted):
+        message = f"{prior!r} acts in {made_for}, but task {task_label(spec.task)!r} is in {wanted}"
+        yield Problem(here, message, needs=(("task",),))
+    if card.get("alpha") is None:
+        for arm in arms(spec):
+            if METHODS[arm.entry.method].algorithm == "rpg" and "omega" in arm.entry.weights:
+                message = f"needs the alpha that the prior was trained with, and {prior!r} records none"
+                yield Problem(arm.weight_path("omega"), f"{message}; give omega_prime", True, (here, arm.path))
+    yield from _families(spec, prior, card)
+
+
+def _families(spec: SweepSpec, prior: str, card: Mapping[str, object]) -> Iterator[Problem]:
+    """A policy that starts from its prior is of its family; from scratch both kinds of Gaussian go together."""
+    network, described = spec.training.fixed.network, card.get("network")
+    given = None if network is None else network.distribution
+    its = described.get("distribution") if isinstance(described, dict) else None
+    if given is None or not isinstance(its, str) or given == its:
+        return
+    path: Path = (*_TRAINING, "network", "distribution")
+    message = f"{given!r} given, but the prior {prior!r} is {its!r}"
+    if "categorical" in (given, its):
+        yield Problem(path, f"{message}: their actions are of different kinds", needs=(("prior",),))
+    elif any(value is True for value in spec.training.candidates("start_from_prior")):
+        message += ", and a policy that starts from its prior is of its family; set start_from_prior: false"
+        yield Problem(path, message, needs=((*_TRAINING, "start_from_prior"), ("prior",)))
+
+
+def _read_card(folder: pathlib.Path) -> Mapping[str, object]:
+    """The card of a bundle, as JSON.
+
+    Raises:
+        ValueError: If `folder` is no bundle; says why.
+    """
+    try:
+        if not folder.exists():
+            raise ValueError(f"no such folder: {folder}")
+        if not folder.is_dir():
+            raise ValueError(f"not a prior bundle: {folder} is a file, and a bundle is a folder with {CARD_FILE}")
+        if not (folder / CARD_FILE).is_file():
+            raise ValueError(f"not a prior bundle: {folder} holds no {CARD_FILE}")
+        with (folder / CARD_FILE).open("rb") as file:
+            card = json.loads(file.read(MAX_CARD_BYTES))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"cannot be read: {folder / CARD_FILE}: {error}") from error
+    if not isinstance(card, dict):
+        raise ValueError(f"not a prior bundle: {folder / CARD_FILE} is no JSON object")
+    return card
+
+
+# ---- the search ---------------------------------------------------------------------------------
+def _samples(spec: SweepSpec) -> Iterator[Problem]:
+    random = [dotted(path) for arm in arms(spec) for path, space in space_paths(spec, arm).items() if space.is_random]
+    everything: tuple[Path, ...] = (("weights",), ("baselines",), _TRAINING)
+    if spec.samples is not None and not random:
+        message = f"{spec.samples} given, but nothing is random: there is no choice, uniform or loguniform"
+        yield Problem(("samples",), message, at_key=True, needs=everything)
+    if spec.samples is None and random:
+        yield Problem(("samples",), f"missing: {random[0]} is drawn at random, so say how often", needs=everything)
+
+
+def _factors(spec: SweepSpec) -> str:
+    return f"samples {spec.samples or 1}, seeds {len(spec.seeds)}, methods {len(spec.methods)}, and the grids"
+
+
+def _draws_and_duplicates(spec: SweepSpec) -> Iterator[Problem]:
+    found = {
+        len(draws(spec, arm)): arm.entry.method
+        for arm in arms(spec)
+        if any(space.is_random for space in space_paths(spec, arm).values())
+    }
+    if spec.samples is not None and found and max(found) < spec.samples:
+        message = f"{spec.samples} draws, but {found[max(found)]} has only {max(found)} distinct settings to draw"
+        yield Problem(("samples",), message)
+    first: dict[str, Arm | None] = {}
+    repeated: set[Path] = set()
+    for trial, made_by in make_trials(spec):
+        earlier = first.setdefault(trial.trial_id, made_by)
+        if earlier is not made_by and made_by is not None and earlier is not None and made_by.path not in repeated:
+            repeated.add(made_by.path)
+            message = f"trial {trial.trial_id!r} is already given by {dotted(earlier.path)}"
+            yield Problem(made_by.path, message, needs=(earlier.path, ("weights",)))
+
+
+# ---- sizes --------------------------------------------------------------------------------------
+def _iteration(spec: SweepSpec) -> Iterator[Problem]:
+    """The budget, the minibatch, the learners and the warm-up against the env steps of one iteration."""
+    resources, runners = spec.resources, max(1, spec.resources.env_runners)
+    environments = resources.envs_per_runner * runners
+    learners = max(1, resources.learners)
+    needs: tuple[Path, ...] = ((*_TRAINING, "rollout_length"), _RESOURCES)
+    spelled = f"envs_per_runner {resources.envs_per_runner}"
+    if resources.env_runners:
+        spelled += f" x env_runners {runners}"
+    if environments % learners:
+        message = f"{learners} learners cannot share {environments} environments evenly ({spelled})"
+        yield Problem((*_RESOURCES, "learners"), message, needs=(_RESOURCES,))
+    rollouts = [cast(int, value) for value in spec.training.candidates("rollout_length")]
+    longest, shortest = max(rollouts) * environments, min(rollouts) * environments
+    if spec.budget.env_steps < longest:
+        message = f"{spec.budget.env_steps} env steps are less than one iteration of {longest}"
+        yield Problem(_STEPS, f"{message} (rollout_length {max(rollouts)} x {spelled})", needs=needs)
+    minibatch = max(cast(int, value) for value in spec.training.candidates("minibatch_size"))
+    if minibatch > shortest // learners:
+        message = f"{minibatch} is more than the {shortest // learners} env steps of an iteration"
+        shared = f" / learners {learners}" if learners > 1 else ""
+        where = (*_TRAINING, "minibatch_size")
+        yield Problem(where, f"{message} (rollout_length {min(rollouts)} x {spelled}{shared})", needs=needs)
+    warmup = max(cast(int, value) for value in spec.training.candidates("critic_warmup_iterations"))
+    trains = any(uses_prior(spec, arm.entry.method) and METHODS[arm.entry.method].algorithm for arm in arms(spec))
+    starts = any(value is True for value in spec.training.candidates("start_from_prior"))
+    if trains and starts and longest <= spec.budget.env_steps <= warmup * longest:
+        message = f"{warmup} iterations of {longest} env steps use up the budget of {spec.budget.env_steps}"
+        where = (*_TRAINING, "critic_warmup_iterations")
+        yield Problem(where, f"{message} before the policy moves", needs=(*needs, _STEPS, ("algorithm",), ("prior",)))
+
+
+def _start(spec: SweepSpec) -> Iterator[Problem]:
+    starters = [
+        arm.entry.method
+        for arm in arms(spec)
+        if uses_prior(spec, arm.entry.method) and METHODS[arm.entry.method].algorithm
+    ]
+    starts = any(value is True for value in spec.training.candidates("start_from_prior"))
+    if spec.training.fixed.network is not None and starts and starters:
+        message = "given together with start_from_prior: true, but"
+        detail = f"method {starters[0]!r} starts from the network of the prior {spec.prior!r}"
+        needs: tuple[Path, ...] = (
+            (*_TRAINING, "start_from_prior"),
+            ("algorithm",),
+            ("baselines",),
+            ("prior",),
+        )
+        yield Problem((*_TRAINING, "network"), f"{message} {detail}; leave one out", at_key=True, needs=needs)
+
+
+# ---- evaluation -----------------------------------------------------------------------------------
+def _evaluation_seeds(spec: SweepSpec) -> Iterator[Problem]:
+    settings = spec.evaluation
+    if settings.validations == 0:
+        return
+    evaluation = range(settings.seed, settings.seed + settings.episodes)
+    validation = range(settings.validation_seed, settings.validation_seed + settings.validation_episodes)
+    if evaluation.start < validation.stop and validation.start < evaluation.stop:
+        message = f"the validation seeds {_span(validation)} and the evaluation seeds {_span(evaluation)} overlap"
+        section: Path = ("evaluation",)
+        needs = tuple((*section, name) for name in ("seed", "episodes", "validation_episodes", "validations"))
+        yield Problem((*section, "validation_seed"), f"{message}: the best would be chosen on them", needs=needs)
+
+
+def _span(seeds: range) -> str:
+    return f"{seeds.start} to {seeds.stop - 1}"
+
+
+def _objective(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.prior is not None:
+        return
+    constraints = spec.objective.constraints
+    for name in type(constraints).model_fields:
+        bound = getattr(constraints, name)
+        if name == "kl_to_prior" and bound is not None:
+            yield Problem(("objective", "constraints", name), _NO_PRIOR, at_key=True, needs=(("prior",),))
+        elif getattr(bound, "min_fraction_of_prior", None) is not None:
+            path: Path = ("objective", "constraints", name, "min_fraction_of_prior")
+            yield Problem(path, _NO_PRIOR, at_key=True, needs=(("prior",),))
+
+
+_NO_PRIOR = "is measured against the prior, and no prior is given"

@@ -1,0 +1,163 @@
+"""The sections `search` and `scheduler` of a specification: how settings are chosen, and which are ended early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self, TypeAlias, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from rpg_platform.spec.errors import fault
+from rpg_platform.spec.sections import Positive, Section, Whole
+from rpg_platform.wording import show, suggestion
+
+SearchMethod: TypeAlias = Literal["random", "quasi_random", "optuna"]
+Measure: TypeAlias = Literal["total_return", "basic_return", "addon_return", "kl_to_prior"]
+
+SEARCH_METHODS: tuple[SearchMethod, ...] = get_args(SearchMethod)
+MINIMIZED: frozenset[Measure] = frozenset({"kl_to_prior"})
+_DEFAULT_RUNGS = 2  # of ASHA below the budget
+_MOST_LOOKS = 1_000
+_DEFAULT_LOOKS = 5  # of median stopping, the end included
+
+
+def _known_method(value: object) -> object:
+    if isinstance(value, str) and value not in SEARCH_METHODS:
+        hint = suggestion(value, SEARCH_METHODS)
+        if value == "grid":
+            hint = "; a grid needs no method: write {grid: [...]} for a weight"
+        elif value in ("pbt", "asha", "median"):
+            hint = f"; write scheduler: {value}"
+        raise fault(f"unknown search method {show(value)}{hint}")
+    return value
+
+
+class Search(Section):
+    """How the settings of choice, uniform and loguniform spaces are chosen."""
+
+    method: Annotated[SearchMethod, BeforeValidator(_known_method)] = Field(
+        default="random", description="random and quasi_random draw; optuna learns from what is finished."
+    )
+    objectives: tuple[Measure, ...] = Field(
+        default=(),
+        strict=False,
+        max_length=4,
+        description="What optuna trades off: returns are maximised, the KL is minimised; []: objective.maximize alone.",
+    )
+    startup: Whole = Field(
+        default=8, ge=1, le=10_000, description="Quasi-random settings that optuna begins with, before it models them."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, data: object) -> object:
+        """`search: optuna` is enough."""
+        return {"method": data} if isinstance(data, str) else data
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether settings depend on the results of others, so that trials are not known up front."""
+        return self.method == "optuna"
+
+
+class Asha(Section):
+    """Asynchronous successive halving: at each rung the better settings go on."""
+
+    reduction_factor: Whole = Field(
+        default=3, ge=2, le=100, description="One of so many settings goes on at each rung; rungs are so much apart."
+    )
+    first_rung_env_steps: Positive | None = Field(
+        default=None, description="Env steps of the first rung; null: two rungs below the budget."
+    )
+
+
+class Median(Section):
+    """A setting that is worse than more than half of the others at the same step is ended."""
+
+    grace_env_steps: Positive | None = Field(
+        default=None, description="Env steps before which none is ended; null: a fifth of the budget."
+    )
+    every_env_steps: Positive | None = Field(
+        default=None, description="Env steps from one look to the next; null: a fifth of the budget."
+    )
+    min_settings: Whole = Field(default=3, ge=1, le=10_000, description="Other settings needed for a comparison.")
+
+
+class Pbt(Section):
+    """Population-based training: at each rung the worst settings go on from the best ones, with weights near theirs."""
+
+    every_env_steps: Positive | None = Field(
+        default=None, description="Env steps from one rung to the next; null: a fifth of the budget."
+    )
+    quantile: float = Field(
+        default=0.25, gt=0, le=0.5, description="Share of the settings that takes over, and is taken."
+    )
+    perturbation: float = Field(default=1.2, gt=1, le=100, description="A weight is multiplied or divided by it.")
+    resample_probability: float = Field(
+        default=0.25, ge=0, le=1, description="How often a weight is drawn anew instead."
+    )
+
+
+class Scheduler(Section):
+    """Which settings are ended early, or taken over; exactly one."""
+
+    asha: Asha | None = Field(default=None, description="Successive halving.")
+    median: Median | None = Field(default=None, description="Median stopping.")
+    pbt: Pbt | None = Field(default=None, description="Population-based training over the weights.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, data: object) -> object:
+        """`scheduler: asha` is enough, and so is `asha:` without a line below it."""
+        names = tuple(cls.model_fields)
+        if isinstance(data, str):
+            if data not in names:
+                raise fault(f"unknown scheduler {show(data)}{suggestion(data, names)}")
+            return {data: {}}
+        if isinstance(data, Mapping) and len(data) == 1:
+            return {key: {} if value is None else value for key, value in data.items()}
+        return data
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if sum(each is not None for each in (self.asha, self.median, self.pbt)) != 1:
+            raise fault("takes exactly one of asha, median and pbt")
+        return self
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether it ends settings before their budget is used up."""
+        return self.pbt is None
+
+    @property
+    def name(self) -> str:
+        """`asha`, `median` or `pbt`."""
+        return "asha" if self.asha is not None else "median" if self.median is not None else "pbt"
+
+    def rungs(self, env_steps: int, start: int = 0) -> tuple[int, ...]:
+        """Env steps at which settings are compared, increasing, all below the budget.
+
+        Args:
+            env_steps: the budget per trial.
+            start: env steps before which the policy does not change (the critic's warm-up): rungs are laid out over
+                what is left.
+        """
+        found: list[int] = []
+        if start >= env_steps:
+            return ()
+        if self.asha is not None:
+            factor = self.asha.reduction_factor
+            first = self.asha.first_rung_env_steps or start + math.ceil((env_steps - start) / factor**_DEFAULT_RUNGS)
+            distance = max(first - start, 1)
+            while start + distance < env_steps:
+                found.append(start + distance)
+                distance *= factor
+        elif self.median is not None:
+            part = math.ceil((env_steps - start) / _DEFAULT_LOOKS)
+            rung, every = self.median.grace_env_steps or start + part, self.median.every_env_steps or part
+            found = list(range(rung, env_steps, every)[:_MOST_LOOKS])
+        elif self.pbt is not None:
+            every = self.pbt.every_env_steps or math.ceil((env_steps - start) / _DEFAULT_LOOKS)
+            found = list(range(start + every, env_steps, every)[:_MOST_LOOKS])
+        return tuple(found)

@@ -1,0 +1,210 @@
+"""Sweep specifications as YAML files: `load_spec` and `dump_spec`.
+
+A file is refused with all its faults at once, each as `file:line:column: path: what is wrong`, sorted by
+line. When some fields are invalid the others are still checked: the invalid ones are set aside, and only what
+is said about the rest stands.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from rpg_platform.bundles import SHIPPED
+from rpg_platform.spec.checks import check, is_path
+from rpg_platform.spec.errors import Problem, SpecError, explain
+from rpg_platform.spec.sweep import SECTION_KEYS, SweepSpec
+from rpg_platform.spec.task import TaskFile, TaskSpec
+from rpg_platform.spec.yaml_document import (
+    MAX_BYTES,
+    Document,
+    Place,
+    read_document,
+)
+from rpg_platform.tasks.task import TASKS, Task, get_task
+from rpg_platform.wording import Path
+
+__all__ = ["SpecError", "dump_spec", "find_task", "load_spec", "parse_spec"]
+
+
+def load_spec(path: str | os.PathLike[str], *, check_files: bool = True) -> SweepSpec:
+    """Read a sweep's specification from a YAML file.
+
+    Args:
+        path: The file. A relative path inside it (the prior's) is relative to its folder.
+        check_files: Require that the prior exists and fits. Without it a specification can be checked before
+            its prior has been trained, or on another machine.
+
+    Returns:
+        The specification, its `name` filled in and a prior's path made absolute.
+
+    Raises:
+        SpecError: If anything is wrong with the file or with what it says; lists every fault with line and
+        column.
+    """
+    file = pathlib.Path(path)
+    return parse_spec(_read(file), source=str(file), folder=file.parent, name=file.stem, check_files=check_files)
+
+
+def _read(file: pathlib.Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SpecError([f"{file}: cannot be read: {reason}"]) from error
+
+
+def parse_spec(
+    text: bytes | str,
+    *,
+    source: str = "<text>",
+    folder: str | os.PathLike[str] = ".",
+    name: str | None = None,
+    check_files: bool = True,
+) -> SweepSpec:
+    """Read a sweep's specification from YAML text.
+
+    Args:
+        text: The YAML.
+        source: Stands before line and column in messages.
+        folder: What a relative path inside it is relative to.
+        name: The specification's name when it gives none.
+        check_files: As in `load_spec`.
+
+    Raises:
+        SpecError: As `load_spec`.
+    """
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    document = read_document(raw)
+    problems = [problem for _, problem in document.problems]
+    places = [place for place, _ in document.problems]
+    if not document.broken:
+        spec, found = _validate(document, pathlib.Path(folder), name, check_files)
+        problems += found
+        places += [document.place(problem) for problem in found]
+        if spec is not None and not problems:
+            return spec
+    raise SpecError(_located(source, places, problems))
+
+
+def _located(source: str, places: Iterable[Place], problems: Iterable[Problem]) -> list[str]:
+    lines = sorted(zip(places, map(str, problems), strict=True))
+    return list(dict.fromkeys(f"{source}:{line}:{column}: {text}" for (line, column), text in lines))
+
+
+def find_task(name_or_file: str) -> Task:
+    """The task registered under a name, or the one under `task` in a YAML file: a sweep's, or one with nothing else.
+
+    Raises:
+        SpecError: If what the file says of its task is wrong; lists every fault with line and column.
+        ValueError: If there is neither such a task nor such a file.
+    """
+    file = pathlib.Path(name_or_file)
+    if name_or_file in TASKS or not (file.suffix in (".yaml", ".yml") or file.is_file()):
+        return get_task(name_or_file)
+    document = read_document(_read(file))
+    problems = [problem for _, problem in document.problems]
+    places = [place for place, _ in document.problems]
+    if not problems:
+        try:
+            task = TaskFile.model_validate({"task": document.data.get("task")}).task
+            return get_task(task if isinstance(task, str) else _with_folder(task, file.parent))
+        except ValidationError as error:
+            problems = explain(error, TaskFile)
+            places = [document.place(problem) for problem in problems]
+    raise SpecError(_located(str(file), places, problems))
+
+
+def dump_spec(spec: SweepSpec) -> str:
+    """The YAML of a specification, defaults and all; `parse_spec` gives the same specification back."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _validate(
+    document: Document, folder: pathlib.Path, name: str | None, check_files: bool
+) -> tuple[SweepSpec | None, list[Problem]]:
+    """The specification if its fields are valid, and every problem with it."""
+    data = dict(document.data)
+    nameless = data.get("name") is None and name is not None
+    if nameless:
+        data["name"] = name
+    set_aside = [problem.path for _, problem in document.problems if problem.path]
+    try:
+        spec = SweepSpec.model_validate(data)
+        problems: list[Problem] = []
+    except ValidationError as error:
+        problems = explain(error, SweepSpec, SECTION_KEYS)
+        problems = [problem for problem in problems if not _touches(problem.path, set_aside)]
+        set_aside += [problem.path for problem in problems if problem.path]
+        if nameless:
+            problems = [_of_stem(problem) if problem.path == ("name",) else problem for problem in problems]
+        rest = _without(data, set_aside)
+        try:
+            spec = SweepSpec.model_validate(rest)
+        except ValidationError:
+            return None, problems
+    spec = _with_task_folder(_with_absolute_prior(spec, folder), folder)
+    for problem in check(spec, check_files=check_files):
+        if not any(_touches(path, set_aside) for path in (problem.path, *problem.needs)):
+            problems.append(problem)
+    return spec, problems
+
+
+def _of_stem(problem: Problem) -> Problem:
+    return Problem((), f"name: the file's stem {problem.message}; rename the file or give a name")
+
+
+def _touches(path: Path, others: Iterable[Path]) -> bool:
+    """Whether `path` is inside one of `others`, or one of them inside it."""
+    return any(path[: len(other)] == other[: len(path)] for other in others)
+
+
+def _without(data: dict[str, Any], paths: Iterable[Path]) -> dict[str, Any]:
+    """A copy of `data` without what is at `paths`, and with something valid where a field is required."""
+    rest = copy.deepcopy(data)
+    for path in paths:
+        top = path[0]
+        section = rest.get(str(top))
+        if len(path) > 1 and top != "task" and isinstance(section, dict) and path[1] in section:
+            del section[path[1]]
+        elif len(path) == 1 or top == "task" or not isinstance(section, dict):
+            rest.pop(str(top), None)
+    required = {"name": "unnamed", "task": next(iter(TASKS)), "algorithm": "ppo", "budget": {}}
+    rest = {**required, **{key: value for key, value in rest.items() if value is not None}}
+    if isinstance(rest["budget"], dict):
+        rest["budget"].setdefault("env_steps", 10**12)
+    return rest
+
+
+def _with_task_folder(spec: SweepSpec, folder: pathlib.Path) -> SweepSpec:
+    if isinstance(spec.task, str):
+        return spec
+    return spec.model_copy(update={"task": _with_folder(spec.task, folder)})
+
+
+def _with_folder(task: TaskSpec, folder: pathlib.Path) -> TaskSpec:
+    """Own modules are looked for beside the file, or in the folder that it names."""
+    if not (task.has_own_code or task.folder):
+        return task
+    beside = os.path.abspath(folder / pathlib.Path(task.folder or ".").expanduser())  # noqa: PTH100
+    return task.model_copy(update={"folder": beside})
+
+
+def _with_absolute_prior(spec: SweepSpec, folder: pathlib.Path) -> SweepSpec:
+    prior = spec.prior
+    if prior is None or prior in SHIPPED:
+        return spec
+    try:
+        beside = pathlib.Path(os.path.abspath(folder / pathlib.Path(prior).expanduser()))  # noqa: PTH100
+        if is_path(prior) or prior.startswith("~") or beside.is_dir():
+            return spec.model_copy(update={"prior": str(beside)})
+    except (OSError, RuntimeError, ValueError):
+        return spec
+    return spec

@@ -1,0 +1,1 @@
+"""A sweep on disk: where its folder lies and what stands in it."""

@@ -1,0 +1,410 @@
+"""A sweep's folder in its storage: what was asked for, and how far each trial is. Local path, NFS or object store.
+
+    STORAGE/NAME/sweep.json            the specification, as data
+    STORAGE/NAME/sweep.yaml            the same as the user wrote it
+    STORAGE/NAME/status.json           how it is doing, see ``status``
+    STORAGE/NAME/prior-bundle/         the prior, wherever it came from
+    STORAGE/NAME/search/               settings that an adaptive search proposed, verdicts of a scheduler: a file each
+    STORAGE/NAME/TRIAL/checkpoint_*/   the first attempt's trials
+    STORAGE/NAME/attempt-2/TRIAL/...   those of the attempt that resumed it, and so on
+
+A resumed sweep is rebuilt from the specification and the trials' checkpoints, never from pickled functions; each
+attempt writes to a folder of its own, so nothing is overwritten. A checkpoint counts when it is complete: its
+``trial.json`` names every other file with its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import posixpath
+import re
+import socket
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+from pyarrow import fs as filesystems
+
+from rpg_algorithms.policies.bundle import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    PriorBundle,
+    load_bundle,
+    save_bundle,
+)
+from rpg_platform.search.judge import STOPPED_BY, Verdict
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.storage.trial_state import STATE_FILE
+
+FORMAT = 1
+SPEC_FILE, SOURCE_FILE, LOCK_FILE = "sweep.json", "sweep.yaml", "driver.lock"
+PRIOR_FOLDER = "prior-bundle"
+SEARCH_FOLDER = "search"
+_PROPOSAL, _VERDICT, _GENERATION, _START = "proposal", "verdict", "generation", "start"
+_ATTEMPT = re.compile(r"attempt-(\d+)")
+_CHECKPOINT = re.compile(r"checkpoint_(\d+)")
+_MARK_OF_TUNE = ".validate_storage_marker"  # the first file that Tune writes into a run's folder
+_READERS = 16
+_LOCK_ATTEMPTS, _LOCK_PAUSE_S = 5, 0.05
+
+
+class SweepFolderError(ValueError):
+    """A sweep's folder that is missing, taken, in use or damaged; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """How far a trial has come, by its newest complete checkpoint.
+
+    Attributes:
+        checkpoint: local path or URI.
+        env_steps: env steps that it has trained.
+        report: its last report; ``finished`` in it is true after the evaluation at the end of its budget, and
+            ``stopped_by`` says what ended it before that, for good.
+    """
+
+    checkpoint: str
+    env_steps: int
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was evaluated at the end of its budget."""
+        return bool(self.report.get("finished"))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a scheduler ended it early: an outcome of its own, which is not run again."""
+        return STOPPED_BY in self.report
+
+    def finishes(self, trial: TrialSpec) -> bool:
+        """Whether there is nothing left to do of ``trial``, whose budget may have been extended."""
+        return self.stopped or (self.finished and self.env_steps >= trial.env_steps)
+
+
+class SweepFolder:
+    """One sweep's folder.
+
+    Args:
+        storage: absolute local path, or a URI that pyarrow knows (``s3://bucket/path``, ``gs://``, ``hdfs://``).
+        name: of the sweep.
+
+    Raises:
+        SweepFolderError: the storage is of a kind that cannot be read.
+    """
+
+    def __init__(self, storage: str, name: str) -> None:
+        self.storage, self.name = storage.rstrip("/"), name
+        self.is_local = "://" not in storage
+        try:
+            if self.is_local:
+                self._fs, base = filesystems.LocalFileSystem(), self.storage
+            else:
+                self._fs, base = filesystems.FileSystem.from_uri(self.storage)
+        except (ValueError, OSError) as error:
+            raise SweepFolderError(f"storage={storage!r}: {error}") from error
+        self._root = posixpath.join(base, name).rstrip("/")
+
+    @property
+    def uri(self) -> str:
+        """The folder's path or URI."""
+        return self._address(self._root)
+
+    def _address(self, path: str) -> str:
+        """A path of the file system as users and Ray name it, a URI's query (an endpoint, a region) kept."""
+        if self.is_local:
+            return path
+        prefix, _, query = self.storage.partition("?")
+        scheme = prefix.partition("://")[0]
+        return f"{scheme}://{path}" + (f"?{query}" if query else "")
+
+    # --- the specification
+
+    def exists(self) -> bool:
+        """Whether something is there already."""
+        return bool(self._fs.get_file_info(self._root).type != filesystems.FileType.NotFound)
+
+    def check_free(self) -> None:
+        """Refuses a name that is taken.
+
+        Raises:
+            SweepFolderError: something is there; nothing is overwritten.
+        """
+        if self.exists():
+            hint = "continue it with --resume" if self._exists(SPEC_FILE) else "it is no sweep of this version"
+            raise SweepFolderError(
+                f"{self.uri} exists: a sweep named {self.name!r} was run there; nothing is overwritten. "
+                f"Either {hint}, or give another name (--name) or another storage (--storage)"
+            )
+
+    def create(self, spec: SweepSpec, source: str | None, prior: PriorBundle | None = None) -> None:
+        """Claims the folder for a new sweep and keeps what was asked for, the prior too.
+
+        Raises:
+            SweepFolderError: something is there; nothing is overwritten.
+        """
+        self.check_free()
+        self._fs.create_dir(self._root, recursive=True)
+        if prior is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                save_bundle(folder, prior.build(), prior.card)
+                self._fs.create_dir(posixpath.join(self._root, PRIOR_FOLDER))
+                for file in Path(folder).iterdir():
+                    self._write(f"{PRIOR_FOLDER}/{file.name}", file.read_bytes())
+        self.write_spec(spec, source)
+
+    def write_spec(self, spec: SweepSpec, source: str | None = None) -> None:
+        """Writes the specification, whole or not at all, and the text that it was written as."""
+        if source is not None:
+            self._write(SOURCE_FILE, source)
+        run_key = self.run_key() if self._exists(SPEC_FILE) else uuid4().hex
+        data = {"format": FORMAT, "run_key": run_key, "spec": spec.model_dump(mode="json")}
+        self._write(SPEC_FILE, json.dumps(data, indent=2))
+
+    def run_key(self) -> str:
+        """What tells this sweep from any other of its name, in MLflow too."""
+        key: str = json.loads(self._read(SPEC_FILE))["run_key"]
+        return key
+
+    def spec(self) -> SweepSpec:
+        """The specification that the sweep was started with, or extended to.
+
+        Raises:
+            SweepFolderError: there is no sweep, or it was written by another version.
+        """
+        if not self._exists(SPEC_FILE):
+            raise SweepFolderError(f"{self.uri}: no sweep there (it holds no {SPEC_FILE}){self._others()}")
+        try:
+            data = json.loads(self._read(SPEC_FILE))
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
+            return SweepSpec.model_validate(data["spec"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SweepFolderError(f"{self.uri}/{SPEC_FILE}: {error}") from error
+
+    def prior(self) -> PriorBundle | None:
+        """The prior that the sweep was started with, where it had one.
+
+        Raises:
+            BundleError: it is damaged.
+        """
+        if not self._exists(f"{PRIOR_FOLDER}/{CARD_FILE}"):
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (CARD_FILE, WEIGHTS_FILE):
+                (Path(folder) / name).write_bytes(self._read_bytes(f"{PRIOR_FOLDER}/{name}"))
+            return load_bundle(folder)
+
+    def source(self) -> str | None:
+        """The YAML as the user wrote it, where there was one."""
+        return self._read(SOURCE_FILE) if self._exists(SOURCE_FILE) else None
+
+    def _others(self) -> str:
+        """The names of the sweeps that the storage does hold, as a hint."""
+        from rpg_platform.wording import suggestion
+
+        selector = filesystems.FileSelector(posixpath.dirname(self._root), allow_not_found=True)
+        names = [info.base_name for info in self._fs.get_file_info(selector) if info.type.name == "Directory"]
+        return suggestion(self.name, [name for name in names if not name.startswith((".", "ml"))])
+
+    # --- attempts and trials
+
+    def next_attempt(self) -> tuple[str, str]:
+        """Storage path and run name for Tune's next attempt: the folder itself, then ``attempt-2`` inside it."""
+        names = [info.base_name for info in self._fs.get_file_info(filesystems.FileSelector(self._root))]
+        numbers = [int(m[1]) for name in names if (m := _ATTEMPT.fullmatch(name))]
+        if _MARK_OF_TUNE not in names:
+            return self.storage, self.name
+        return self.uri, f"attempt-{max(numbers, default=1) + 1}"
+
+    def trials(self) -> dict[str, TrialState]:
+        """Trial id → state, of every trial that has a complete checkpoint."""
+        sizes: dict[str, int] = {}
+        checkpoints: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        selector = filesystems.FileSelector(self._root, allow_not_found=True, recursive=True)
+        for info in self._fs.get_file_info(selector):
+            relative = posixpath.relpath(info.path, self._root)
+            if info.type != filesystems.FileType.File:
+                continue
+            sizes[relative] = info.size
+            parts = relative.split("/")
+            attempt = 1
+            if m := _ATTEMPT.fullmatch(parts[0]):
+                attempt, parts = int(m[1]), parts[1:]
+            if len(parts) == 3 and parts[2] == STATE_FILE and (m := _CHECKPOINT.fullmatch(parts[1])):
+                checkpoints[parts[0]].append((attempt, int(m[1]), posixpath.dirname(relative)))
+        with ThreadPoolExecutor(_READERS) as pool:
+            newest = pool.map(lambda found: self._newest(found, sizes), checkpoints.values())
+            states = {trial_id: s for trial_id, s in zip(checkpoints, newest, strict=True) if s is not None}
+        ended = {each.group: each for each in self.verdicts() if not each.goes_on}
+        for trial_id, state in states.items():
+            verdict = ended.get(trial_id.rpartition("-seed=")[0])
+            # One that was ended but not saved at its rung or after goes on until there, and is ended again.
+            if verdict is not None and not state.finished and state.env_steps >= verdict.rung:
+                states[trial_id] = replace(state, report={**state.report, STOPPED_BY: verdict.by})
+        return states
+
+    def _newest(self, found: list[tuple[int, int, str]], sizes: Mapping[str, int]) -> TrialState | None:
+        for _, _, folder in sorted(found, reverse=True):
+            try:
+                state = json.loads(self._read(f"{folder}/{STATE_FILE}"))
+                files: Mapping[str, int] = state["files"]
+                if not files or any(sizes.get(f"{folder}/{name}") != size for name, size in files.items()):
+                    continue  # a trial that failed leaves a checkpoint without files
+                address = self._address(posixpath.join(self._root, folder))
+                return TrialState(address, int(state["env_steps"]), state["report"])
+            except (ValueError, KeyError, TypeError, OSError):
+                continue  # a checkpoint that was being written when everything ended; the one before it counts
+        return None
+
+    # --- what a search has decided
+
+    def keep_proposal(self, number: int, proposal: Mapping[str, Any]) -> None:
+        """Makes the ``number``-th setting that an adaptive search proposes durable."""
+        self._keep(f"{_PROPOSAL}-{number:06d}", proposal)
+
+    def proposals(self) -> list[Mapping[str, Any]]:
+        """The settings that were proposed so far, in order."""
+        return self._kept(_PROPOSAL)
+
+    def keep_verdict(self, verdict: Verdict) -> None:
+        """Makes a scheduler's verdict durable."""
+        self._keep(f"{_VERDICT}-{verdict.group}@{verdict.rung}", verdict.to_json())
+
+    def verdicts(self) -> list[Verdict]:
+        """The verdicts that were passed so far."""
+        return [Verdict.from_json(each) for each in self._kept(_VERDICT)]
+
+    def keep_generation(self, rung: int, generation: Mapping[str, Any]) -> None:
+        """Makes durable what was decided of a population at a rung."""
+        self._keep(f"{_GENERATION}-{rung:015d}", generation)
+
+    def generations(self) -> list[Mapping[str, Any]]:
+        """What was decided of a population so far, rung by rung."""
+        return self._kept(_GENERATION)
+
+    def start_of(self, rung: int, trial_id: str) -> str:
+        """Where the copy of a trial's checkpoint at a rung is kept for others to start from."""
+        return self._address(self._start_path(rung, trial_id))
+
+    def keep_start(self, rung: int, trial_id: str, checkpoint: Any) -> None:
+        """Copies a trial's checkpoint (Tune's) at a rung, which Tune itself would remove when the trial goes on."""
+        path = self._start_path(rung, trial_id)
+        self._fs.create_dir(path, recursive=True)
+        filesystems.copy_files(
+            str(checkpoint.path), path, source_filesystem=checkpoint.filesystem, destination_filesystem=self._fs
+        )
+
+    def _start_path(self, rung: int, trial_id: str) -> str:
+        return posixpath.join(self._root, SEARCH_FOLDER, f"{_START}-{rung}", trial_id)
+
+    def _keep(self, name: str, data: Mapping[str, Any]) -> None:
+        self._fs.create_dir(posixpath.join(self._root, SEARCH_FOLDER), recursive=True)
+        self._write(f"{SEARCH_FOLDER}/{name}.json", json.dumps(data, allow_nan=False))
+
+    def _kept(self, kind: str) -> list[Mapping[str, Any]]:
+        selector = filesystems.FileSelector(posixpath.join(self._root, SEARCH_FOLDER), allow_not_found=True)
+        names = sorted(info.base_name for info in self._fs.get_file_info(selector))
+        chosen = [f"{SEARCH_FOLDER}/{name}" for name in names if name.startswith(f"{kind}-") and name.endswith(".json")]
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(lambda name: json.loads(self._read(name)), chosen))
+
+    # --- one driver at a time
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the sweep for this driver (on a file system; an object store has no locks).
+
+        Raises:
+            SweepFolderError: another driver that is still alive holds it.
+        """
+        if not self.is_local:
+            yield
+            return
+        with (Path(self._root) / LOCK_FILE).open("a+", encoding="utf-8") as file:
+            self._take(file)
+            yield
+
+    def is_locked(self) -> bool | None:
+        """Whether a driver holds the sweep; None where there are no locks."""
+        if not self.is_local:
+            return None
+        try:
+            with (Path(self._root) / LOCK_FILE).open(encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+    def _take(self, file: IO[str]) -> None:
+        for _ in range(_LOCK_ATTEMPTS):  # whoever asks whether it is locked holds it for a moment
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_LOCK_PAUSE_S)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise SweepFolderError(
+                f"{self.uri} is being run by {file.read().strip() or 'another driver'}; end that one first"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+
+    # --- files
+
+    def is_sweep(self) -> bool:
+        """Whether a sweep is there."""
+        return self._exists(SPEC_FILE)
+
+    def folders(self) -> list[str]:
+        """Names of the folders inside; none if this one is not there.
+
+        Raises:
+            SweepFolderError: the storage can't be read.
+        """
+        try:
+            found = self._fs.get_file_info(filesystems.FileSelector(self._root, allow_not_found=True))
+        except OSError as error:
+            raise SweepFolderError(f"{self.uri}: {error}") from error
+        return [info.base_name for info in found if info.type == filesystems.FileType.Directory]
+
+    def read_text(self, name: str) -> str | None:
+        """A file of the sweep's own; None if it is not there."""
+        return self._read(name) if self._exists(name) else None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file of the sweep's own, whole or not at all."""
+        self._write(name, text)
+
+    def _exists(self, name: str) -> bool:
+        info = self._fs.get_file_info(posixpath.join(self._root, name))
+        return bool(info.type == filesystems.FileType.File)
+
+    def _read(self, name: str) -> str:
+        return self._read_bytes(name).decode("utf-8")
+
+    def _read_bytes(self, name: str) -> bytes:
+        with self._fs.open_input_stream(posixpath.join(self._root, name)) as stream:
+            return bytes(stream.read())
+
+    def _write(self, name: str, content: str | bytes) -> None:
+        path = posixpath.join(self._root, name)
+        temporary = f"{path}.part" if self.is_local else path  # an object appears whole
+        with self._fs.open_output_stream(temporary) as stream:
+            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+        if temporary != path:
+            self._fs.move(temporary, path)

@@ -1,0 +1,1 @@
+"""What is to be done: tasks, their environments, and add-on rewards from code or from an expression."""

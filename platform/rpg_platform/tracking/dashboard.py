@@ -1,0 +1,182 @@
+"""``rpg ui``: MLflow's server over a sweep's embedded store, for as long as the command runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from rich.console import Console
+
+from rpg_platform.tracking.errors import without_login
+from rpg_platform.tracking.runs import ARTIFACT_FOLDER, default_tracking_uri, embedded_database
+
+START_LIMIT_S = 90.0
+STOP_LIMIT_S = 10.0
+PORTS_TO_TRY = 100
+DATABASES = ("sqlite:", "postgresql:", "postgresql+", "mysql:", "mysql+", "mssql:", "mssql+")
+SQLITE_HEADER = b"SQLite format 3\x00"
+
+
+class UiError(ValueError):
+    """The dashboard can't be started; the message says what to do."""
+
+
+class _Stop(Exception):  # noqa: N818 - not an error: the user ends the dashboard
+    """A signal asked for the end."""
+
+
+def serve(
+    storage_or_uri: str | Path, host: str = "127.0.0.1", port: int = 5000, *, console: Console | None = None
+) -> int:
+    """Runs the dashboard until Ctrl-C, SIGTERM or its own end.
+
+    Args:
+        storage_or_uri: a storage directory of sweeps, or a database URI (``sqlite:///…``). For an ``http(s)``
+            address nothing is started: that server has its own dashboard, and its address is printed.
+        host: interface to listen on.
+        port: port to listen on; 0 takes a free one.
+        console: where the address is printed; None: standard output.
+
+    Returns:
+        Exit code: 0 after a stop that was asked for, else the server's.
+
+    Raises:
+        UiError: there is no store, the port is taken, or the server does not come up.
+    """
+    console = console or Console()
+    text = str(storage_or_uri)
+    if text.startswith(("http://", "https://")):
+        console.print(f"The dashboard of this tracking server: {without_login(text)}", soft_wrap=True)
+        return 0
+    uri, artifacts = _store(text)
+    port = _free_port(host, port)
+    url = f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host]
+    command += ["--port", str(port), "--workers", "1"]
+    if artifacts is not None:
+        command += ["--artifacts-destination", str(artifacts)]
+    console.print(f"Starting MLflow on {without_login(uri)} …", soft_wrap=True)
+    try:
+        with tempfile.TemporaryFile() as log, _stop_signals():
+            # Its own group: Ctrl-C reaches us alone, and we end the server together with its workers.
+            child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            try:
+                _await_health(child, f"{url}/health", log)
+                console.print(f"{url}  (Ctrl-C ends it)", soft_wrap=True)
+                return child.wait()
+            finally:
+                _end(child)
+    except _Stop:
+        return 0
+
+
+def _store(text: str) -> tuple[str, Path | None]:
+    """The database URI and the artifact folder of a storage directory or URI."""
+    uri = text if text.startswith(DATABASES) else default_tracking_uri(text)
+    database = embedded_database(uri)
+    if database is None:
+        return uri, None
+    if not database.is_file():
+        raise UiError(
+            f"storage: there is no MLflow store at {database}. It is made by the first sweep; "
+            "if the sweep has another storage or tracking.uri, name that"
+        )
+    with database.open("rb") as file:
+        if file.read(len(SQLITE_HEADER)) != SQLITE_HEADER:  # MLflow would try again for minutes
+            raise UiError(f"storage: {database} is not a SQLite database")
+    return uri, database.parent / ARTIFACT_FOLDER
+
+
+def _free_port(host: str, port: int) -> int:
+    """``port`` itself, or a free one for 0.
+
+    Raises:
+        UiError: it is taken, with the nearest free one above; or ``host`` is not ours.
+    """
+    error = _bind_error(host, port)
+    if error is None:
+        return port or _any_port(host)
+    if isinstance(error, socket.gaierror):
+        raise UiError(f"host: {host!r} can't be resolved: {error.strerror}") from error
+    free = next((p for p in range(port + 1, min(port + PORTS_TO_TRY, 65_536)) if not _bind_error(host, p)), None)
+    advice = f"; {free} is free (--port {free})" if free else ""
+    raise UiError(f"port: {port} on {host} can't be used: {error.strerror or error}{advice}") from error
+
+
+def _bind_error(host: str, port: int) -> OSError | None:
+    try:
+        with _bound(host, port):
+            return None
+    except OSError as error:
+        return error
+
+
+def _any_port(host: str) -> int:
+    with _bound(host, 0) as listener:
+        number: int = listener.getsockname()[1]
+        return number
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        # As servers do: a port whose last connection was closed a moment ago is free.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        yield listener
+
+
+def _await_health(child: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise UiError(f"MLflow ended at its start with code {child.returncode}:\n{_tail(log)}")
+        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.3)
+    raise UiError(f"MLflow did not answer at {url} within {START_LIMIT_S:.0f} s:\n{_tail(log)}")
+
+
+def _tail(log: IO[bytes], lines: int = 15) -> str:
+    log.seek(0)
+    return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """Turns SIGINT and SIGTERM into ``_Stop``, so that the child is ended on the way out."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stop
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Ends the server and its workers: asked first, then, after a while or a second signal, made."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired, _Stop):
+        child.wait(STOP_LIMIT_S)
+    with suppress(ProcessLookupError):  # also workers that outlived the server
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

@@ -1,0 +1,145 @@
+"""What a driver that died, or that gave up waiting, left spooled: sent later, by ``rpg track``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpg_platform.tracking.errors import without_login
+from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
+from rpg_platform.tracking.sender import (
+    Sender,
+    TrackerState,
+    read_identity,
+    write_identity,
+)
+from rpg_platform.tracking.spool import (
+    FOLDER,
+    Spool,
+    SpoolError,
+    spool_folder,
+)
+
+PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay came to.
+
+    Attributes:
+        folder: the spool's.
+        tracking_uri: where it was sent to, without login.
+        experiment: MLflow experiment.
+        sweep: name of the sweep.
+        state: where the sweep's records are now.
+        sent_now: records sent by this replay.
+        ended: runs that the driver left as running and that are now marked as killed.
+        page: address of the sweep's run; None for an embedded store, or if it was never reached.
+    """
+
+    folder: Path
+    tracking_uri: str
+    experiment: str
+    sweep: str
+    state: TrackerState
+    sent_now: int
+    ended: tuple[str, ...]
+    page: str | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was recorded is in MLflow."""
+        return not (self.state.spooled or self.state.rejected)
+
+
+def find_spool(place: str) -> Path:
+    """The spool of a sweep.
+
+    Args:
+        place: the sweep's folder (a local path or a URI, ``<storage>/<name>``), or the spool's own.
+
+    Raises:
+        SpoolError: there is none.
+    """
+    path, mark, query = place.partition("?") if "://" in place else (place, "", "")
+    storage, _, name = path.rstrip("/").rpartition("/")
+    if "://" in storage:
+        folders = [spool_folder(f"{storage}{mark}{query}", name)]
+    else:
+        folders = [Path(place).expanduser() / FOLDER, Path(place).expanduser()]
+    for folder in folders:
+        if read_identity(folder) is not None:
+            return folder.resolve()
+    raise SpoolError(f"{place}: no sweep has spooled anything here; looked in {' and '.join(map(str, folders))}")
+
+
+def replay(
+    place: str,
+    *,
+    tracking_uri: str | None = None,
+    patience_s: float = PATIENCE_S,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Replayed:
+    """Sends what is spooled, tries once more what was set aside, and ends runs that nobody will end any more.
+
+    Safe to repeat, and to stop at any point.
+
+    Args:
+        place: as for ``find_spool``.
+        tracking_uri: where to send it; None: where the sweep would have.
+        patience_s: how long to wait while MLflow takes nothing.
+        tell: what is said to the user meanwhile, a line at a time.
+
+    Raises:
+        SpoolError: there is no spool, it is damaged, or its sweep is still running.
+    """
+    folder = find_spool(place)
+    identity = read_identity(folder)
+    assert identity is not None
+    uri = tracking_uri or identity.tracking_uri
+    spool = Spool(folder)
+    spool.open()
+    try:
+        last_change_s = spool.newest_change()
+        runs = MlflowRuns(uri, identity.experiment, identity.run_key, identity.sweep)
+        if tracking_uri is not None:
+            write_identity(spool, runs)
+        sender, before = Sender(spool, runs), spool.acknowledged.number
+        tell(f"{spool.waiting} records to send to {without_login(uri)}, experiment {identity.experiment!r}")
+        if identity.needs_login and tracking_uri is None and "MLFLOW_TRACKING_USERNAME" not in os.environ:
+            tell("The sweep had a login for it: give --uri with it, or set MLFLOW_TRACKING_USERNAME and _PASSWORD")
+        sender.start()
+        try:
+            sender.retry_rejected()
+            ended: tuple[str, ...] = ()
+            if sender.flush(patience_s):
+                ended = _end_runs(spool, sender, runs, int(1000 * last_change_s), patience_s)
+        finally:
+            sender.stop()
+        state = sender.state()
+        sent = spool.acknowledged.number - before - len(ended)
+        return Replayed(
+            folder,
+            without_login(uri),
+            identity.experiment,
+            identity.sweep,
+            state,
+            max(0, sent),
+            ended,
+            runs.page(PARENT),
+        )
+    finally:
+        spool.close()
+
+
+def _end_runs(spool: Spool, sender: Sender, runs: MlflowRuns, end_time: int, patience_s: float) -> tuple[str, ...]:
+    """Marks as killed what still counts as running: the spool is ours, so its driver is dead. A resume reopens it."""
+    running = sorted((key for key, run in runs.known.items() if run.status == "RUNNING"), reverse=True)  # PARENT last
+    for key in running:
+        spool.append(Record(key, "close", {"status": "KILLED", "end_time": end_time}).payload())
+    if running:
+        sender.flush(patience_s)
+    return tuple(running)

@@ -1,0 +1,505 @@
+"""From the spool to MLflow: a thread of its own, in batches, through any outage.
+
+Nobody waits for it: trials report into the spool, and this thread takes them from there.
+
+- **Batches.** It reads the spool in windows, joins what a window holds of one run into one request, acknowledges the
+  window once all of it has been dealt with, and rests: about ten times as long as sending took, a second at least and
+  ten at most. What arrives meanwhile shares the next requests.
+- **Outage.** Whatever goes wrong with a request, a small write to the sweep's own run tells whose fault it is
+  (``MlflowRuns.probe``). If that fails too, the server is away: the queue waits and tries again, after 1 s, 2 s, … 60 s
+  with jitter, for as long as it takes.
+- **A bad record.** If the small write passes, the request itself is at fault. Joined records are parted to find the
+  one. It is given up at once if it is refused (4xx), or after ``ATTEMPTS`` attempts over about 15 s if it fails (5xx,
+  time-outs), and goes to ``rejected.log`` with the reason; the rest goes on. After that, what else fails for the same
+  run (or, for artifacts, for any run) is set aside at its first failure, until something passes again. What failed
+  is tried once more before the sweep's run is closed, and everything in the file by ``rpg track``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rpg_platform.tracking.errors import (
+    is_refusal,
+    says_gone,
+    short,
+    without_login,
+)
+from rpg_platform.tracking.runs import (
+    ARTIFACTS,
+    PARENT,
+    KnownRun,
+    MlflowRuns,
+    Record,
+)
+from rpg_platform.tracking.spool import (
+    Spool,
+    SpoolError,
+    Window,
+    encode,
+    read_lines,
+)
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+IDENTITY_FILE = "sweep.json"
+RUNS_FILE = "runs.log"
+ATTEMPTS = 5
+MAX_FLUSH_S = 600.0
+_SHORTEST_REST_S, _LONGEST_REST_S, _REST_PER_WORK = 1.0, 10.0, 10.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_HURRY_S = 1.0
+_STOP_S = 2.0
+# MLflow's own retries hold a caller for about four minutes when a server is away, and make a run twice when the first
+# answer is lost: whatever the user has set, there are none here. The time-out stays the user's.
+_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+_DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which MLflow runs a spool's records are of: all that a later process needs to send them.
+
+    Attributes:
+        tracking_uri: MLflow server, without a login that may have stood in it.
+        needs_login: one did.
+        experiment: MLflow experiment.
+        run_key: tag that the sweep's runs share.
+        sweep: name of the sweep.
+        format: version of the spool's layout.
+    """
+
+    tracking_uri: str
+    needs_login: bool
+    experiment: str
+    run_key: str
+    sweep: str
+    format: int = FORMAT
+
+
+def write_identity(spool: Spool, runs: MlflowRuns) -> None:
+    """Notes beside the records whose they are.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    uri = re.sub(r"://[^/@\s]*@", "://", runs.tracking_uri)
+    identity = Identity(uri, uri != runs.tracking_uri, runs.experiment, runs.run_key, runs.sweep)
+    spool.write_json(IDENTITY_FILE, asdict(identity))
+
+
+def read_identity(folder: Path) -> Identity | None:
+    """What ``write_identity`` left in a spool's folder; None if there is nothing.
+
+    Raises:
+        SpoolError: it is damaged, or of a later version.
+    """
+    file = folder / IDENTITY_FILE
+    try:
+        content = json.loads(file.read_bytes())
+        version = content["format"]
+        if version == FORMAT:
+            return Identity(**content)
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpoolError(f"{file} is damaged ({error}): it says which MLflow runs the records are of") from error
+    raise SpoolError(f"{file}: format is {version!r}, and this version of rpg knows {FORMAT}: use a newer one")
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error: the thread was asked to end
+    """Ends the thread between two requests."""
+
+
+@dataclass(frozen=True)
+class TrackerState:
+    """Where a sweep's records are.
+
+    Attributes:
+        sent: in MLflow.
+        spooled: on this disk only, waiting.
+        rejected: given up, in ``rejected.log``.
+        damaged: unreadable on the disk, or lost to a full one.
+        unreachable_s: since how many seconds MLflow can't be used; None if it can.
+    """
+
+    sent: int
+    spooled: int
+    rejected: int = 0
+    damaged: int = 0
+    unreachable_s: float | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{self.sent:,} sent", f"{self.spooled:,} spooled"]
+        parts += [f"{self.rejected:,} rejected"] if self.rejected else []
+        parts += [f"{self.damaged:,} damaged"] if self.damaged else []
+        if self.unreachable_s is not None:
+            parts.append(f"unreachable for {self.unreachable_s:,.0f} s")
+        return ", ".join(parts)
+
+
+class Sender:
+    """Sends an open spool's records.
+
+    ``start`` and ``stop`` belong to the main thread: they turn MLflow's own retries off and its time-out down for this
+    process, and back, and MLflow reads those from the environment.
+
+    Attributes:
+        errors: requests that failed, and defects.
+    """
+
+    def __init__(self, spool: Spool, runs: MlflowRuns) -> None:
+        self.errors = 0
+        self._spool = spool
+        self._runs = runs
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._hurry = False
+        self._retry_all = False
+        self._thread: threading.Thread | None = None
+        self._before: dict[str, str | None] = {}  # environment variables, as they were
+        self._earlier = 0  # records up to here are of earlier processes
+        self._rejected = 0
+        self._passed = 0  # requests that went well
+        self._away_since: float | None = None
+        self._pause_s = _FIRST_PAUSE_S
+        self._failing: set[str] = set()  # lanes in which a record has been given up since the last one passed
+        self._unopened: set[str] = set()  # runs that MLflow refused to open
+        self._warned: set[str] = set()
+
+    # ---- from other threads ---------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Reads what earlier processes knew of the runs, and begins to send."""
+        self._earlier = self._spool.appended
+        for payload in read_lines(self._spool.folder / RUNS_FILE):
+            if payload is None:
+                self._runs.expect_earlier_runs()
+                continue
+            self._runs.known[payload["run"]] = KnownRun(payload["id"], payload["status"], payload["doubtful"])
+        self._runs.changed = self._remember
+        self._rejected = sum(1 for _ in read_lines(self._spool.rejected_file))
+        settings = {name: value for name, value in _DEFAULTS.items() if name not in os.environ} | _SETTINGS
+        self._before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        self._thread = threading.Thread(target=self._work, name="rpg-tracking", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; a request that hangs is left to its time-out."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(_STOP_S)
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        self._before = {}
+
+    def wake(self) -> None:
+        """Says that the spool has something new."""
+        self._wake.set()
+
+    def retry_rejected(self) -> None:
+        """Tries everything in ``rejected.log`` once more, refused or not."""
+        self._retry_all = True
+        self._wake.set()
+
+    def flush(self, patience_s: float) -> bool:
+        """Waits until everything is sent.
+
+        Args:
+            patience_s: how long nothing at all may pass before this gives up. While MLflow takes records, it waits for
+                ``MAX_FLUSH_S`` at most.
+
+        Returns:
+            Whether nothing is waiting any more.
+        """
+        started = moved = time.monotonic()
+        passed = self._passed
+        self._hurry = True
+        self._wake.set()
+        try:
+            while self._spool.waiting or self._retry_all:
+                now = time.monotonic()
+                if self._passed != passed:
+                    passed, moved = self._passed, now
+                working = self._thread is not None and self._thread.is_alive()
+                if not working or now - moved > patience_s or now - started > MAX_FLUSH_S:
+                    return False
+                self._stopping.wait(0.05)
+            return True
+        finally:
+            self._hurry = False
+
+    def state(self) -> TrackerState:
+        """Where the records are now."""
+        spool = self._spool
+        away = None if self._away_since is None else time.monotonic() - self._away_since
+        sent = max(0, spool.acknowledged.number - self._rejected - spool.damaged)
+        return TrackerState(sent, spool.waiting, self._rejected, spool.damaged + spool.lost, away)
+
+    def failed(self, what: str, error: BaseException) -> None:
+        """Counts a failure and warns of the first of its kind."""
+        self.errors += 1
+        level = logging.DEBUG if what in self._warned else logging.WARNING
+        self._warned.add(what)
+        logger.log(level, "tracking: %s: %s. Training continues.", what, short(error))
+
+    # ---- the thread -----------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            window = Window((), self._spool.acknowledged)
+            try:
+                self._wake.clear()
+                window = self._spool.read(self._spool.acknowledged)
+                if window.records or window.damaged:
+                    started = time.monotonic()
+                    self._send(window)
+                    self._check()
+                    self._spool.acknowledge(window)
+                    self._rest(time.monotonic() - started, behind=self._spool.waiting > len(window.records))
+                elif self._retry_all:
+                    try:
+                        self._send_rejected(everything=True)
+                    finally:
+                        self._retry_all = False
+                else:
+                    self._wake.wait()
+            except _Stopped:
+                return
+            except Exception as error:
+                self.failed("the sender failed, a defect; please report it", error)
+                logger.debug("tracking: the sender", exc_info=True)
+                if window.records:
+                    self._set_aside(window, short(error))
+                else:
+                    with contextlib.suppress(_Stopped):
+                        self._sleep(_LONGEST_REST_S)
+
+    def _rest(self, work_s: float, *, behind: bool) -> None:
+        """Lets reports gather, and keeps this thread a small load for the driver; a larger one while it is behind."""
+        if behind:
+            self._sleep(min(work_s, _SHORTEST_REST_S))
+        elif not self._hurry:
+            self._sleep(min(max(_SHORTEST_REST_S, _REST_PER_WORK * work_s), _LONGEST_REST_S))
+
+    def _send(self, window: Window) -> None:
+        """Deals with every record of a window: the sweep's run is opened first and closed last."""
+        groups: dict[str, list[Record]] = {PARENT: []}
+        for number, payload in window.records:
+            try:
+                record = Record.from_payload(payload)
+            except KeyError as error:
+                self.failed("a record of the spool is not one of ours", error)
+                continue
+            if number <= self._earlier and record.run not in self._runs.known:
+                self._runs.expect_earlier_runs(record.run)
+            groups.setdefault(record.run, []).append(record)
+        if self._spool.damaged or window.damaged:
+            self._runs.expect_earlier_runs()
+        parent = groups.pop(PARENT)
+        self._log(parent)
+        for records in groups.values():
+            self._log(records)
+            self._upload(records)
+            self._close(records)
+        self._upload(parent)
+        self._close(parent)
+
+    def _log(self, records: Sequence[Record]) -> None:
+        closing = _closing(records) is not None
+        logged = [record for record in records if record.kind in ("open", "metrics", "tags")]
+        if logged:
+            self._deliver(logged, lambda some: self._runs.log(some, closing=closing))
+
+    def _upload(self, records: Sequence[Record]) -> None:
+        # Of several with one path the last counts.
+        latest = {record.data["path"]: record for record in records if record.kind in ARTIFACTS}
+        for record in latest.values():
+            self._deliver([record], lambda some: self._runs.upload(some[0]))
+
+    def _close(self, records: Sequence[Record]) -> None:
+        closing = _closing(records)
+        if closing is None:
+            return
+        tags = None
+        if closing.run == PARENT:
+            self._send_rejected(everything=False)
+            tags = {
+                "tracker_errors": self.errors,
+                "tracker_rejected": self._rejected,
+                "tracker_damaged": self._spool.damaged + self._spool.lost,
+            }
+        self._deliver([closing], lambda some: self._runs.close(some[0], tags))
+
+    def _deliver(self, records: Sequence[Record], send: Callable[[Sequence[Record]], None]) -> None:
+        """Sends records of one run; comes back when each has been sent or set aside, however long it takes."""
+        run, first = records[0].run, records[0]
+        lane = "artifacts" if first.kind in ARTIFACTS else f"run {run}"
+        if run in self._unopened:
+            self._reject(records, "its run could not be opened", refused=True)
+            return
+        attempts = 0
+        while True:
+            self._check()
+            try:
+                send(records)
+            except Exception as error:
+                if not self._others_pass():
+                    self._wait_for_server(error)
+                    continue
+                self.errors += 1
+                attempts += 1
+                refused = is_refusal(error)
+                if lane in self._failing and not refused:
+                    self._reject(records, short(error), refused=False)
+                    return
+                if len(records) > 1 and (refused or attempts > 1):
+                    half = len(records) // 2
+                    self._deliver(records[:half], send)
+                    self._deliver(records[half:], send)
+                    return
+                if refused or attempts >= ATTEMPTS:
+                    self._reject(records, short(error), refused=refused)
+                    if refused and first.kind == "open" and run != PARENT and run not in self._runs.known:
+                        self._unopened.add(run)
+                    if not refused:
+                        self._failing.add(lane)
+                    return
+                self._sleep(_FIRST_PAUSE_S * 2 ** (attempts - 1))
+            else:
+                self._went_well()
+                self._failing.discard(lane)
+                return
+
+    # ---- when it does not go well ---------------------------------------------------------------
+
+    def _went_well(self) -> None:
+        self._passed += 1
+        self._pause_s = _FIRST_PAUSE_S
+        if self._away_since is not None:
+            self._away_since = None
+            logger.info("tracking: MLflow answers again; %d records follow", self._spool.waiting)
+
+    def _others_pass(self) -> bool:
+        """Whether the server takes what is surely in order. Unknown, so no, before the sweep's run is open."""
+        if PARENT not in self._runs.known:
+            return False
+        try:
+            self._runs.probe()
+        except Exception as error:
+            logger.debug("tracking: probe: %s", short(error))
+            return says_gone(error)  # the sweep's run has been deleted: then the others' records decide for themselves
+        self._went_well()
+        return True
+
+    def _wait_for_server(self, error: Exception) -> None:
+        """Waits a while, and on until the server takes the probe again (if there is a run yet to probe it with)."""
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+        self.failed(
+            f"MLflow at {without_login(self._runs.tracking_uri)} can't be used now; records wait in "
+            f"{self._spool.folder}. Check that the server runs, that tracking.uri is right, and the login",
+            error,
+        )
+        while True:
+            self._sleep(self._pause_s * random.uniform(0.5, 1.0))
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            if PARENT not in self._runs.known or self._others_pass():
+                return
+
+    def _reject(self, records: Sequence[Record], why: str, *, refused: bool) -> None:
+        for record in records:
+            self._spool.remember(self._spool.rejected_file.name, {**record.payload(), "why": why, "refused": refused})
+            self._runs.passed_over(record)
+        self._rejected += len(records)
+        what = f"{records[0].kind!r} of {records[0].run or 'the sweep'}"
+        verb = "refused" if refused else "could not take"
+        logger.log(
+            logging.DEBUG if verb in self._warned else logging.WARNING,
+            "tracking: MLflow %s %s: %s. It is set aside in %s; the rest goes on.",
+            *(verb, what, why, self._spool.rejected_file),
+        )
+        self._warned.add(verb)
+
+    def _set_aside(self, window: Window, why: str) -> None:
+        """So that a defect does not hold up the queue for ever."""
+        for _, payload in window.records:
+            self._spool.remember(self._spool.rejected_file.name, {**payload, "why": why, "refused": True})
+        self._rejected += len(window.records)
+        self._spool.acknowledge(window)
+
+    def _send_rejected(self, *, everything: bool) -> None:
+        """Tries once what was set aside; what fails again stays, and in an outage all of it."""
+        file = self._spool.rejected_file
+        if not file.exists():
+            return
+        kept, before, away = 0, self._rejected, False
+        unfinished = file.with_name(f".{file.name}.new")
+        self._unopened.clear()
+        with unfinished.open("wb") as output:
+            for payload in read_lines(file):
+                self._check()
+                if payload is None:
+                    continue
+                why = payload["why"]
+                if not away and (everything or not payload["refused"]):
+                    try:
+                        self._runs.put(Record.from_payload(payload), closing=True, late=True)  # what has ended stays so
+                        self._went_well()
+                        continue
+                    except Exception as error:
+                        why, away = short(error), not self._others_pass()
+                kept += 1
+                output.write(encode({**payload, "why": why}))
+            output.flush()
+            os.fsync(output.fileno())
+        unfinished.replace(file)
+        self._rejected = kept
+        if kept == 0:
+            file.unlink()
+        if everything and kept != before:
+            with contextlib.suppress(Exception):
+                self._runs.log([Record(PARENT, "tags", {"values": {"tracker_rejected": kept}})])
+
+    # ---- small parts ----------------------------------------------------------------------------
+
+    def _remember(self, key: str, run: KnownRun) -> None:
+        self._spool.remember(RUNS_FILE, {"run": key, "id": run.run_id, "status": run.status, "doubtful": run.doubtful})
+
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise _Stopped
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._stopping.wait(min(left, 0.2)):
+                raise _Stopped
+            if self._hurry:
+                until = min(until, time.monotonic() + _HURRY_S)
+
+
+def _closing(records: Sequence[Record]) -> Record | None:
+    """The record that ends the run; None if it goes on: no end among the records, or it is opened again after it."""
+    closing: Record | None = None
+    for record in records:
+        if record.kind == "open":
+            closing = None
+        elif record.kind == "close" and (closing is None or not record.data.get("if_running")):
+            closing = record  # one for a run that still runs says nothing where another has ended it
+    return closing

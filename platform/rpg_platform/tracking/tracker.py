@@ -1,0 +1,511 @@
+"""Tune's events → MLflow: one parent run a sweep, one child run a trial, each report once.
+
+The tracker decides *what* is recorded and appends it to the ``spool``; the ``sender`` delivers it from a thread of its
+own. Every record is plain data with its own time, so that delivery may wait or be repeated. Training never waits for
+any of it, and nothing that goes wrong here reaches it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
+from uuid import uuid4
+
+import yaml
+from ray.tune import Callback
+
+from rpg_platform.results import table as report
+from rpg_platform.results.outcomes import Outcomes, RunStatus, outcomes_of
+from rpg_platform.results.picture import tradeoff_png
+from rpg_platform.run.tune_trial import (
+    DROPPED_KEY,
+    checkpoint_address,
+    error_text,
+    finite_metrics,
+    report_step,
+)
+from rpg_platform.spec.methods import METHODS
+from rpg_platform.spec.task import task_label
+from rpg_platform.tracking.errors import without_login
+from rpg_platform.tracking.run_tags import provenance
+from rpg_platform.tracking.runs import (
+    PARENT,
+    Kind,
+    MlflowRuns,
+    Record,
+    default_tracking_uri,
+)
+from rpg_platform.tracking.sender import (
+    Sender,
+    TrackerState,
+    read_identity,
+    write_identity,
+)
+from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+    from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+    from rpg_platform.storage.sweep_folder import TrialState
+
+__all__ = ["MlflowTracker", "TrackerState", "default_tracking_uri"]
+
+logger = logging.getLogger(__name__)
+
+ParentStatus: TypeAlias = RunStatus
+Tell = Callable[[str], None]
+
+ARTIFACT_FOLDERS = ("bundle", "bundle_best", "evaluation", "config")
+_OF_THE_END = ("eval/", "eval_best/")  # figures of the final evaluation
+FINAL_PATIENCE_S = 30.0
+SILENT_PATIENCE_S = 3.0  # of which nothing is said
+
+# Beside the weights, these make a trial what it is; the rest is in the config artifact.
+_TRAINING_PARAMS = ("lr", "gamma", "lambda_", "clip_param", "minibatch_size", "num_epochs")
+
+_PLANNED = {"trial_id", "method", "weights", "seed", "env_steps"}
+
+P = ParamSpec("P")
+
+
+def _never_raises(method: Callable[P, None]) -> Callable[P, None]:
+    """For Tune's hooks: Tune fails a trial, or the sweep, for an exception in a callback."""
+
+    @functools.wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            tracker = args[0]
+            assert isinstance(tracker, MlflowTracker)
+            tracker._defect(method.__name__, error)
+
+    return guarded
+
+
+class MlflowTracker(Callback):
+    """Records a sweep in MLflow while Tune runs it.
+
+    Made by ``sweep`` before the Tuner, given to it as its *first* callback (so that no file has a report that the spool
+    has not), and told the end by ``finish``::
+
+        tracker = MlflowTracker(uri, experiment, spec, trials, spool_folder(storage, spec.name))
+        tracker.start()
+        try:
+            ...  # Tuner(run_config=RunConfig(callbacks=[tracker, ...])).fit()
+        finally:
+            tracker.finish(results, interrupted=...)
+
+    Runs are reopened, never doubled: after a trial's restart by its id; for a new driver of the same sweep (``resume``)
+    by what the earlier one left in the spool's folder, which is sent first; where that folder is gone, by ``run_key``.
+
+    Args:
+        tracking_uri: MLflow server, or ``sqlite:///…`` (``default_tracking_uri``).
+        experiment: MLflow experiment; made if it is missing.
+        spec: the sweep.
+        trials: all of its trials, or those that are known before an adaptive search begins.
+        folder: of the spool, see ``spool.spool_folder``.
+        source: text of the YAML file as the user wrote it; None: the spec is written out.
+        resume: this goes on with a sweep that was begun before; else it is refused to use that one's spool.
+        run_key: what tells this sweep from another of the same name; with ``resume``, the same key reopens its runs.
+            None: the spool's own, or of a new sweep a new one.
+        prior_hash: content hash of the sweep's prior.
+        to_come: how many trials more a search will make.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        experiment: str,
+        spec: SweepSpec,
+        trials: Sequence[TrialSpec],
+        folder: Path,
+        *,
+        source: str | None = None,
+        resume: bool = False,
+        run_key: str | None = None,
+        prior_hash: str | None = None,
+        to_come: int = 0,
+    ) -> None:
+        self.tracking_uri = tracking_uri
+        self.experiment = experiment
+        self.folder = folder
+        self.run_key = run_key
+        self._resume = resume
+        self._spec: dict[str, Any] = json.loads(without_login(json.dumps(spec.model_dump(mode="json"))))
+        self._source = None if source is None else without_login(source)
+        self._prior_hash = prior_hash
+        self._trials = {trial.trial_id: trial.model_dump(mode="json", include=_PLANNED) for trial in trials}
+        self._to_come, self._planned = to_come, len(trials) + to_come
+        self._open: set[str] = set()  # trials whose run has been opened here and not been closed
+        self._defects = 0
+        self._spool: Spool | None = None
+        self._runs: MlflowRuns | None = None
+        self._sender: Sender | None = None
+        self._last_state = TrackerState(0, 0)
+
+    @property
+    def errors(self) -> int:
+        """Requests that failed, and failures inside the tracker."""
+        return self._defects + (self._sender.errors if self._sender is not None else 0)
+
+    def state(self) -> TrackerState:
+        """Where the records are: sent, spooled, rejected; and whether MLflow can be reached."""
+        if self._spool is not None and self._sender is not None:
+            self._last_state = self._sender.state()
+        return self._last_state
+
+    @property
+    def run_ids(self) -> dict[str, str]:
+        """Our key (a trial's id, ``PARENT``) → MLflow's run id, of every run opened so far."""
+        return {} if self._runs is None else self._runs.run_ids
+
+    @property
+    def parent_run_id(self) -> str | None:
+        """MLflow's id of the sweep's run; None while it has not been opened."""
+        return self.run_ids.get(PARENT)
+
+    @property
+    def parent_url(self) -> str | None:
+        """The sweep's page; None for an embedded store, or while the run has not been opened."""
+        return None if self._runs is None else self._runs.page(PARENT)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks; one that comes back has to open its spool and its runs again."""
+        return {**self.__dict__, "_spool": None, "_runs": None, "_sender": None, "_open": set(), "_resume": True}
+
+    # ---- the sweep ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Opens the spool, begins to send what an earlier driver left in it, and opens the sweep's run.
+
+        A second call does nothing.
+
+        Raises:
+            SpoolError: another driver of this sweep is running, an earlier one has left a spool and this is not to
+                resume it, or the spool is damaged or of a later version.
+        """
+        if self._spool is not None:
+            return
+        spool = Spool(self.folder)
+        try:
+            spool.open()
+            self._begin(spool)
+        except SpoolError:
+            spool.close()
+            raise
+        except Exception as error:
+            self._defect(f"the spool {self.folder} can't be used", error)
+
+    def _begin(self, spool: Spool) -> None:
+        found = read_identity(self.folder)
+        if found is not None and not self._resume:
+            raise SpoolError(
+                f"{self.folder} belongs to an earlier sweep named {found.sweep!r} on this storage: give another name, "
+                "or, if it is not needed any more, remove that folder"
+            )
+        earlier = None if found is None else found.run_key
+        name = str(self._spec["name"])
+        runs = MlflowRuns(self.tracking_uri, self.experiment, self.run_key or earlier or uuid4().hex, name)
+        if self._resume and self.run_key not in (None, earlier):
+            runs.expect_earlier_runs()
+        self.run_key = runs.run_key
+        write_identity(spool, runs)
+        self._spool, self._runs, self._sender = spool, runs, Sender(spool, runs)
+        self._sender.start()
+        self._open_parent()
+
+    @_never_raises
+    def adopt(self, trial: TrialSpec, state: TrialState) -> None:
+        """Records a trial that had finished, or been ended early, when its driver died, as far as that one had not.
+
+        Args:
+            trial: the trial.
+            state: its last checkpoint, which says that it finished.
+        """
+        known = None if self._runs is None else self._runs.known.get(trial.trial_id)
+        status = "KILLED" if state.stopped else "FINISHED"
+        said = {"outcome": report.stopped_words(state.report)} if state.stopped else {}
+        if known is not None and known.status == status:
+            if said:
+                self._put(trial.trial_id, "tags", values=said)  # a run that was interrupted is killed too
+            return
+        self._open_trial(trial.model_dump(mode="json"), unless_finished=True)
+        if said:
+            self._put(trial.trial_id, "tags", values=said)
+        self._put_metrics(trial.trial_id, finite_metrics(state.report)[0], state.report)
+        self._put_folders(trial.trial_id, state.checkpoint, unless_finished=True)
+        self._close_run(trial.trial_id, status, unless_finished=True)
+
+    def finish(
+        self, results: Sequence[report.TrialResult], *, interrupted: bool = False, tell: Tell = logger.warning
+    ) -> ParentStatus:
+        """Closes the sweep: summary as artifacts, the true status, and a last, bounded wait for what is not sent yet.
+
+        Args:
+            results: every trial with its last result and error; one that is not among them counts as missing.
+            interrupted: the sweep was stopped from outside.
+            tell: what is said to the user, a line at a time: that it waits, and what is left.
+
+        Returns:
+            ``FINISHED`` if every trial finished or was ended early by its scheduler, ``KILLED`` if interrupted before
+            that, else ``FAILED``.
+        """
+        outcomes = outcomes_of(results, self._trials, self._planned)
+        status = outcomes.status(interrupted)
+        try:
+            try:
+                self._close(results, status, outcomes)
+            except Exception as error:
+                self._defect("the sweep's summary", error)
+            self._wait(tell)
+        finally:
+            self._stop()
+        return status
+
+    def _wait(self, tell: Tell) -> None:
+        if self._sender is None:
+            return
+        uri = without_login(self.tracking_uri)
+        with contextlib.suppress(KeyboardInterrupt):  # the user's answer to that line
+            if not self._sender.flush(SILENT_PATIENCE_S) and FINAL_PATIENCE_S:
+                tell(
+                    f"Tracking: {self.state().spooled} records still to send to {uri}; waiting until nothing has "
+                    f"passed for {FINAL_PATIENCE_S:g} s (Ctrl-C: not at all)"
+                )
+                self._sender.flush(FINAL_PATIENCE_S)
+        state = self.state()
+        command = f"rpg track {self.folder.parent if self.folder.name == FOLDER else self.folder}"
+        if state.spooled:
+            tell(
+                f"Tracking: {state.spooled} records are not in MLflow yet. They are safe in {self.folder}; once {uri} "
+                f"can be used again, send them with: {command}"
+            )
+        if state.rejected:
+            tell(
+                f"Tracking: MLflow did not take {state.rejected} records, each with the reason in "
+                f"{self.folder / 'rejected.log'}; to try them again: {command}"
+            )
+
+    def _stop(self) -> None:
+        if self._sender is not None and self._spool is not None:
+            self._sender.stop()
+            self._last_state = self._sender.state()
+            self._spool.close()
+            self._spool = None
+
+    def _open_parent(self) -> None:
+        spec = self._spec
+        params = {
+            "algorithm": spec.get("algorithm"),
+            "task": task_label(spec.get("task")),
+            "prior": spec.get("prior"),
+            **{f"weights.{name}": value for name, value in (spec.get("weights") or {}).items()},
+            "baselines": spec.get("baselines"),
+            "seeds": spec.get("seeds"),
+            "env_steps": (spec.get("budget") or {}).get("env_steps"),
+            "samples": spec.get("samples"),
+            "search_seed": spec.get("search_seed"),
+            "trials": self._planned,
+        }
+        tags = {"kind": "sweep", **self._common_tags(), "trials_total": self._planned}
+        if spec.get("description"):
+            tags["mlflow.note.content"] = spec["description"]
+        self._open_run(PARENT, str(spec["name"]), params, tags)
+        source = self._source or yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
+        self._put(PARENT, "text", text=source, path="sweep.yaml")
+        self._put(PARENT, "text", text=json.dumps(spec, indent=2), path="spec.json")
+        self._put_plan()
+
+    def _put_plan(self) -> None:
+        steps = sum(trial["env_steps"] for trial in self._trials.values())
+        plan = {"trials": self._planned, "env_steps": steps, "each": list(self._trials.values())}
+        self._put(PARENT, "text", text=json.dumps(plan, indent=1), path="plan.json")
+
+    def _close(self, results: Sequence[report.TrialResult], status: ParentStatus, outcomes: Outcomes) -> None:
+        # Also what an earlier driver has opened and this one has not come to.
+        for trial_id in sorted(self._open | (set(self._trials) if self._resume else set())):
+            self._close_run(trial_id, outcomes.status_of(trial_id), if_running=trial_id not in self._open)
+        self._put(PARENT, "tags", values=outcomes.tags())
+        if self._to_come:
+            self._put_plan()
+        try:
+            self._summarise(results)
+        finally:
+            self._close_run(PARENT, status)
+
+    def _summarise(self, results: Sequence[report.TrialResult]) -> None:
+        rows = report.summarise(results)
+        self._put(PARENT, "text", text=report.rows_to_json(rows), path="summary/summary.json")
+        self._put(PARENT, "text", text=report.rows_to_markdown(rows), path="summary/summary.md")
+        best = next((row for row in rows if row.is_best), None)
+        if best is not None:
+            self._put(PARENT, "tags", values={"best_setting": best.setting})
+        picture = tradeoff_png(rows, title=self._spec.get("description", ""))
+        if picture is not None:
+            encoded = base64.b64encode(picture).decode("ascii")
+            self._put(PARENT, "file", base64=encoded, path="summary/tradeoff.png")
+
+    # ---- Tune's hooks ---------------------------------------------------------------------------
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Opens the sweep's run before Tune starts a trial."""
+        try:
+            self.start()
+        except SpoolError as error:
+            self._defect("the sweep's run", error)
+
+    @_never_raises
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Opens the trial's run, or reopens it if the trial has been restarted."""
+        self._open_trial(_trial_spec(trial))
+
+    def _open_trial(self, spec: Mapping[str, Any], **more: Any) -> None:
+        spec = {**spec, "task": task_label(spec.get("task"))}
+        weights = spec.get("weights") or {}
+        training = spec.get("training") or {}
+        params = {
+            **{name: spec.get(name) for name in ("method", "task", "prior", "seed", "env_steps")},
+            **weights,
+            **{name: training[name] for name in _TRAINING_PARAMS if name in training},
+        }
+        tags = {"kind": "trial", **self._common_tags()}
+        for name in ("prior", "prior_hash") if spec.get("prior") is None else ():
+            tags.pop(name, None)  # its method makes no use of it
+        method = METHODS.get(spec.get("method", ""))
+        tags |= {
+            **{name: _text(spec[name]) for name in ("task", "prior", "method", "seed") if spec.get(name) is not None},
+            **{f"weights.{name}": _text(value) for name, value in weights.items()},
+            "algorithm": (method and method.algorithm) or "none",
+        }
+        trial_id = str(spec["trial_id"])
+        self._trials.setdefault(trial_id, {name: spec.get(name) for name in sorted(_PLANNED)})
+        self._open_run(trial_id, trial_id, params, tags, **more)
+
+    @_never_raises
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Records one report; its final evaluation only once the policy that was evaluated is saved."""
+        values, dropped = finite_metrics(result)
+        values = {key: value for key, value in values.items() if not key.startswith(_OF_THE_END)}
+        self._put_metrics(_trial_spec(trial)["trial_id"], values | {DROPPED_KEY: float(dropped)}, result)
+
+    @_never_raises
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Notes a failure that Tune answers with a restart; the trial's run stays open."""
+        tags = {"restarts": trial.num_failures, "last_failure": error_text(trial)[0]}
+        self._put(_trial_spec(trial)["trial_id"], "tags", values=tags)
+
+    @_never_raises
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Records the customised policy and closes the trial's run: finished, failed, or stopped before its end."""
+        trial_id = _trial_spec(trial)["trial_id"]
+        estimated = (trial.last_result or {}).get("kl_to_prior_estimated")
+        if estimated is not None:
+            self._put(trial_id, "tags", values={"kl_to_prior": "estimated" if estimated else "closed form"})
+        last = trial.last_result or {}
+        values = {key: value for key, value in finite_metrics(last)[0].items() if key.startswith(_OF_THE_END)}
+        if values:
+            self._put_metrics(trial_id, values, last)
+        if "failed" in last:  # it gave up by itself, and Tune counts that as an end
+            self._put(trial_id, "tags", values={"error": last["failed"]})
+            self._close_run(trial_id, "FAILED")
+            return
+        if report.is_stopped(last):
+            self._put(trial_id, "tags", values={"outcome": report.stopped_words(last)})
+        self._put_bundle(trial_id, trial)
+        self._close_run(trial_id, "KILLED" if last.get("finished") is False else "FINISHED")
+
+    @_never_raises
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Records why a trial failed for good, and its last good policy if there is one."""
+        spec = _trial_spec(trial)
+        trial_id = spec["trial_id"]
+        if trial_id not in self._open:
+            self.on_trial_start(iteration, trials, trial)  # it failed before it started
+        last_line, full = error_text(trial)
+        self._put(trial_id, "tags", values={"error": last_line})
+        self._put(trial_id, "text", text=full, path="error.txt")
+        self._put_bundle(trial_id, trial)
+        self._close_run(trial_id, "FAILED")
+
+    def get_state(self) -> dict[str, Any] | None:
+        """What Tune keeps for a restored driver, should the spool's folder be gone."""
+        return {"run_key": self.run_key}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes ``get_state`` back, before ``setup``: the runs of the interrupted sweep go on."""
+        self.run_key = state["run_key"]
+
+    # ---- records --------------------------------------------------------------------------------
+
+    def _put_metrics(self, trial_id: str, values: Mapping[str, float], report: Mapping[str, Any]) -> None:
+        # The report's own time, so that delivering it twice adds nothing.
+        timestamp = int(report["timestamp"] * 1000) if "timestamp" in report else _now_ms()
+        self._put(trial_id, "metrics", values=dict(values), step=report_step(report), timestamp=timestamp)
+
+    def _put(self, run: str, kind: Kind, **data: Any) -> None:
+        self.start()
+        if self._spool is None or self._sender is None:  # it can't be opened, which has been said
+            self._defects += 1
+            return
+        self._spool.append(Record(run, kind, data).payload())
+        self._sender.wake()
+
+    def _defect(self, what: str, error: Exception) -> None:
+        self._defects += 1
+        logger.log(
+            logging.WARNING if self._defects == 1 else logging.DEBUG,
+            "tracking: %s failed: %s: %s. Training continues; please report it.",
+            *(what, type(error).__name__, without_login(str(error))),
+        )
+        logger.debug("tracking: %s", what, exc_info=error)
+
+    def _open_run(
+        self, run: str, name: str, params: Mapping[str, Any], tags: Mapping[str, object], **more: Any
+    ) -> None:
+        if run != PARENT:
+            self._open.add(run)
+        texts = {key: _text(value) for key, value in params.items() if value is not None and value != []}
+        self._put(run, "open", name=name, params=texts, tags=dict(tags), start_time=_now_ms(), **more)
+
+    def _close_run(self, run: str, status: str, **condition: bool) -> None:
+        self._open.discard(run)
+        self._put(run, "close", status=status, end_time=_now_ms(), **condition)
+
+    def _put_bundle(self, trial_id: str, trial: Trial) -> None:
+        if trial.checkpoint is not None:
+            self._put_folders(trial_id, checkpoint_address(trial.checkpoint, self._spec.get("storage")))
+
+    def _put_folders(self, trial_id: str, checkpoint: str, **more: Any) -> None:
+        for folder in ARTIFACT_FOLDERS:
+            self._put(trial_id, "folder", checkpoint=checkpoint, folder=folder, path=folder, **more)
+
+    def _common_tags(self) -> dict[str, Any]:
+        """Tags of the sweep's run and of each trial's: the UI nests runs in one sort order only."""
+        tags = {name: self._spec.get(name) for name in ("task", "prior", "algorithm")}
+        tags |= {"task": task_label(tags["task"]), "sweep": self._spec["name"], "prior_hash": self._prior_hash}
+        return {key: _text(value) for key, value in tags.items() if value is not None} | provenance()
+
+
+def _trial_spec(trial: Trial) -> dict[str, Any]:
+    spec: dict[str, Any] = trial.config["trial"]
+    return spec
+
+
+def _text(value: object) -> str:
+    """A parameter as text: numbers and words as they are, schedules and search spaces as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,394 @@
+"""One trial of a sweep, as a Tune trainable around an SPG or RPG ``Algorithm``.
+
+A trial trains until its env-step budget is used up, then evaluates the policy on the fixed seeds and leaves it as a
+prior bundle in its last checkpoint. The method ``prior`` trains nothing: it is the prior, evaluated the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyarrow.fs import LocalFileSystem
+from ray import tune
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+import rpg_algorithms
+import rpg_platform
+from rpg_algorithms import RPGConfig, SPGConfig
+from rpg_algorithms.addons import part_names
+from rpg_algorithms.policies.bundle import PriorBundle, PriorCard, save_bundle
+from rpg_algorithms.policies.network import PolicyNetwork
+from rpg_algorithms.rllib.module import NetworkConfig
+from rpg_algorithms.rllib.rollout import NonFiniteError
+from rpg_platform.evaluation.episode_file import EvaluatedPolicy, Which, write_episodes
+from rpg_platform.evaluation.play import as_card_returns, as_metrics, evaluate_both
+from rpg_platform.evaluation.validation import Validation
+from rpg_platform.run.disk_guard import checkpoint_bytes, checkpoint_room, parameters
+from rpg_platform.spec.methods import METHODS, algorithm_weights
+from rpg_platform.spec.sweep import TrialSpec
+from rpg_platform.spec.task import task_label
+from rpg_platform.storage.trial_state import read_state, write_state
+from rpg_platform.tasks.environments import make_env, register
+from rpg_platform.tasks.task import Task, get_task
+
+if TYPE_CHECKING:
+    from rpg_algorithms import SPG
+
+REPORTS_PER_TRIAL = 200
+_STEPS = "num_env_steps_sampled_lifetime"
+_REPLACING_PAUSE_S = 0.5
+METRIC = "metric"  # name under which the algorithm averages the task's metric
+_LEARNER_KEYS = {
+    "reward_basic_term": "reward_basic_term",
+    "reward_addon_term": "reward_addon_term",
+    "reward_prior_term": "reward_prior_term",
+    "reward_entropy_term": "reward_entropy_term",
+    "kl_to_prior": "kl_to_prior",
+    "kl_to_prior_estimated": "kl_to_prior_estimated",
+    "entropy": "entropy",
+    "clip_fraction": "clip_fraction",
+    "approx_kl": "approx_kl",
+    "policy_loss": "policy_loss",
+    "vf_loss": "vf_loss",
+    "vf_explained_var": "explained_variance",
+    "default_optimizer_learning_rate": "learning_rate",
+}
+_EPISODE_KEYS = {
+    "episode_basic_return_mean": "basic_return",
+    "episode_addon_return_mean": "addon_return",
+    "episode_total_return_mean": "total_return",
+    f"episode_{METRIC}_mean": "task_metric",
+    "episode_len_mean": "episode_length",
+}
+
+
+def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) -> SPGConfig | RPGConfig:
+    """The RLlib configuration that a trial trains with.
+
+    Args:
+        trial: the trial; its method must be one that trains.
+        task: its task.
+        prior: its prior, where the method uses one.
+
+    Raises:
+        ValueError: the method trains nothing, or a setting does not fit.
+    """
+    kind, weights = algorithm_weights(trial.method, trial.weights)
+    if kind is None:
+        raise ValueError(f"method={trial.method!r} trains nothing")
+    settings, resources = trial.training, trial.resources
+    config: SPGConfig | RPGConfig = RPGConfig() if kind == "rpg" else SPGConfig()
+    envs = resources.envs_per_runner * max(1, resources.env_runners)
+    config.environment(register(task))
+    config.env_runners(num_env_runners=resources.env_runners, num_envs_per_env_runner=resources.envs_per_runner)
+    config.learners(
+        num_learners=resources.learners, num_gpus_per_learner=resources.gpus_per_trial if resources.learners else 0
+    )
+    # Environments that raise are made anew; so is the process of an env runner that died, without a minute's pause.
+    config.fault_tolerance(restart_failed_sub_environments=True, delay_between_env_runner_restarts_s=1.0)
+    config.debugging(seed=trial.seed, log_level="ERROR")
+    arguments: dict[str, Any] = dict(weights)
+    config.training(
+        **arguments,
+        prior=prior,
+        start_from_prior=settings.start_from_prior,
+        critic_warmup_iterations=settings.critic_warmup_iterations,
+        addon_reward=task.addon,
+        step_metrics={METRIC: task.metric},
+        lr=[[0, settings.lr], [trial.env_steps, 0.0]] if settings.anneal_lr else settings.lr,
+        gamma=settings.gamma,
+        lambda_=settings.lambda_,
+        clip_param=settings.clip_param,
+        vf_loss_coeff=settings.vf_loss_coeff,
+        grad_clip=settings.grad_clip,
+        target_kl=settings.target_kl,
+        normalize_advantages=settings.normalize_advantages,
+        scale_rewards=settings.scale_rewards,
+        num_epochs=settings.num_epochs,
+        minibatch_size=settings.minibatch_size,
+        train_batch_size_per_learner=settings.rollout_length * envs // max(1, resources.learners),
+    )
+    if settings.network is not None:
+        config.rl_module(model_config=NetworkConfig(**settings.network.model_dump()))
+    return config
+
+
+class CustomizationTrial(tune.Trainable):
+    """Runs one ``TrialSpec``, given as ``config["trial"]``; the prior comes as a parameter.
+
+    Reports (flat, see ``docs/architecture.md``) come about ``REPORTS_PER_TRIAL`` times a trial; the last has ``done``
+    and the evaluation.
+    """
+
+    algo: SPG | None
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        prior: PriorBundle | None = None,
+        checkpoints: Mapping[str, str] | None = None,
+    ) -> None:
+        """Takes what the trial is; the prior bundle was read once by the driver.
+
+        Args:
+            config: the trial, under ``trial``.
+            prior: the sweep's prior.
+            checkpoints: trial id → checkpoint to go on from, a local path or a URI.
+        """
+        self.trial = TrialSpec.model_validate(config["trial"])
+        self._given_prior = prior if METHODS[self.trial.method].prior != "unused" else None
+        self._checkpoint = (checkpoints or {}).get(self.trial.trial_id)
+        self._evaluated: dict[Which, EvaluatedPolicy] = {}
+        self._env_steps = 0
+        self.algo = None
+        self._is_built = False
+        self._last_report: dict[str, Any] = {}
+
+    def build(self, restore: bool = True) -> None:
+        """Makes environments and algorithm, the first time that they are needed.
+
+        Not in ``setup``: of a trial that hangs or fails there Tune knows nothing yet, so nobody would end or retry it.
+
+        Args:
+            restore: go on from the checkpoint that an earlier attempt left, where there is one.
+        """
+        if self._is_built:
+            return
+        self.task = get_task(self.trial.task)
+        self.prior = self._given_prior
+        self.prior_network = None if self.prior is None else self.prior.build()
+        self._validation = Validation(
+            self.trial.evaluation,
+            self.trial.objective,
+            self.trial.env_steps,
+            self.task,
+            self.prior_network,
+            self.trial.rungs,
+        )
+        if METHODS[self.trial.method].algorithm is not None:
+            built = algorithm_config(self.trial, self.task, self.prior)
+            assert built.algo_class is not None
+            self.algo = built.algo_class(config=built, storage=self._storage)
+        self._is_built = True
+        start = self.trial.starts_from
+        checkpoint = self._checkpoint or (None if start is None else start.checkpoint)
+        if restore and checkpoint is not None:
+            with tune.Checkpoint(checkpoint).as_directory() as folder:
+                self.load_checkpoint(folder)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Lets Tune reuse this process for the next trial: a new one takes seconds to import everything."""
+        self.cleanup()
+        self.setup(new_config)  # Tune's with_parameters gives prior and checkpoints again
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Trains for one report's worth of iterations; evaluates when the budget is used up."""
+        self.build()
+        started, before = time.perf_counter(), self._env_steps
+        try:
+            report = self._report(self._train())
+        except NonFiniteError as error:  # it would come again from the last checkpoint: this trial alone ends
+            self._last_report = self._report({}) | {"done": True, "failed": f"NonFiniteError: {error}"}
+            return self._last_report
+        report["env_steps_per_s"] = (self._env_steps - before) / (time.perf_counter() - started)
+        every = self.trial.checkpoint.every_env_steps
+        report["should_checkpoint"] = every is not None and self._env_steps // every > before // every
+        if self.algo is not None and self._validation.due(before, self._env_steps):
+            report |= self._validation.consider(self.policy(), self._env_steps)
+        report |= self._validation.at_rungs()
+        if self.algo is None or self._env_steps >= self.trial.env_steps:
+            report |= self._evaluate()
+            report |= {"done": True, "finished": True}
+        self._last_report = report
+        return report
+
+    def _train(self) -> dict[str, Any]:
+        """One report's worth of iterations; the last one's result."""
+        result: dict[str, Any] = {}
+        if self.algo is not None:
+            for _ in range(self._iterations_per_report()):
+                if self._env_steps >= self.trial.env_steps:
+                    break
+                result = self._iterate(self.algo)
+                self._env_steps = int(result["env_runners"][_STEPS])
+        return result
+
+    def _iterate(self, algo: SPG) -> dict[str, Any]:
+        """One iteration; RLlib comes back without one while env runners are being replaced, and is asked again."""
+        while True:
+            result: dict[str, Any] = algo.train()
+            if result.get("env_runners", {}).get(_STEPS, 0) > self._env_steps:
+                return result
+            time.sleep(_REPLACING_PAUSE_S)  # for ever, if it comes to that: the watchdog ends what makes no report
+
+    def _iterations_per_report(self) -> int:
+        settings, resources = self.trial.training, self.trial.resources
+        per_iteration = settings.rollout_length * resources.envs_per_runner * max(1, resources.env_runners)
+        return max(1, math.ceil(self.trial.env_steps / per_iteration / REPORTS_PER_TRIAL))
+
+    def _report(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        report: dict[str, Any] = {"env_steps": float(self._env_steps), "done": False, "finished": False}
+        report["code"] = running_code()
+        learner = result.get("learners", {}).get(DEFAULT_MODULE_ID, {})
+        episodes = result.get("env_runners", {})
+        parts = {f"episode_addon_{n}_return_mean": f"addon/{n}_return" for n in part_names(self.task.addon)}
+        for source, names in ((learner, _LEARNER_KEYS), (episodes, _EPISODE_KEYS | parts)):
+            report |= {name: float(source[key]) for key, name in names.items() if key in source}
+        report["nonfinite_values"] = float(result.get("nonfinite_values", 0.0))
+        report["env_failures"] = float(episodes.get("num_env_step_failures", 0.0))
+        report["env_runner_restarts"] = float(result.get("fault_tolerance", {}).get("num_remote_worker_restarts", 0.0))
+        return report
+
+    def _evaluate(self) -> dict[str, float]:
+        """Plays the evaluation's episodes with the final policy and, if that is another, with the best."""
+        self._evaluated = {"final": self._play(self.policy(), self._env_steps)}
+        metrics = as_metrics(self._evaluated["final"].results)
+        best = self._validation.best
+        if best is not None:
+            is_final = best.env_steps == self._env_steps
+            self._evaluated["best"] = self._evaluated["final"] if is_final else self._play(best.network, best.env_steps)
+            metrics |= as_metrics(self._evaluated["best"].results, "eval_best")
+            metrics["eval_best/env_steps"] = float(best.env_steps)
+        return metrics
+
+    def _play(self, policy: PolicyNetwork, env_steps: int) -> EvaluatedPolicy:
+        settings = self.trial.evaluation
+        results = evaluate_both(policy, self.task, settings.episodes, settings.seed, self.prior_network)
+        return EvaluatedPolicy(env_steps, settings.seed, results)
+
+    def policy(self) -> PolicyNetwork:
+        """The policy as it is now: the learner's, or the prior itself."""
+        if self.algo is None:
+            assert self.prior_network is not None
+            return self.prior_network
+        module = self.algo.get_module()
+        assert module is not None
+        network: PolicyNetwork = module.policy
+        return network
+
+    # --- checkpoints
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """The algorithm's checkpoint, the policy and the best so far as bundles, and this trial's own counters.
+
+        Raises:
+            DiskFullError: there is no room for it; the checkpoint before stays as it is.
+        """
+        self.build()
+        folder = Path(checkpoint_dir)
+        with checkpoint_room(folder, self._local_storage(), self._checkpoint_bytes()):
+            self._write_checkpoint(folder)
+
+    def _checkpoint_bytes(self) -> int:
+        """Size of a checkpoint, as it is estimated before there is one."""
+        env = make_env(self.task)
+        try:
+            return checkpoint_bytes(self.trial, parameters(self.trial, env, self.prior))
+        finally:
+            env.close()  # type: ignore[no-untyped-call]
+
+    def _local_storage(self) -> str | None:
+        """The folder that checkpoints are copied to, where it is on a file system of this machine."""
+        storage = self._storage
+        is_local = storage is not None and isinstance(storage.storage_filesystem, LocalFileSystem)
+        return storage.storage_fs_path if is_local else None
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        if "failed" in self._last_report:  # nothing of it is worth keeping; the checkpoint before is
+            write_state(folder, self._env_steps, self._last_report)
+            return
+        if self.algo is not None:
+            self.algo.save_to_path(str(folder / "algorithm"))
+            (folder / "config").mkdir(exist_ok=True)
+            everything = json.dumps(self.algo.config.to_dict(), default=str, indent=2, sort_keys=True)
+            (folder / "config" / "algorithm_config.json").write_text(everything, encoding="utf-8")
+        save_bundle(folder / "bundle", self.policy(), self._card("final", self._env_steps))
+        self._validation.save(folder, lambda best: self._card("best", best.env_steps))
+        if self._evaluated:
+            write_episodes(folder, self.trial.trial_id, self._evaluated)
+        write_state(folder, self._env_steps, self._last_report)
+
+    def load_checkpoint(self, checkpoint_dir: str | dict[str, Any] | None) -> None:
+        """Restores weights, optimizer, normaliser and counters; the environments start anew."""
+        assert isinstance(checkpoint_dir, str)
+        self.build(restore=False)
+        folder, start = Path(checkpoint_dir), self.trial.starts_from
+        if start is not None and int(read_state(folder)["env_steps"]) <= start.until_env_steps:
+            with tune.Checkpoint(start.checkpoint).as_directory() as other:
+                self._restore(Path(other))
+        else:
+            self._restore(folder)
+
+    def _restore(self, folder: Path) -> None:
+        if self.algo is not None:
+            self.algo.restore_from_path(str(folder / "algorithm"))
+        self._env_steps = int(read_state(folder)["env_steps"])
+        self._validation.load(folder)
+
+    def _card(self, which: Which, env_steps: int) -> PriorCard:
+        trial = self.trial
+        returns = as_card_returns(self._evaluated[which].results) if which in self._evaluated else {}
+        if self.prior is not None and self.algo is None:
+            return self.prior.card.model_copy(update={"returns": returns or self.prior.card.returns})
+        env = make_env(self.task)
+        descent = {} if self.prior is None else self.prior.card.descent()
+        return PriorCard.describe(
+            trial.sweep,
+            self.task.env_id,
+            env.observation_space,
+            env.action_space,
+            self.policy().spec,
+            env_kwargs=dict(self.task.env_kwargs),
+            alpha=self._alpha(),
+            returns=returns,
+            **descent,
+            made_by={
+                "versions": _versions(),
+                "env_steps": env_steps,
+                "trial": trial.trial_id,
+                **trial.model_dump(mode="json", include={"sweep", "prior", "method", "weights", "seed"}),
+                "task": task_label(trial.task),
+                **({} if isinstance(trial.task, str) else {"task_spec": trial.model_dump(mode="json")["task"]}),
+                "training": trial.training.model_dump(mode="json", exclude_none=True),
+            },
+        )
+
+    def _alpha(self) -> float | None:
+        """The entropy temperature that the policy was trained at last; None where it had none."""
+        assert self.algo is not None
+        weights = self.algo.config.reward_weights()
+        value = weights.get("alpha_hat", weights.get("alpha"))
+        last = value[-1][1] if isinstance(value, (list, tuple)) else value
+        return float(last) if last else None
+
+    def cleanup(self) -> None:
+        """Ends the algorithm's actors and environments."""
+        if self.algo is not None:
+            self.algo.stop()
+            self.algo = None
+
+
+def running_code() -> str:
+    """Which of perhaps several installed copies of the package this process runs: its version and its folder."""
+    return f"rpg {rpg_platform.__version__} from {Path(rpg_platform.__file__).parent}"
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what a policy's returns depend on."""
+    names = ("ray", "torch", "numpy", "gymnasium", "mujoco")
+    return {"residual-policy-gradient": rpg_algorithms.__version__} | {name: version(name) for name in names}
+
+
+def copy_bundle(checkpoint: Path, out: Path) -> None:
+    """Copies the bundle of a trial's checkpoint to ``out``, replacing a bundle that is there."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (checkpoint / "bundle").iterdir():
+        shutil.copyfile(file, out / file.name)

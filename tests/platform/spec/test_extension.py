@@ -1,0 +1,128 @@
+"""A sweep that is ended goes on where it was: nothing is run twice, nothing is lost, and it stays the sweep it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from rpg_platform.spec.extension import ResumeError, check_same, extended
+from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.tracking.runs import default_tracking_uri
+
+if TYPE_CHECKING:
+    from tests.platform.conftest import TrackedSweep
+
+    ReadSweep = Callable[[str, str], TrackedSweep]
+
+RAW: dict[str, Any] = {
+    "name": "ended",
+    "task": "halfcheetah-foot-angle",
+    "prior": "halfcheetah-spg",
+    "algorithm": "rpg",
+    "weights": {"omega_prime": {"grid": [0.1, 0.2]}, "alpha_hat": 0.02},
+    "budget": {"env_steps": 12 * 2048},
+    "training": {"critic_warmup_iterations": 1, "rollout_length": 256},
+    "resources": {"max_concurrent": 1, "envs_per_runner": 8},
+    "checkpoint": {"every_env_steps": 2048},
+    "evaluation": {"episodes": 1, "validations": 0},
+}
+FIRST, SECOND = (f"rpg-omega_prime={w}-alpha_hat=0.02-seed=0" for w in (0.1, 0.2))
+LIMIT_S = 240
+
+
+def spec(**changes: Any) -> SweepSpec:
+    return SweepSpec.model_validate(RAW | changes)
+
+
+def test_a_sweep_is_resumed_as_it_was() -> None:
+    check_same(spec(), spec(resources={"max_concurrent": 7}, description="elsewhere", faults={"retries": 5}))
+    with pytest.raises(ResumeError, match=r"budget\.env_steps was 24576, now 10000; .*`rpg extend`"):
+        check_same(spec(), spec(budget={"env_steps": 10_000}, weights={"omega_prime": 0.1, "alpha_hat": 0.03}))
+
+
+def test_an_extension_only_adds() -> None:
+    more = extended(spec(), env_steps=50_000, seeds=3)
+    assert (more.budget.env_steps, more.seeds) == (50_000, (0, 1, 2))
+    wider = spec(weights={"omega_prime": {"grid": [0.1, 0.2, 0.4]}, "alpha_hat": 0.02})
+    assert extended(spec(), wider) == wider
+    for change, message in (
+        ({"env_steps": 3_000}, "env_steps=3000: .* has 24576 already"),
+        ({}, "nothing to extend"),
+        ({"asked": spec(weights={"omega_prime": 0.1, "alpha_hat": 0.02})}, "1 trials .* would not be part"),
+        ({"asked": spec(training=RAW["training"] | {"lr": 1e-5})}, r"training\.lr was 0.0004, now 1e-05"),
+    ):
+        with pytest.raises(ResumeError, match=message):
+            extended(spec(), **change)
+
+
+def rpg(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rpg_platform.cli", *arguments],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.mark.timeout(4 * LIMIT_S)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, id="stopped", marks=pytest.mark.slow), pytest.param(signal.SIGKILL, id="killed")],
+)
+def test_an_ended_sweep_goes_on_where_it_was(tmp_path: Path, number: int, read_sweep: ReadSweep) -> None:
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(RAW))
+    folder = SweepFolder(str(tmp_path / "results"), "ended")
+    with rpg(tmp_path, "sweep", "sweep.yaml", "--storage", "results") as process:
+        # The prior's row and the first trial are finished, the second has a checkpoint.
+        wait_for(lambda: SECOND in folder.trials(), process)
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)  # Ray's processes too: as if the machine went down
+        else:
+            process.send_signal(number)
+        output, _ = process.communicate(timeout=LIMIT_S)
+    ended = folder.trials()
+    assert (ended[FIRST].finished, ended[SECOND].finished) == (True, False)
+    if number == signal.SIGTERM:
+        assert process.returncode == 1
+        assert "rpg resume ended --storage" in output
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "results" / "ended" / FIRST).rglob("*")}
+
+    with rpg(tmp_path, "sweep", "sweep.yaml", "--storage", "results") as process:
+        refused, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 2
+    assert "nothing is overwritten" in refused
+
+    with rpg(tmp_path, "resume", "ended", "--storage", "results") as process:
+        output, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, output
+    assert "2 of 3 trials are finished, 1 go on from a checkpoint" in output
+    states = folder.trials()
+    assert all(state.finished for state in states.values())
+    assert {file: file.stat().st_mtime_ns for file in before} == before, "a finished trial was touched"
+    tracked = read_sweep(default_tracking_uri(tmp_path / "results"), "ended")
+    assert sorted(tracked.children) == sorted((FIRST, SECOND, "prior"))
+    assert {run.info.status for run in (tracked.parent, *tracked.children.values())} == {"FINISHED"}
+    steps = [step for step, _ in tracked.history(tracked.children[SECOND], "env_steps_per_s")]
+    assert max(steps) == 12 * 2048
+    # From the checkpoint on, not from the start: what was trained once is not trained again.
+    assert len(steps) - len(set(steps)) <= 1 if number == signal.SIGTERM else steps.count(2048) == 1

@@ -1,0 +1,170 @@
+"""A sweep whose storage is an object store: run, killed, asked after, resumed and extended from S3 alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from pyarrow import fs
+from tests.platform import own_tasks
+from tests.platform.conftest import MlflowServer, free_port
+
+from rpg_platform.storage.sweep_folder import SweepFolder
+
+if TYPE_CHECKING:
+    from tests.platform.conftest import TrackedSweep
+
+    ReadSweep = Callable[[str, str], TrackedSweep]
+
+LIMIT_S = 300
+REPORTS, PER_REPORT = 120, 512
+STEPS = REPORTS * PER_REPORT
+FIRST, SECOND = (f"full-alpha={alpha}-seed=0" for alpha in (0.01, 0.02))
+LOGIN = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
+RAW: dict[str, Any] = {
+    "name": "remote",
+    "task": {"env": "my_world:Faulty", "addons": {"middle": "-abs(next_obs[0])"}},
+    "algorithm": "full",
+    "weights": {"alpha": {"grid": [0.01, 0.02]}},
+    "budget": {"env_steps": STEPS},
+    "training": {"rollout_length": 64, "minibatch_size": 256, "num_epochs": 1, "anneal_lr": False},
+    "resources": {"envs_per_runner": 8, "max_concurrent": 1},
+    "checkpoint": {"every_env_steps": STEPS // 4},
+    "evaluation": {"episodes": 1, "validations": 0},
+}
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Storage on an S3 server of this test alone."""
+    pytest.importorskip("moto.server", reason="moto[server], an S3 server")
+    for name, value in LOGIN.items():
+        monkeypatch.setenv(name, value)
+    port = free_port()
+    with (tmp_path / "moto.log").open("wb") as log:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 60
+        while True:
+            assert server.poll() is None, (tmp_path / "moto.log").read_text()
+            assert time.monotonic() < end
+            with suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5).close()
+                break
+            time.sleep(0.2)
+        store = fs.S3FileSystem(
+            endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
+        )
+        store.create_dir("sweeps")
+        yield f"s3://sweeps/lab?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    finally:
+        server.kill()
+        server.wait(10)
+
+
+def rpg(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rpg_platform.cli", *arguments],
+        cwd=cwd,
+        env=os.environ
+        | {
+            "XDG_STATE_HOME": str(cwd / "state"),
+            "PYTHONPATH": os.pathsep.join([str(cwd), *(each for each in sys.path if each)]),
+        },
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    try:
+        output, _ = process.communicate(timeout=LIMIT_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    return output
+
+
+def ask(storage: str, cwd: Path) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(finish(rpg("status", "remote", "--storage", storage, "--json", cwd=cwd)))
+    return answer
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * LIMIT_S)
+def test_a_sweep_lives_in_an_object_store(
+    bucket: str, tmp_path: Path, mlflow_server: MlflowServer, read_sweep: ReadSweep
+) -> None:
+    task = RAW["task"] | {"kwargs": {"folder": str(tmp_path)}}
+    raw = RAW | {"task": task, "storage": bucket, "tracking": {"uri": mlflow_server.uri, "experiment": "in S3"}}
+    (tmp_path / "my_world.py").write_text(Path(own_tasks.__file__).read_text())
+    (tmp_path / "remote.yaml").write_text(yaml.safe_dump(raw))
+    folder = SweepFolder(bucket, "remote")
+    driver = rpg("sweep", "remote.yaml", cwd=tmp_path)
+    try:
+        end = time.monotonic() + LIMIT_S
+        while SECOND not in folder.trials():
+            assert driver.poll() is None, driver.communicate()[0]
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        (tmp_path / "hang").touch()
+        assert ask(bucket, tmp_path)["state"] == "running"
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.communicate()
+    (tmp_path / "hang").unlink()
+    ended = folder.trials()
+    assert (ended[FIRST].finished, ended[SECOND].finished) == (True, False)
+    reached = ended[SECOND].env_steps
+    first_file = folder._fs.get_file_info(f"sweeps/lab/remote/{FIRST}/result.json")
+
+    # Another machine: what the spool of the first had not sent is lost, the storage has it all.
+    (tmp_path / "state").rename(tmp_path / "the state of a machine that is gone")
+    output = finish(rpg("resume", "remote", "--storage", bucket, cwd=tmp_path))
+    assert "1 of 2 trials are finished, 1 go on from a checkpoint" in output
+    states = folder.trials()
+    assert all(state.finished for state in states.values())
+    assert states[SECOND].checkpoint.startswith("s3://sweeps/lab/remote/attempt-2/")
+    assert folder._fs.get_file_info(first_file.path).mtime == first_file.mtime
+    status = ask(bucket, tmp_path)
+    assert (status["state"], status["trials"]["finished"], status["command"]) == ("finished", 2, None)
+    tracked = read_sweep(mlflow_server.uri, "in S3")
+    assert set(tracked.children) == {FIRST, SECOND}
+    assert {run.info.status for run in (tracked.parent, *tracked.children.values())} == {"FINISHED"}
+    for run in tracked.children.values():
+        history = tracked.history(run, "eval/deterministic/total_return_mean")
+        assert [step for step, _ in history] == [STEPS]
+        steps = [step for step, _ in tracked.history(run, "policy_loss")]
+        assert len(steps) == len(set(steps))
+        assert STEPS in steps
+        files = {file.path for file in tracked.client.list_artifacts(run.info.run_id)}
+        assert files >= {"bundle", "evaluation"}
+
+    steps = [step for step, _ in tracked.history(tracked.children[SECOND], "policy_loss")]
+    assert set(range(reached + PER_REPORT, STEPS + 1, PER_REPORT)) <= set(steps)
+    [listed] = json.loads(finish(rpg("status", "--storage", bucket, "--json", cwd=tmp_path)))
+    assert listed == status
+
+    output = finish(rpg("extend", "remote", "--env-steps", str(STEPS + 2048), "--storage", bucket, cwd=tmp_path))
+    assert "0 of 2 trials are finished, 2 go on from a checkpoint" in output
+    assert {state.env_steps for state in folder.trials().values()} == {STEPS + 2048}
+    tracked = read_sweep(mlflow_server.uri, "in S3")
+    for run in tracked.children.values():
+        history = tracked.history(run, "eval/deterministic/total_return_mean")
+        assert [step for step, _ in history] == [STEPS, STEPS + 2048]
+    assert "Sent now    0" in finish(rpg("track", folder.uri, cwd=tmp_path))  # it finds the spool, which is empty

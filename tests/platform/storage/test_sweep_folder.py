@@ -1,0 +1,114 @@
+"""A sweep's folder: what is asked for is kept, and only complete checkpoints count."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError
+from rpg_platform.storage.trial_state import write_state
+
+SPEC = SweepSpec.model_validate(
+    {
+        "name": "mine",
+        "task": "halfcheetah-foot-angle",
+        "algorithm": "spg",
+        "weights": {"alpha": {"grid": [0.1, 0.2]}},
+        "budget": {"env_steps": 100_000},
+    }
+)
+
+
+def checkpoint(run: Path, trial: str, index: int, env_steps: int, finished: bool = False) -> Path:
+    folder = run / trial / f"checkpoint_{index:06d}"
+    (folder / "bundle").mkdir(parents=True)
+    (folder / "bundle" / "weights").write_bytes(b"w" * 100)
+    report = {"basic_return": 1.5, "kl": float("nan"), "nested": {}, "finished": finished}
+    write_state(folder, env_steps, report)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    folder = SweepFolder(str(tmp_path), "mine")
+    folder.create(SPEC, "task: x\n")
+    return folder
+
+
+def test_what_was_asked_for_is_kept(folder: SweepFolder, tmp_path: Path) -> None:
+    again = SweepFolder(str(tmp_path), "mine")
+    assert again.spec() == SPEC
+    assert again.source() == "task: x\n"
+    with pytest.raises(SweepFolderError, match=r"nothing is overwritten.*--resume"):
+        again.create(SPEC, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mime", None, "no sweep there .*did you mean 'mine'"),
+        ("mine", '{"format": 9}', "format 9, this version reads 1"),
+        ("mine", "{", "sweep.json"),
+        ("mine", '{"format": 1, "spec": {"name": "mine"}}', "task"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(
+    folder: SweepFolder, tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name / "sweep.json").write_text(content)
+    with pytest.raises(SweepFolderError, match=message):
+        SweepFolder(str(tmp_path), name).spec()
+
+
+def test_the_newest_complete_checkpoint_counts(folder: SweepFolder, tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    checkpoint(run, "a", 0, 1_000)
+    newest = checkpoint(run, "a", 1, 2_000)
+    cut = checkpoint(run, "a", 10, 3_000)
+    (cut / "bundle" / "weights").write_bytes(b"w" * 50)  # the machine died while it was written
+    (run / "a" / "checkpoint_000011").mkdir()
+    unreadable = checkpoint(run, "a", 12, 4_000)
+    (unreadable / "trial.json").write_text('{"env_steps"')
+    failed = run / "a" / "checkpoint_000013"
+    failed.mkdir()
+    write_state(failed, 5_000, {"failed": "NonFiniteError"})
+    checkpoint(run, "b", 5, 9_000)
+    later = checkpoint(run / "attempt-2", "b", 0, 10_000, finished=True)
+    checkpoint(run / "attempt-10", "c", 0, 10)
+    (run / "spool").mkdir()
+    found = folder.trials()
+    assert sorted(found) == ["a", "b", "c"]
+    assert (found["a"].checkpoint, found["a"].env_steps, found["a"].finished) == (str(newest), 2_000, False)
+    assert (found["b"].checkpoint, found["b"].finished) == (str(later), True)
+    assert found["b"].report["basic_return"] == 1.5
+    assert "nested" not in found["b"].report
+
+
+def test_each_attempt_has_a_folder_of_its_own(folder: SweepFolder, tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    assert folder.next_attempt() == (str(tmp_path), "mine")
+    (run / ".validate_storage_marker").touch()
+    assert folder.next_attempt() == (str(run), "attempt-2")
+    (run / "attempt-2").mkdir()
+    (run / "attempt-10").mkdir()
+    assert folder.next_attempt() == (str(run), "attempt-11")
+
+
+def test_one_driver_at_a_time(folder: SweepFolder, tmp_path: Path) -> None:
+    code = (
+        "import sys; from rpg_platform.storage.sweep_folder import SweepFolder\n"
+        f"with SweepFolder({str(tmp_path)!r}, 'mine').lock(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(SweepFolderError, match=f"being run by process {other.pid} on"), folder.lock():
+            pass
+        other.kill()
+    with folder.lock():  # a killed driver's lock is gone with it
+        pass
