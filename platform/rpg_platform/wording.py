@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 Path: TypeAlias = tuple[str | int, ...]
@@ -60,7 +60,7 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
     return f"; expected {one_of(names)}"
 
 
-def one_of(names: Sequence[str]) -> str:
+def one_of(names: Iterable[str]) -> str:
     """The names, quoted: `one of 'a', 'b'`."""
     quoted = [repr(name) for name in names]
     return quoted[0] if len(quoted) == 1 else f"one of {', '.join(quoted)}"

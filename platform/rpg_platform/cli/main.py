@@ -45,12 +45,9 @@ def evaluate(
     from rpg_algorithms.addons import part_names
     from rpg_algorithms.policies.bundle import load_bundle
     from rpg_platform.bundles import resolve_prior
-    from rpg_platform.evaluation.play import (
-        MEASURES,
-        MODES,
-        as_metrics,
-        evaluate_both,
-    )
+    from rpg_platform.evaluation.play import as_metrics, evaluate_both
+    from rpg_platform.results.report import FINAL, MODES, mean_key, std_key
+    from rpg_platform.spec.measures import PER_MODE
     from rpg_platform.spec.yaml_file import find_task
     from rpg_platform.tasks.environments import make_env
 
@@ -64,10 +61,10 @@ def evaluate(
         return
     table = Table("measure", *MODES, title=f"{bundle.card.name} on {chosen.name}: {episodes} episodes, mean ± std")
     parts = [f"addon/{name}_return" for name in part_names(chosen.addon)]
-    for measure in (*MEASURES[:2], *parts, *MEASURES[2:]):
+    for measure in (*PER_MODE[:2], *parts, *PER_MODE[2:]):
         label = chosen.metric_name if measure == "task_metric" else measure.replace("_", " ").replace("addon", "add-on")
         cells = [
-            f"{metrics[f'eval/{mode}/{measure}_mean']:,.2f} ± {metrics[f'eval/{mode}/{measure}_std']:,.2f}"
+            f"{metrics[mean_key(FINAL, mode, measure)]:,.2f} ± {metrics[std_key(FINAL, mode, measure)]:,.2f}"
             for mode in MODES
         ]
         table.add_row(label, *cells)

@@ -145,7 +145,8 @@ def _run(
 ) -> dict[str, str]:
     """Runs a sweep and prints its outcome; exits with 1 when a trial has no result."""
     from rpg_platform.results.picture import tradeoff_png
-    from rpg_platform.results.table import render_table, rows_to_json, summarise
+    from rpg_platform.results.rows import summarise
+    from rpg_platform.results.table import render_table, rows_to_json
     from rpg_platform.run.run import run_sweep
     from rpg_platform.tasks.task import get_task
 

@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from rpg_platform.evaluation.play import Episodes, Mode
+from rpg_platform.evaluation.play import Episodes
+from rpg_platform.results.report import Mode
 
 EVALUATION_FOLDER = "evaluation"
 EVALUATION_FILE = "evaluation.json"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,10 @@ from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 from rpg_algorithms.policies.spaces import flatten_observations
 from rpg_algorithms.rllib.vector_env import make_vector_env
+from rpg_platform.results.report import FINAL, MODES, Mode, Where, mean_key, std_key
+from rpg_platform.spec.measures import MEASURES, PER_MODE
 from rpg_platform.tasks.environments import make_env
 from rpg_platform.tasks.task import StepFunction, Task
-
-Mode = Literal["deterministic", "sampled"]
-MODES: tuple[Mode, ...] = ("deterministic", "sampled")
-MEASURES = ("basic_return", "addon_return", "total_return", "episode_length", "task_metric")
 
 
 @dataclass(frozen=True)
@@ -181,29 +179,32 @@ def evaluate_both(
     return {mode: evaluate(policy, task, episodes, seed, mode, prior) for mode in MODES}
 
 
-def as_metrics(results: Mapping[Mode, Episodes], prefix: str = "eval") -> dict[str, float]:
+def as_metrics(results: Mapping[Mode, Episodes], where: Where = FINAL) -> dict[str, float]:
     """Flat metrics: ``eval/<mode>/<measure>_mean`` and ``_std`` over episodes, and ``eval/kl_to_prior`` (sampled).
 
     Of several add-on rewards each has ``eval/<mode>/addon/<name>_return_mean`` and ``_std`` too.
     """
     metrics: dict[str, float] = {}
     for mode, played in results.items():
-        measured = {measure: getattr(played, measure) for measure in MEASURES}
+        measured = {measure: getattr(played, measure) for measure in PER_MODE}
         measured |= {f"addon/{name}_return": values for name, values in played.addon_parts.items()}
         for measure, values in measured.items():
-            metrics[f"{prefix}/{mode}/{measure}_mean"] = float(values.mean())
-            metrics[f"{prefix}/{mode}/{measure}_std"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+            metrics[mean_key(where, mode, measure)] = float(values.mean())
+            metrics[std_key(where, mode, measure)] = _std(values)
     if "sampled" in results:
-        metrics[f"{prefix}/kl_to_prior"] = float(results["sampled"].kl_to_prior.mean())
+        for measure in (each.name for each in MEASURES if not each.per_mode):
+            metrics[mean_key(where, "sampled", measure)] = float(getattr(results["sampled"], measure).mean())
     return metrics
+
+
+def _std(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def as_card_returns(results: Mapping[Mode, Episodes]) -> dict[str, ReturnStatistics]:
     """What a bundle's card says of its returns: ``basic/deterministic``, ``addon/sampled``, ..."""
     return {
-        f"{name}/{mode}": ReturnStatistics(
-            mean=float(values.mean()), std=float(values.std(ddof=1)) if len(values) > 1 else 0.0, episodes=len(values)
-        )
+        f"{name}/{mode}": ReturnStatistics(mean=float(values.mean()), std=_std(values), episodes=len(values))
         for mode, played in results.items()
         for name, values in (
             ("basic", played.basic_return),

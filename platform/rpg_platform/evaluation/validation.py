@@ -16,9 +16,7 @@ from pathlib import Path
 from rpg_algorithms.policies.bundle import PriorCard, load_bundle, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_platform.evaluation.play import (
-    MEASURES,
     Episodes,
-    Mode,
     as_metrics,
     evaluate,
 )
@@ -29,7 +27,8 @@ from rpg_platform.results.ranking import (
     order_key,
     violations,
 )
-from rpg_platform.search.judge import RUNG
+from rpg_platform.results.report import RUNG, VALIDATION, Mode
+from rpg_platform.spec.measures import PER_MODE
 from rpg_platform.spec.sections import Evaluation, Objective
 from rpg_platform.tasks.task import Task
 
@@ -104,7 +103,7 @@ class Validation:
         for rung in self._rungs:
             if rung <= env_steps and rung not in self._at_rungs:
                 self._at_rungs[rung] = {name: figures.get(name, math.nan) for name in sorted(needed(self._objective))}
-        return as_metrics(results, "validation") | {"validation/best_env_steps": float(self.best.env_steps)}
+        return as_metrics(results, VALIDATION) | {f"{VALIDATION}/best_env_steps": float(self.best.env_steps)}
 
     def at_rungs(self) -> dict[str, float]:
         """What settings are compared by, of each rung that has been passed, as a report has it (``search.judge``)."""
@@ -168,7 +167,7 @@ def measured(results: Mapping[Mode, Episodes], mode: Mode) -> dict[str, float]:
         results: evaluations on the same seeds; ``mode`` among them.
         mode: of everything but the KL.
     """
-    figures = {name: float(getattr(results[mode], name).mean()) for name in MEASURES}
+    figures = {name: float(getattr(results[mode], name).mean()) for name in PER_MODE}
     if "sampled" in results:
         figures["kl_to_prior"] = float(results["sampled"].kl_to_prior.mean())
     return figures

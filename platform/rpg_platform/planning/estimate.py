@@ -145,7 +145,7 @@ class SweepPlan:
 
 def heaviest(trials: Sequence[TrialSpec], prior: PriorBundle | None) -> TrialSpec | None:
     """The trial with the most arithmetic per env step; None where nothing is trained."""
-    trained = [trial for trial in trials if METHODS[trial.method].algorithm is not None]
+    trained = [trial for trial in trials if METHODS[trial.method].trains]
     if not trained:
         return None
     env = make_env(get_task(trained[0].task))
@@ -266,14 +266,14 @@ def make_plan(
 
 
 def _spaces(spec: SweepSpec, arm: Any) -> Collection[SearchSpace]:
-    return searched(spec, arm).values() if METHODS[arm.entry.method].algorithm is not None else ()
+    return searched(spec, arm).values() if METHODS[arm.entry.method].trains else ()
 
 
 def _methods(trials: Sequence[TrialSpec], left: Collection[str], seeds: int) -> list[MethodPlan]:
     found = []
     for method in dict.fromkeys(trial.method for trial in trials):
         its = [trial for trial in trials if trial.method == method]
-        settings = 1 if METHODS[method].algorithm is None else len(its) // seeds
+        settings = 1 if not METHODS[method].trains else len(its) // seeds
         found.append(MethodPlan(method, settings, len(its), sum(trial.trial_id in left for trial in its)))
     return found
 
@@ -291,7 +291,7 @@ def _episode(spec: SweepSpec) -> tuple[int, int | None]:
 def _steps(trial: TrialSpec, state: TrialState | None, episode: int) -> tuple[int, int]:
     """Env steps of training and, at most, of evaluating that a trial has left."""
     settings, objective = trial.evaluation, trial.objective
-    trained = METHODS[trial.method].algorithm is not None
+    trained = METHODS[trial.method].trains
     done = 0 if state is None else min(state.env_steps, trial.env_steps)
     evaluating = 2 * settings.episodes * (2 if trained and settings.validations else 1)
     if trained:

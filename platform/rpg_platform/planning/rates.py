@@ -75,8 +75,8 @@ def rate_key(trial: TrialSpec, nodes: Sequence[Amounts]) -> str:
     what = [
         rpg_platform.__version__,
         task,
-        METHODS[trial.method].algorithm,
-        trial.prior if METHODS[trial.method].prior != "unused" else None,
+        METHODS[trial.method].trains,
+        trial.prior if METHODS[trial.method].uses_prior else None,
         training,
         trial.resources.model_dump(mode="json", exclude={"max_concurrent"}),
         _processor(),
@@ -150,7 +150,7 @@ def measure(trial: TrialSpec, prior: PriorBundle | None) -> Rate:
     from rpg_platform.trial.trainable import algorithm_config
 
     task = get_task(trial.task)
-    used = prior if METHODS[trial.method].prior != "unused" else None
+    used = prior if METHODS[trial.method].uses_prior else None
     logging.getLogger("ray._common.deprecation").setLevel(logging.ERROR)  # RLlib warns of its own calls
     started = time.perf_counter()
     config = algorithm_config(_shortened(trial), task, used)
@@ -244,7 +244,7 @@ class RateRecorder(Callback):
         trial_id = str(trial.config["trial"]["trial_id"])
         if trial_id not in self._keys:
             its = self._trials[trial_id] = TrialSpec.model_validate(trial.config["trial"])
-            self._keys[trial_id] = None if METHODS[its.method].algorithm is None else rate_key(its, self._nodes)
+            self._keys[trial_id] = None if not METHODS[its.method].trains else rate_key(its, self._nodes)
         key, rate = self._keys[trial_id], float(result.get("env_steps_per_s", math.nan))
         before, now = self._steps.get(trial_id), float(result.get("env_steps", math.nan))
         self._steps[trial_id] = now

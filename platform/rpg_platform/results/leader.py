@@ -11,16 +11,18 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from rpg_platform.results.ranking import Figures, order_key, violations
-from rpg_platform.results.rows import PRIOR_METHOD, is_stopped, setting_names
+from rpg_platform.results.report import FINAL, VALIDATION, Report, finite_figures, is_stopped
+from rpg_platform.results.rows import setting_names
+from rpg_platform.spec.measures import MEASURES
+from rpg_platform.spec.methods import PRIOR
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import TrialSpec
 
 Source = Literal["final evaluation", "validation"]
-_MEASURES = ("total_return", "basic_return", "addon_return", "task_metric", "episode_length")
-_SHOWN = {"total_return": "total", "basic_return": "basic", "addon_return": "add-on", "kl_to_prior": "KL"}
+_SHOWN = sorted((measure for measure in MEASURES if measure.is_objective), key=lambda m: m.name != "total_return")
 
 
 @dataclass(frozen=True)
@@ -84,19 +86,19 @@ class Standing:
         self._names = {}
         self._is_current = False
 
-    def heard(self, trial_id: str, report: Mapping[str, Any]) -> None:
+    def heard(self, trial_id: str, report: Report) -> None:
         """Takes a trial's report."""
         trial = self._trials.get(trial_id)
         if trial is None:
             return
         if is_stopped(report):
             self._ended_early.add(trial.group)
-        final = _figures(report, "eval", self._objective.mode)
-        if trial.method == PRIOR_METHOD:
+        final = finite_figures(report, FINAL, self._objective.mode)
+        if trial.method == PRIOR:
             self._prior = final or self._prior
         elif final:
             self._final[trial_id] = final
-        elif validated := _figures(report, "validation", self._objective.mode):
+        elif validated := finite_figures(report, VALIDATION, self._objective.mode):
             known = self._validated.get(trial_id)
             if known is None or self._key(validated) < self._key(known):
                 self._validated[trial_id] = validated
@@ -144,13 +146,6 @@ class Standing:
         return order_key(figures.get(self._objective.maximize, math.nan), broken)
 
 
-def _figures(report: Mapping[str, Any], prefix: str, mode: str) -> dict[str, float]:
-    """The finite figures of an evaluation; empty where the report has none."""
-    values = {name: report.get(f"{prefix}/{mode}/{name}_mean") for name in _MEASURES}
-    values["kl_to_prior"] = report.get(f"{prefix}/kl_to_prior")
-    return {k: float(v) for k, v in values.items() if isinstance(v, float | int) and math.isfinite(v)}
-
-
 def _means(each: Sequence[Figures]) -> dict[str, float]:
     names = [name for name in each[0] if all(name in figures for figures in each)]
     return {name: statistics.fmean(figures[name] for figures in each) for name in names}
@@ -158,7 +153,7 @@ def _means(each: Sequence[Figures]) -> dict[str, float]:
 
 def _text(figures: Figures) -> str:
     return ", ".join(
-        f"{word} {figures[name]:,.2f}" if abs(figures[name]) < 100 else f"{word} {figures[name]:,.0f}"
-        for name, word in _SHOWN.items()
-        if name in figures
+        f"{each.heading} {figures[each.name]:,.{2 if abs(figures[each.name]) < 100 else 0}f}"
+        for each in _SHOWN
+        if each.name in figures
     )

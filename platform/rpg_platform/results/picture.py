@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rpg_platform.results.table import Estimate, Mode, Row
+from rpg_platform.results.report import Mode
+from rpg_platform.results.rows import Estimate, Row
 
 MOST_NUMBERED = 24  # points that can still be told apart
 _SYMBOLS = {"omega_prime": "ω′", "alpha_hat": "α̂", "omega": "ω", "alpha": "α", "kl_coefficient": "β"}
@@ -28,7 +29,7 @@ def tradeoff_png(rows: Sequence[Row], *, mode: Mode | None = None, title: str = 
     numbers of the table's rows; the settings stand beside the picture.
 
     Args:
-        rows: from ``report.summarise``.
+        rows: from ``rows.summarise``.
         mode: which evaluation to show; None: the objective's.
         title: heading.
 

@@ -10,8 +10,8 @@ import math
 import statistics as stdlib_statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,26 @@ from rpg_platform.results.ranking import (
     pareto_set,
     violations,
 )
+from rpg_platform.results.report import (
+    BEST,
+    ENV_STEPS,
+    FINAL,
+    KL_ESTIMATED,
+    MODES,
+    STOPPED_BY,
+    Mode,
+    Report,
+    TrialResult,
+    Where,
+    addon_names,
+    env_steps,
+    has_best,
+    is_finished,
+    is_stopped,
+    mean_key,
+    number,
+    std_key,
+)
 from rpg_platform.results.statistics import (
     Array,
     Interval,
@@ -31,20 +51,12 @@ from rpg_platform.results.statistics import (
     mean,
     probability_of_improvement,
 )
+from rpg_platform.spec.measures import PER_MODE
+from rpg_platform.spec.methods import PRIOR
 from rpg_platform.spec.sections import Objective
+from rpg_platform.spec.sweep import TrialSpec
 
-if TYPE_CHECKING:
-    from rpg_platform.spec.sweep import TrialSpec
-
-TrialResult: TypeAlias = "tuple[TrialSpec, Mapping[str, Any] | None, str | None]"
-"""A trial, its last report (None: it made none) and its error (None: it did not fail)."""
-
-Mode = Literal["deterministic", "sampled"]
 Spread = Literal["seeds", "episodes"]
-MODES: tuple[Mode, ...] = ("deterministic", "sampled")
-PRIOR_METHOD = "prior"
-FINAL, BEST = "eval", "eval_best"
-"""Where a report has the evaluation of the final policy, and of the best checkpoint's."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +81,17 @@ class Estimate:
     iqm_interval: Interval | None = None
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """An evaluation of a setting, on the fixed evaluation seeds."""
+class Evaluation(dict[str, Estimate]):
+    """An evaluation of a setting on the fixed evaluation seeds: each measure of ``PER_MODE`` by its name.
 
-    basic_return: Estimate
-    addon_return: Estimate
-    total_return: Estimate
-    episode_length: Estimate
-    task_metric: Estimate
+    ``evaluation.total_return`` is ``evaluation["total_return"]``.
+    """
+
+    def __getattr__(self, name: str) -> Estimate:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 @dataclass(frozen=True)
@@ -204,21 +218,6 @@ class Row:
         return self.deterministic if mode == "deterministic" else self.sampled
 
 
-def is_finished(result: Mapping[str, Any] | None, error: str | None) -> bool:
-    """Whether a trial ran to its end: no error, and its last report has the final evaluation."""
-    return error is None and result is not None and "eval/deterministic/total_return_mean" in result
-
-
-def is_stopped(result: Mapping[str, Any] | None) -> bool:
-    """Whether a scheduler ended a trial early: neither finished nor failed."""
-    return result is not None and "stopped_by" in result and not result.get("finished")
-
-
-def stopped_words(result: Mapping[str, Any]) -> str:
-    """By what a trial was ended early, and when."""
-    return f"stopped by {result['stopped_by']} at {_number(result, 'env_steps'):,.0f} env steps"
-
-
 def summarise(results: Iterable[TrialResult], objective: Objective | None = None) -> list[Row]:
     """Groups trials over their seeds, compares the settings and orders them.
 
@@ -261,11 +260,11 @@ def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: f
         method=spec.method,
         weights=dict(spec.weights),
         seeds=tuple(sorted(trial.seed for trial, _ in done)),
-        is_prior=spec.method == PRIOR_METHOD,
+        is_prior=spec.method == PRIOR,
         spread="seeds" if len(done) > 1 else "episodes",
         deterministic=final["deterministic"],
         sampled=final["sampled"],
-        kl_to_prior=_estimate(reports, f"{FINAL}/kl_to_prior"),
+        kl_to_prior=_estimate(reports, FINAL, "sampled", "kl_to_prior"),
         basic_kept=kept,
         env_steps=spec.env_steps,
         failures=tuple(
@@ -275,8 +274,8 @@ def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: f
         ),
         objective=objective.model_dump(mode="json", exclude_none=True),
         best_checkpoint=_best_checkpoint(reports),
-        addon_parts={mode: _addon_parts(reports, f"{FINAL}/{mode}/addon/") for mode in MODES},
-        kl_estimated=any(report.get("kl_to_prior_estimated") for report in reports),
+        addon_parts={mode: _addon_parts(reports, mode) for mode in MODES},
+        kl_estimated=any(report.get(KL_ESTIMATED) for report in reports),
         stopped=stopped,
     )
 
@@ -287,43 +286,43 @@ def _done(trials: Sequence[TrialResult]) -> list[tuple[TrialSpec, Mapping[str, A
 
 def _stops(trials: Sequence[TrialResult]) -> tuple[Stop, ...]:
     return tuple(
-        Stop(trial.trial_id, trial.seed, str(result["stopped_by"]), _number(result, "env_steps"))
+        Stop(trial.trial_id, trial.seed, str(result[STOPPED_BY]), env_steps(result))
         for trial, result, error in trials
         if result is not None and error is None and is_stopped(result)
     )
 
 
-def _evaluations(reports: Sequence[Mapping[str, Any]], prefix: str) -> dict[Mode, Evaluation]:
-    names = [field.name for field in fields(Evaluation)]
-    return {mode: Evaluation(**{n: _estimate(reports, f"{prefix}/{mode}/{n}") for n in names}) for mode in MODES}
+def _evaluations(reports: Sequence[Report], where: Where) -> dict[Mode, Evaluation]:
+    return {mode: Evaluation({n: _estimate(reports, where, mode, n) for n in PER_MODE}) for mode in MODES}
 
 
-def _addon_parts(reports: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Estimate]:
-    end = "_return_mean"
-    keys = [key for key in (reports[0] if reports else ()) if key.startswith(prefix) and key.endswith(end)]
-    names = [key.removeprefix(prefix).removesuffix(end) for key in keys]
-    return {name: _estimate(reports, f"{prefix}{name}_return") for name in names}
+def _addon_parts(reports: Sequence[Report], mode: Mode) -> dict[str, Estimate]:
+    names = addon_names(reports[0], FINAL, mode) if reports else []
+    return {name: _estimate(reports, FINAL, mode, f"addon/{name}_return") for name in names}
 
 
-def _best_checkpoint(reports: Sequence[Mapping[str, Any]]) -> BestCheckpoint | None:
-    looked = [report for report in reports if f"{BEST}/env_steps" in report]
+def _best_checkpoint(reports: Sequence[Report]) -> BestCheckpoint | None:
+    looked = [report for report in reports if has_best(report)]
     if not looked:
         return None
     evaluations = _evaluations(looked, BEST)
-    kl, env_steps = (_estimate(looked, f"{BEST}/{name}") for name in ("kl_to_prior", "env_steps"))
-    return BestCheckpoint(evaluations["deterministic"], evaluations["sampled"], kl, env_steps)
+    kl = _estimate(looked, BEST, "sampled", "kl_to_prior")
+    steps = _over_trials([number(report, f"{BEST}/{ENV_STEPS}") for report in looked])
+    return BestCheckpoint(evaluations["deterministic"], evaluations["sampled"], kl, steps)
 
 
-def _estimate(reports: Sequence[Mapping[str, Any]], key: str) -> Estimate:
-    """``key`` over trials, of ``<key>_mean`` and ``<key>_std`` or of ``<key>`` alone."""
-    figures = [_number(report, f"{key}_mean", key) for report in reports]
+def _estimate(reports: Sequence[Report], where: Where, mode: Mode, measure: str) -> Estimate:
+    """A measure over trials; its spread is over seeds, or of a single trial over its episodes."""
+    figures = [number(report, mean_key(where, mode, measure)) for report in reports]
+    alone = number(reports[0], std_key(where, mode, measure)) if len(reports) == 1 else math.nan
+    return _over_trials(figures, alone)
+
+
+def _over_trials(figures: Sequence[float], std_of_one: float = math.nan) -> Estimate:
     finite = [each for each in figures if math.isfinite(each)]
     if not finite:
         return Estimate(math.nan, math.nan, 0)
-    if len(reports) > 1:
-        std = stdlib_statistics.stdev(finite) if len(finite) > 1 else math.nan
-    else:
-        std = _number(reports[0], f"{key}_std")
+    std = stdlib_statistics.stdev(finite) if len(finite) > 1 else std_of_one
     scores = _column(finite)
     ends = _interval(bootstrap_interval(scores, mean))
     middle = ends if len(finite) < 4 else _interval(bootstrap_interval(scores, iqm))  # below four the same figure
@@ -339,21 +338,14 @@ def _interval(ends: Array | None) -> Interval | None:
     return None if ends is None else (float(ends[0]), float(ends[1]))
 
 
-def _number(report: Mapping[str, Any], *keys: str) -> float:
-    for key in keys:
-        if report.get(key) is not None:
-            return float(report[key])
-    return math.nan
-
-
 def _prior_basic(groups: Iterable[Sequence[TrialResult]]) -> float:
     prior = [
         result
         for trials in groups
         for trial, result, error in trials
-        if trial.method == PRIOR_METHOD and result is not None and is_finished(result, error)
+        if trial.method == PRIOR and result is not None and is_finished(result, error)
     ]
-    return _estimate(prior, f"{FINAL}/deterministic/basic_return").mean
+    return _estimate(prior, FINAL, "deterministic", "basic_return").mean
 
 
 def _why(trial: TrialSpec, result: Mapping[str, Any] | None, error: str | None) -> str:
@@ -362,7 +354,7 @@ def _why(trial: TrialSpec, result: Mapping[str, Any] | None, error: str | None) 
         return lines[-1][:300] if lines else "failed without a message"
     if result is None:
         return "made no report"
-    return f"stopped at {_number(result, 'env_steps'):,.0f} of {trial.env_steps:,} env steps, not evaluated"
+    return f"stopped at {env_steps(result):,.0f} of {trial.env_steps:,} env steps, not evaluated"
 
 
 # ---- settings against each other ----------------------------------------------------------------
@@ -370,7 +362,7 @@ def _why(trial: TrialSpec, result: Mapping[str, Any] | None, error: str | None) 
 
 def _figures(row: Row, mode: Mode) -> Figures:
     measured = row.evaluation(mode)
-    means = {field.name: getattr(measured, field.name).mean for field in fields(Evaluation)}
+    means = {name: estimate.mean for name, estimate in measured.items()}
     return means | {"kl_to_prior": row.kl_to_prior.mean}
 
 
@@ -402,8 +394,8 @@ def _ranked(rows: Sequence[Row], objective: Objective) -> list[Row]:
 
 def _scores(trials: Sequence[TrialResult], objective: Objective) -> Array:
     """``[S, 1]``: the objective of each finished seed, where it is finite."""
-    key = f"{FINAL}/{objective.mode}/{objective.maximize}_mean"
-    found = [] if _stops(trials) else [_number(result, key) for _, result in _done(trials)]
+    key = mean_key(FINAL, objective.mode, objective.maximize)
+    found = [] if _stops(trials) else [number(result, key) for _, result in _done(trials)]
     return _column([each for each in found if math.isfinite(each)])
 
 
@@ -446,7 +438,7 @@ def setting_names(trials: Sequence[TrialSpec]) -> dict[str, str]:
     alike: defaultdict[str, list[TrialSpec]] = defaultdict(list)
     for trial in trials:
         weights = [f"{name}={_value(value)}" for name, value in trial.weights.items()]
-        name = "prior" if trial.method == PRIOR_METHOD else " ".join([trial.method, *weights])
+        name = "prior" if trial.method == PRIOR else " ".join([trial.method, *weights])
         alike[name].append(trial)
     settings: dict[str, str] = {}
     for name, same in alike.items():

@@ -17,45 +17,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rpg_platform.results.rows import (
-    MODES,
-    PRIOR_METHOD,
-    BestCheckpoint,
-    Estimate,
-    Evaluation,
-    Failure,
-    Improvement,
-    Mode,
-    Row,
-    Stop,
-    TrialResult,
-    is_finished,
-    is_stopped,
-    stopped_words,
-    summarise,
-)
+from rpg_platform.results.report import Mode
+from rpg_platform.results.rows import Estimate, Failure, Improvement, Row
 from rpg_platform.results.statistics import MANY_RUNS, Interval
-
-__all__ = [
-    "MODES",
-    "PRIOR_METHOD",
-    "BestCheckpoint",
-    "Estimate",
-    "Evaluation",
-    "Failure",
-    "Improvement",
-    "Mode",
-    "Row",
-    "Stop",
-    "TrialResult",
-    "is_finished",
-    "is_stopped",
-    "render_table",
-    "rows_to_json",
-    "rows_to_markdown",
-    "stopped_words",
-    "summarise",
-]
+from rpg_platform.spec.measures import BY_NAME, MEASURES, Measure
 
 NOTHING = "–"
 IS_BEST, IS_PARETO, IS_INFEASIBLE = "★", "◇", "✗"
@@ -63,7 +28,7 @@ MOST_EXPLAINED = 8
 """Settings whose broken constraints, or early ends, are spelled out; --json has all."""
 _NO_RESULT = "No trial has a final evaluation."
 _LEFT = ("#", "setting")
-_WORDS = {"total_return": "total", "basic_return": "basic", "addon_return": "add-on"}
+_COLUMNS = tuple(measure for measure in MEASURES if measure.heading)
 
 
 @dataclass(frozen=True)
@@ -158,30 +123,29 @@ def _grids(rows: Sequence[Row], mode: Mode | None, metric_name: str) -> list[_Gr
 
 
 def _figures(rows: Sequence[Row], mode: Mode, metric_name: str) -> _Grid:
-    columns = [
-        [row.evaluation(mode).basic_return for row in rows],
-        [row.evaluation(mode).addon_return for row in rows],
-        [row.evaluation(mode).total_return for row in rows],
-        [row.kl_to_prior for row in rows],
-        [row.evaluation(mode).task_metric for row in rows],
-    ]
-    basic, addon, total, kl, metric = (_column(column, rows) for column in columns)
+    columns = [_measured(measure, rows, mode) for measure in _COLUMNS]
     lines = [
         (
             _marks(i, row),
             f"» {row.setting}" if row.is_prior else row.setting,
             str(len(row.seeds)),
-            basic[i],
-            addon[i],
-            total[i],
-            ("≈" if row.kl_estimated else "") + kl[i].partition(" ")[0],
-            metric[i].partition(" ")[0],
+            *(column[i] for column in columns),
             NOTHING if row.basic_kept is None else f"{100 * row.basic_kept:.0f} %",
         )
         for i, row in enumerate(rows)
     ]
-    head = ("#", "setting", "n", "basic", "add-on", "total", "KL", metric_name, "kept")
-    return _Grid(head, tuple(lines), _caption(rows, mode), frozenset({1, 7}))
+    headings = [metric_name if measure.name == "task_metric" else measure.heading for measure in _COLUMNS]
+    head = ("#", "setting", "n", *headings, "kept")
+    return _Grid(head, tuple(lines), _caption(rows, mode), frozenset({1, head.index(metric_name)}))
+
+
+def _measured(measure: Measure, rows: Sequence[Row], mode: Mode) -> list[str]:
+    """One measure's column; an estimated KL is marked."""
+    of_kl = measure.name == "kl_to_prior"
+    cells = _column([row.kl_to_prior if of_kl else row.evaluation(mode)[measure.name] for row in rows], rows)
+    if not measure.shows_spread:
+        cells = [cell.partition(" ")[0] for cell in cells]
+    return ["≈" * row.kl_estimated + cell for row, cell in zip(rows, cells, strict=True)] if of_kl else cells
 
 
 def _marks(i: int, row: Row) -> str:
@@ -200,8 +164,8 @@ def _addon_parts(rows: Sequence[Row], mode: Mode) -> _Grid:
 def _over_seeds(rows: Sequence[Row], mode: Mode) -> _Grid:
     """Intervals of the objective where a setting has several seeds, and the best checkpoints where there are any."""
     measure = rows[0].objective["maximize"]
-    word = _WORDS[measure]
-    figures: list[Estimate] = [getattr(row.evaluation(mode), measure) for row in rows]
+    word = BY_NAME[measure].heading
+    figures = [row.evaluation(mode)[measure] for row in rows]
     decimals = _decimals([each.mean for each in figures])
     columns: dict[str, list[str]] = {}
     words: list[str] = []
@@ -230,7 +194,7 @@ def _improvements(rows: Sequence[Row], mode: Mode) -> _Grid:
             found = [next((each for each in row.improvement if each.over == other), None) for row in rows]
             columns[f"P > {other} %"] = [_percent(each) for each in found]
     objective = rows[0].objective
-    which = f"{objective['mode']} {_WORDS[objective['maximize']]} return"
+    which = f"{objective['mode']} {BY_NAME[objective['maximize']].heading} return"
     caption = f"P > x: probability that a seed's {which} is above that of x, of a method at its best setting here."
     return _numbered(rows, columns, caption)
 
@@ -252,7 +216,7 @@ def _best(row: Row, mode: Mode, measure: str, decimals: int) -> str:
     best = row.best_checkpoint
     if best is None:
         return NOTHING
-    figure: Estimate = getattr(best.evaluation(mode), measure)
+    figure = best.evaluation(mode)[measure]
     if not math.isfinite(figure.mean):
         return NOTHING
     return f"{_span(figure.mean, figure.mean_interval, decimals)} @{_steps(best.env_steps.mean)}"
@@ -310,11 +274,11 @@ def _caption(rows: Sequence[Row], mode: Mode) -> str:
         words.append("» marks the prior itself, untouched; kept = share of its basic return.")
     if any(row.is_best for row in rows):
         objective = rows[0].objective
-        which = f"{objective['mode']} {_WORDS[objective['maximize']]} return"
+        which = f"{objective['mode']} {BY_NAME[objective['maximize']].heading} return"
         words.append(f"{IS_BEST} best: highest {which}{' within the constraints' if objective['constraints'] else ''}.")
     if any(row.is_pareto for row in rows):
         words.append(f"{IS_PARETO} Pareto set of basic return, add-on return and KL.")
-    if any(estimate.n < len(row.seeds) for row in rows for estimate in vars(row.evaluation(mode)).values()):
+    if any(estimate.n < len(row.seeds) for row in rows for estimate in row.evaluation(mode).values()):
         words.append("(k/n): only k of n seeds have a finite figure.")
     return " ".join(words)
 

@@ -78,9 +78,9 @@ def parameters(trial: TrialSpec, env: Any, prior: PriorBundle | None) -> Paramet
         prior: the sweep's prior.
     """
     of_prior = 0 if prior is None else sum(int(array.size) for array in prior.weights.values())
-    if METHODS[trial.method].algorithm is None:
+    if not METHODS[trial.method].trains:
         return Parameters(of_prior)
-    used = METHODS[trial.method].prior != "unused" and prior is not None
+    used = METHODS[trial.method].uses_prior and prior is not None
     if used and prior is not None and trial.training.start_from_prior:
         spec, policy = prior.network_spec, of_prior
     else:
@@ -108,10 +108,10 @@ def bundle_bytes(sizes: Parameters) -> int:
 
 def checkpoint_bytes(trial: TrialSpec, sizes: Parameters) -> int:
     """Size of one checkpoint of a trial: weights, Adam's two moments, the prior, the policies as bundles, episodes."""
-    policies = 2 if trial.evaluation.validations and METHODS[trial.method].algorithm else 1
+    policies = 2 if trial.evaluation.validations and METHODS[trial.method].trains else 1
     episodes = _PER_EPISODE * trial.evaluation.episodes * 2 * policies
     bundles = policies * bundle_bytes(sizes)
-    if METHODS[trial.method].algorithm is None:
+    if not METHODS[trial.method].trains:
         return bundles + episodes + _CARD
     trained = sizes.policy + sizes.critic
     weights, moments = 4 * (trained + sizes.prior), 8 * trained
@@ -122,7 +122,7 @@ def reports(trial: TrialSpec) -> int:
     """How many reports a trial makes."""
     from rpg_platform.trial.trainable import REPORTS_PER_TRIAL
 
-    if METHODS[trial.method].algorithm is None:
+    if not METHODS[trial.method].trains:
         return 1
     resources = trial.resources
     per_iteration = trial.training.rollout_length * resources.envs_per_runner * max(1, resources.env_runners)

@@ -18,11 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from rpg_platform.results.leader import Leader, Standing
-from rpg_platform.results.rows import is_stopped
-from rpg_platform.run.tune_trial import error_text
+from rpg_platform.results.report import ENV_STEPS, FAILED, FINAL, Ending, ending, finite_figures
+from rpg_platform.spec.measures import BY_NAME, RETURNS
 from rpg_platform.spec.sections import Objective
-from rpg_platform.spec.sweep import TrialSpec
+from rpg_platform.spec.sweep import TrialSpec, trial_id_of
 from rpg_platform.tracking.sender import TrackerState
+from rpg_platform.tracking.tune_trial import error_text
 
 LINE_EVERY_S = 10.0
 REFRESH_PER_S = 2
@@ -115,10 +116,10 @@ class Progress(Callback):
         self.add_trials(trials)
         for trial_id, report in (finished or {}).items():
             self._latest[trial_id] = report
-            self._state[trial_id] = _end_of(report)
+            self._state[trial_id] = _STATE_AT[ending(report)]
             self._standing.heard(trial_id, report)
         for trial_id, env_steps in (begun or {}).items():
-            self._latest.setdefault(trial_id, {"env_steps": float(env_steps)})
+            self._latest.setdefault(trial_id, {ENV_STEPS: float(env_steps)})
 
     def add_trials(self, trials: Iterable[TrialSpec]) -> None:
         """Trials that are to run; those that are known already stay as they are."""
@@ -154,7 +155,7 @@ class Progress(Callback):
         """A trial got its resources; one of a population perhaps with other weights than before."""
         if trial.config["trial"].get("starts_from"):
             with self._lock:
-                self._standing.add([TrialSpec.model_validate(trial.config["trial"])])
+                self._standing.add([TrialSpec.of_config(trial.config)])
         self._move(trial, "running")
 
     def on_trial_result(
@@ -175,13 +176,13 @@ class Progress(Callback):
         """A trial ended: it finished, gave up, was ended early by the scheduler, or stopped."""
         trial_id = self._know(trial)
         last = self._latest.get(trial_id, {})
-        if "failed" in last:
-            self._why[trial_id] = str(last["failed"])
-        self._move(trial, _end_of(last))
+        if FAILED in last:
+            self._why[trial_id] = str(last[FAILED])
+        self._move(trial, _STATE_AT[ending(last)])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for good."""
-        self._why[_trial_id(trial)] = error_text(trial)[0]
+        self._why[trial_id_of(trial.config)] = error_text(trial)[0]
         self._move(trial, "failed")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -196,9 +197,9 @@ class Progress(Callback):
 
     def _know(self, trial: Any) -> str:
         """The trial's id; one that a search has just made becomes known."""
-        trial_id = _trial_id(trial)
+        trial_id = trial_id_of(trial.config)
         if trial_id not in self._total:
-            self.add_trials([TrialSpec.model_validate(trial.config["trial"])])
+            self.add_trials([TrialSpec.of_config(trial.config)])
         return trial_id
 
     def _print_code(self, code: str) -> None:
@@ -238,7 +239,7 @@ class Progress(Callback):
             )
 
     def _steps(self, trial_id: str) -> float:
-        return min(float(self._latest.get(trial_id, {}).get("env_steps", 0.0)), float(self._total[trial_id]))
+        return min(float(self._latest.get(trial_id, {}).get(ENV_STEPS, 0.0)), float(self._total[trial_id]))
 
     def _done_steps(self) -> float:
         return sum(self._steps(trial_id) for trial_id in self._latest)
@@ -311,27 +312,20 @@ class Progress(Callback):
 
     def _returns(self, trial_id: str) -> str:
         result = self._latest.get(trial_id, {})
-        names = ("basic", "addon", "total")
-        values = [result.get(f"eval/deterministic/{name}_return_mean") for name in names]
-        if any(v is None for v in values):
-            return ""
-        return " — " + ", ".join(
-            f"{name.replace('addon', 'add-on')} {v:,.0f}" for name, v in zip(names, values, strict=True)
-        )
+        found = finite_figures(result, FINAL, "deterministic")
+        words = [f"{BY_NAME[name].heading} {found[name]:,.0f}" for name in RETURNS if name in found]
+        return " — " + ", ".join(words) if words else ""
 
     def _clock(self) -> str:
         return f"[{duration(time.monotonic() - self._started)}]"
 
 
-def _trial_id(trial: Any) -> str:
-    return str(trial.config["trial"]["trial_id"])
-
-
-def _end_of(last: Mapping[str, Any]) -> str:
-    """The state of a trial whose end was not an error."""
-    if last.get("finished"):
-        return "finished"
-    return "failed" if "failed" in last else "ended_early" if is_stopped(last) else "stopped"
+_STATE_AT: Mapping[Ending, str] = {
+    "finished": "finished",
+    "failed": "failed",
+    "stopped": "ended_early",
+    "unfinished": "stopped",
+}
 
 
 def words_of(states: Mapping[str, int]) -> str:

@@ -24,15 +24,14 @@ from rpg_platform.bundles import resolve_prior
 from rpg_platform.planning.cluster import check_address, cluster_nodes, placement
 from rpg_platform.planning.estimate import SweepPlan
 from rpg_platform.planning.preflight import head_lines, plan_of, watchers
-from rpg_platform.results.rows import is_stopped
-from rpg_platform.results.table import TrialResult
+from rpg_platform.results.report import FAILED, TrialResult, is_over
 from rpg_platform.run.progress import Progress
 from rpg_platform.run.status import StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
 from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.plan import expand
-from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec, trial_id_of
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.tasks.conformance import probe
 from rpg_platform.tasks.environments import make_env
@@ -75,7 +74,7 @@ class SweepOutcome:
     @property
     def failed(self) -> int:
         """Number of trials without a final evaluation that were not ended early by the sweep's own scheduler."""
-        return sum(error is not None or not _is_over(result) for _, result, error in self.results)
+        return sum(error is not None or not is_over(result) for _, result, error in self.results)
 
 
 def storage_of(spec: SweepSpec) -> str:
@@ -267,17 +266,12 @@ def _run(
             why = progress.failures()  # as the tracker has it too
             results = [(t, report, error and (why.get(t.trial_id) or error)) for t, report, error in results]
         # Tune returns from a stop as from an end; a trial that neither ended nor failed tells them apart.
-        interrupted = search.to_come > 0 or any(error is None and not _is_over(result) for _, result, error in results)
+        interrupted = search.to_come > 0 or any(error is None and not is_over(result) for _, result, error in results)
     finally:
         status.stop(tracker.finish(results, interrupted=interrupted, tell=tell))
     return SweepOutcome(
         results, folder.uri, tracking_uri, experiment, tracker.parent_url, checkpoints, interrupted=interrupted
     )
-
-
-def _is_over(result: Mapping[str, Any] | None) -> bool:
-    """Whether nothing is left to do of a trial that reported this last: evaluated at its end, or ended early."""
-    return bool((result or {}).get("finished")) or is_stopped(result)
 
 
 @contextlib.contextmanager
@@ -307,9 +301,9 @@ def _check_trials(trials: Sequence[TrialSpec], prior: PriorBundle | None) -> Non
     if prior is not None:
         prior.check_spaces(env.observation_space, env.action_space, task.env_id)
     for trial in trials:
-        if METHODS[trial.method].algorithm is None:
+        if not METHODS[trial.method].trains:
             continue
-        uses_prior = METHODS[trial.method].prior != "unused"
+        uses_prior = METHODS[trial.method].uses_prior
         try:
             algorithm_config(trial, task, prior if uses_prior else None).validate()
             if trial.training.network is not None:
@@ -349,7 +343,8 @@ def _tuner(
 
 
 def _name(trial: Any) -> str:
-    return str(trial.config["trial"]["trial_id"])
+    """The trial's id, by which Tune names it and its folder."""
+    return trial_id_of(trial.config)
 
 
 def _collect(
@@ -372,7 +367,7 @@ def _collect(
         if result is None:
             rows.append((trial, reports.get(trial.trial_id), None))
             continue
-        error = (result.metrics or {}).get("failed")
+        error = (result.metrics or {}).get(FAILED)
         if result.error is not None:
             error = str(result.error).strip().splitlines()[-1]
         rows.append((trial, result.metrics, error))

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.tune import Callback, Stopper
 
-from rpg_platform.run.tune_trial import explain_end
+from rpg_platform.tracking.tune_trial import explain_end
 
 logger = logging.getLogger(__name__)
 _RUNNING = "RUNNING"

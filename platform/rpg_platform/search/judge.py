@@ -14,15 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from rpg_platform.results.ranking import Figures, order_key, violations
+from rpg_platform.results.report import Report, at_rung, env_steps
 from rpg_platform.search.rules import Key, asha_goes_on, median_goes_on
 from rpg_platform.spec.search import Scheduler
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import TrialSpec
-
-RUNG = "rung"
-"""Prefix of the figures at rungs in a report: ``rung/<env steps>/<figure>``."""
-STOPPED_BY = "stopped_by"
-"""In the last report of a trial that was ended early: by what."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class Judge:
         scheduler: from the specification.
         objective: what is better, and the constraints.
         seeds: of every setting.
-        keep: called with each new verdict before it counts; makes it durable.
+        keep: called with each new verdict, as data, before it counts; makes it durable.
         verdicts: those that an earlier attempt has passed.
     """
 
@@ -75,7 +71,7 @@ class Judge:
         scheduler: Scheduler,
         objective: Objective,
         seeds: Iterable[int],
-        keep: Callable[[Verdict], None],
+        keep: Callable[[Mapping[str, Any]], None],
         verdicts: Iterable[Verdict] = (),
     ) -> None:
         self._scheduler, self._objective, self._keep = scheduler, objective, keep
@@ -102,12 +98,12 @@ class Judge:
         """The verdict that ends a setting, if there is one."""
         return next((each for each in self._verdicts.values() if each.group == group and not each.goes_on), None)
 
-    def stops(self, trial: TrialSpec, report: Mapping[str, Any]) -> bool:
+    def stops(self, trial: TrialSpec, report: Report) -> bool:
         """Whether a trial ends with this report: its setting was ended, and it has come to that rung itself."""
         verdict = self.stopping(trial.group) if trial.rungs else None
-        return verdict is not None and float(report.get("env_steps", 0.0)) >= verdict.rung
+        return verdict is not None and env_steps(report) >= verdict.rung
 
-    def report(self, trial: TrialSpec, report: Mapping[str, Any]) -> None:
+    def report(self, trial: TrialSpec, report: Report) -> None:
         """Takes a trial's figures at the rungs that it has passed; passes the verdicts that are due.
 
         Args:
@@ -116,11 +112,11 @@ class Judge:
         """
         if not trial.rungs:
             return
-        prior = figures_at(report, "prior")
+        prior = at_rung(report, "prior")
         if prior:
             self._prior = {name: finite(value) for name, value in prior.items()}
         for rung in trial.rungs:
-            figures = figures_at(report, str(rung))
+            figures = at_rung(report, rung)
             if figures:
                 self._reported.setdefault((trial.group, rung), {}).setdefault(trial.seed, figures)
         self._judge(trial.group, trial.rungs)
@@ -154,7 +150,7 @@ class Judge:
             assert self._scheduler.median is not None
             goes_on = median_goes_on(key, others, self._scheduler.median.min_settings)
         verdict = Verdict(group, rung, self.name, goes_on, means, self._prior)
-        self._keep(verdict)
+        self._keep(verdict.to_json())
         self._verdicts[group, rung] = verdict
         return verdict
 
@@ -177,12 +173,6 @@ def rung_key(
 def means_of(reported: Sequence[Figures]) -> dict[str, float | None]:
     """Each figure's mean over seeds."""
     return {name: finite(statistics.fmean(each[name] for each in reported)) for name in reported[0]}
-
-
-def figures_at(report: Mapping[str, Any], where: str) -> dict[str, float]:
-    """The validation figures that a report has of a rung, or of the prior."""
-    prefix = f"{RUNG}/{where}/"
-    return {key.removeprefix(prefix): float(value) for key, value in report.items() if key.startswith(prefix)}
 
 
 def finite(value: float) -> float | None:

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from rpg_platform.search.proposals import Outcome
-from rpg_platform.spec.search import MINIMIZED, Measure
+from rpg_platform.spec.measures import BY_NAME
 from rpg_platform.spec.space import SearchSpace, Setting, dump
 
 
@@ -38,10 +38,10 @@ class OptunaSearch:
         startup: how many settings are drawn before there is anything to model.
     """
 
-    def __init__(self, objectives: Sequence[Measure], startup: int) -> None:
+    def __init__(self, objectives: Sequence[str], startup: int) -> None:
         self._optuna = require_optuna()
         self._startup = startup
-        self._directions = ["minimize" if name in MINIMIZED else "maximize" for name in objectives]
+        self._directions = ["minimize" if BY_NAME[name].minimise else "maximize" for name in objectives]
 
     def __call__(self, spaces: Mapping[str, SearchSpace], past: Sequence[Outcome], seed: int) -> dict[str, Setting]:
         """The next setting; a function of its arguments."""

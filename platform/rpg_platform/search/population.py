@@ -16,12 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from rpg_platform.results.ranking import Figures
-from rpg_platform.search.judge import (
-    figures_at,
-    finite,
-    means_of,
-    rung_key,
-)
+from rpg_platform.results.report import at_rung, env_steps
+from rpg_platform.search.judge import finite, means_of, rung_key
 from rpg_platform.spec.search import Pbt
 from rpg_platform.spec.space import SearchSpace, WeightValue
 from rpg_platform.spec.sweep import StartFrom, SweepSpec, TrialSpec
@@ -143,11 +139,11 @@ class Population:
         """Takes a trial's figures at the rungs that it has passed; of others than the population's, nothing."""
         if trial_id not in self._trials:
             return
-        self._env_steps[trial_id] = int(report["env_steps"])
-        if prior := figures_at(report, "prior"):
+        self._env_steps[trial_id] = int(env_steps(report))
+        if prior := at_rung(report, "prior"):
             self._prior = {name: finite(value) for name, value in prior.items()}
         for rung in self._rungs[self._decided :]:
-            if figures := figures_at(report, str(rung)):
+            if figures := at_rung(report, rung):
                 self._reported[rung].setdefault(trial_id, figures)
 
     def leave(self, trial_id: str) -> None:

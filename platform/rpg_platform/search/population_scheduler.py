@@ -9,6 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
 from rpg_platform.search.population import Population
+from rpg_platform.spec.sweep import trial_id_of
 
 
 class PopulationTraining(FIFOScheduler):
@@ -34,28 +35,28 @@ class PopulationTraining(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         """Whether a trial goes on after its report, or waits for the others."""
         assert self._population is not None
-        self._population.report(_name(trial), result)
-        waits: str = self.PAUSE if self._population.waits(_name(trial)) else self.CONTINUE
+        self._population.report(trial_id_of(trial.config), result)
+        waits: str = self.PAUSE if self._population.waits(trial_id_of(trial.config)) else self.CONTINUE
         return waits
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> None:
         """A trial ended."""
         assert self._population is not None
-        self._population.leave(_name(trial))
+        self._population.leave(trial_id_of(trial.config))
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A trial failed for good."""
         assert self._population is not None
-        self._population.leave(_name(trial))
+        self._population.leave(trial_id_of(trial.config))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """The next trial to start or to go on with."""
         assert self._population is not None
         trials = list(tune_controller.get_trials())
-        self._exchange({_name(trial): trial for trial in trials})
+        self._exchange({trial_id_of(trial.config): trial for trial in trials})
         for status in (Trial.PENDING, Trial.PAUSED):
             for trial in trials:
-                if trial.status == status and not self._population.waits(_name(trial)):
+                if trial.status == status and not self._population.waits(trial_id_of(trial.config)):
                     return trial
         return None
 
@@ -73,8 +74,4 @@ class PopulationTraining(FIFOScheduler):
         for name, trial in trials.items():
             if name in generation.until:
                 spec = population.current(population.planned(name))
-                trial.set_config({**trial.config, "trial": spec.model_dump(mode="json")})
-
-
-def _name(trial: Trial) -> str:
-    return str(trial.config["trial"]["trial_id"])
+                trial.set_config({**trial.config, **spec.as_config()})

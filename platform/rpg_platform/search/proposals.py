@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from rpg_platform.results.ranking import Figures, needs_prior, violations
-from rpg_platform.results.rows import FINAL, is_finished, is_stopped
-from rpg_platform.search.judge import RUNG
+from rpg_platform.results.report import FINAL, at_rung, figures, is_finished, is_stopped, rungs_passed
 from rpg_platform.search.population import population_of
 from rpg_platform.spec import quasi_random
-from rpg_platform.spec.search import Measure
 from rpg_platform.spec.space import SearchSpace, Setting, dump
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.trials import (
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 Point: TypeAlias = Mapping[str, Setting]
 State: TypeAlias = Literal["running", "finished", "stopped", "failed"]
 
-MEASURES = ("basic_return", "addon_return", "total_return", "episode_length", "task_metric")
 WORST = 1e6  # by how much an unknown figure breaks a constraint
 _TRIES = 20
 _SPARE_POINTS = 1_000  # of a space of few choices the last is found among some twenty times as many points
@@ -68,7 +65,7 @@ class Optimiser(Protocol):
         """The next setting; a function of its arguments."""
 
 
-def objectives(spec: SweepSpec) -> tuple[Measure, ...]:
+def objectives(spec: SweepSpec) -> tuple[str, ...]:
     """What an adaptive search looks at: what it is asked to trade off, or what is maximised alone."""
     return spec.search.objectives or (spec.objective.maximize,)
 
@@ -183,24 +180,21 @@ class Proposals:
 
     def _figures(self, reports: Sequence[Mapping[str, Any]]) -> Figures:
         """Means over seeds, of the final evaluation."""
-        mode = self._spec.objective.mode
-        keys = {name: f"{FINAL}/{mode}/{name}_mean" for name in MEASURES} | {"kl_to_prior": f"{FINAL}/kl_to_prior"}
-        return {name: _mean(reports, key) for name, key in keys.items()}
+        return _means([figures(report, FINAL, self._spec.objective.mode) for report in reports])
 
 
 def _stopped(point: Point, names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Outcome:
     """A setting that was ended early, at the last rung that all of its seeds have passed."""
-    parts = [[key.split("/") for key in report if key.startswith(f"{RUNG}/")] for report in reports]
-    passed = [{int(where) for _, where, _ in each if where != "prior"} for each in parts]
-    rung = max(set.intersection(*passed), default=0)
-    values = tuple(_mean(reports, f"{RUNG}/{rung}/{name}") for name in names)
+    rung = max(set.intersection(*map(rungs_passed, reports)), default=0)
+    there = [at_rung(report, rung) for report in reports]
+    values = tuple(statistics.fmean(each.get(name, math.nan) for each in there) for name in names)
     if not all(map(math.isfinite, values)):
         return Outcome(point, "failed")
     return Outcome(point, "stopped", values, rung=rung)
 
 
-def _mean(reports: Sequence[Mapping[str, Any]], key: str) -> float:
-    return statistics.fmean(math.nan if (value := report.get(key)) is None else float(value) for report in reports)
+def _means(each: Sequence[Figures]) -> Figures:
+    return {name: statistics.fmean(one[name] for one in each) for name in each[0]}
 
 
 def _read(setting: Mapping[str, Any]) -> dict[str, Setting]:

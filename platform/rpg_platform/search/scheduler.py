@@ -8,7 +8,8 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler
 
-from rpg_platform.search.judge import STOPPED_BY, Judge
+from rpg_platform.results.report import FAILED, STOPPED_BY, ending
+from rpg_platform.search.judge import Judge
 
 
 class EarlyStopping(FIFOScheduler):
@@ -55,10 +56,10 @@ class EarlyStoppingNotes(Callback):
         """A trial reported; the scheduler does not see its last report, as it ends by itself."""
         assert self._judge is not None
         spec = self._judge.trial(trial.config["trial"])
-        if "failed" in result:
+        if FAILED in result:
             self._judge.lose(spec)
         self._judge.report(spec, result)
-        if not result.get("finished") and "failed" not in result and self._judge.stops(spec, result):
+        if ending(result) == "unfinished" and self._judge.stops(spec, result):
             result[STOPPED_BY] = self._judge.name
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from rpg_platform.results.report import ending
 from rpg_platform.search.proposals import Proposals, usable
 from rpg_platform.spec.sweep import TrialSpec
 
@@ -46,14 +47,14 @@ class SettingSearcher(Searcher):
             self._queue.extend(trials)
         trial = self._queue.popleft()
         self._live[trial_id] = trial
-        return {"trial": trial.model_dump(mode="json")}
+        return trial.as_config()
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """A trial ended; one that was interrupted has not, and goes on another time."""
         trial = self._live.pop(trial_id, None)
         if trial is None:
             return
-        failed = error or "failed" in (result or {})
+        failed = error or ending(result) == "failed"
         report = None if failed else usable(result, None)
         if failed or report is not None:
             self._proposals.end(trial.trial_id, report)

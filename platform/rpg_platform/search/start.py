@@ -8,8 +8,8 @@ from typing import Any
 from ray import tune
 from ray.tune import Callback
 
-from rpg_platform.results.rows import is_finished, is_stopped
-from rpg_platform.search.judge import Judge
+from rpg_platform.results.report import is_over
+from rpg_platform.search.judge import Judge, Verdict
 from rpg_platform.search.optuna_search import OptunaSearch
 from rpg_platform.search.population import Population, population_of
 from rpg_platform.search.population_scheduler import PopulationTraining
@@ -68,7 +68,7 @@ class SearchRun:
         if spec.scheduler is not None and spec.scheduler.pbt is not None:
             self._population = population_of(spec, self._fixed, folder)
         elif spec.scheduler is not None:
-            verdicts = folder.verdicts()
+            verdicts = map(Verdict.from_json, folder.verdicts())
             self._judge = Judge(spec.scheduler, spec.objective, spec.seeds, folder.keep_verdict, verdicts)
         for trial in self.trials:
             state = states.get(trial.trial_id)
@@ -81,8 +81,7 @@ class SearchRun:
                 if state.finishes(trial):
                     self._population.leave(trial.trial_id)
             if self._table is not None and state.finishes(trial):
-                ended = is_finished(state.report, None) or is_stopped(state.report)
-                self._table.end(trial.trial_id, state.report if ended else None)
+                self._table.end(trial.trial_id, state.report if is_over(state.report) else None)
 
     @property
     def trials(self) -> list[TrialSpec]:

@@ -150,7 +150,7 @@ def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
         yield Problem(here, message, needs=(("task",),))
     if card.get("alpha") is None:
         for arm in arms(spec):
-            if METHODS[arm.entry.method].algorithm == "rpg" and "omega" in arm.entry.weights:
+            if METHODS[arm.entry.method].prior == "required" and "omega" in arm.entry.weights:
                 message = f"needs the alpha that the prior was trained with, and {prior!r} records none"
                 yield Problem(arm.weight_path("omega"), f"{message}; give omega_prime", True, (here, arm.path))
     yield from _families(spec, prior, card)
@@ -253,7 +253,7 @@ def _iteration(spec: SweepSpec) -> Iterator[Problem]:
         where = (*_TRAINING, "minibatch_size")
         yield Problem(where, f"{message} (rollout_length {min(rollouts)} x {spelled}{shared})", needs=needs)
     warmup = max(cast(int, value) for value in spec.training.candidates("critic_warmup_iterations"))
-    trains = any(uses_prior(spec, arm.entry.method) and METHODS[arm.entry.method].algorithm for arm in arms(spec))
+    trains = any(uses_prior(spec, arm.entry.method) and METHODS[arm.entry.method].trains for arm in arms(spec))
     starts = any(value is True for value in spec.training.candidates("start_from_prior"))
     if trains and starts and longest <= spec.budget.env_steps <= warmup * longest:
         message = f"{warmup} iterations of {longest} env steps use up the budget of {spec.budget.env_steps}"
@@ -265,7 +265,7 @@ def _start(spec: SweepSpec) -> Iterator[Problem]:
     starters = [
         arm.entry.method
         for arm in arms(spec)
-        if uses_prior(spec, arm.entry.method) and METHODS[arm.entry.method].algorithm
+        if uses_prior(spec, arm.entry.method) and METHODS[arm.entry.method].trains
     ]
     starts = any(value is True for value in spec.training.candidates("start_from_prior"))
     if spec.training.fixed.network is not None and starts and starters:

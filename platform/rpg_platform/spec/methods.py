@@ -5,24 +5,26 @@ Every method is a case of SPG or RPG (docs/mathematics.md):
     r_SPG = omega * r + w * r_R - alpha * log pi_theta
     r_RPG = w * r_R + omega_prime * log pi_prior - alpha_hat * log pi_theta
 
-This module is the one place that knows which. It says nothing of values, only of names: whether a value is a
-number, a schedule or a search space is `search_space`'s business.
+This module alone knows which case a method is. It knows the names of weights, not their values: `space` decides
+whether a value is a number, a schedule or a search space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import importlib
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from rpg_platform.spec.space import WeightValue
 from rpg_platform.wording import suggestion
 
-Algorithm: TypeAlias = Literal["spg", "rpg"]
-MethodName: TypeAlias = Literal["rpg", "kl", "greedy", "full", "spg", "ppo", "repeat-entropy", "prior"]
+MethodName: TypeAlias = str
+"""A key of `METHODS`."""
 PriorUse: TypeAlias = Literal["required", "optional", "unused"]
 Argument: TypeAlias = float | list[list[float]]
+Arguments: TypeAlias = dict[str, Argument]
 
 WEIGHTS: Mapping[str, str] = MappingProxyType(
     {
@@ -44,19 +46,22 @@ class Method:
 
     Attributes:
         name: As `algorithm:` and `baselines:` name it.
-        algorithm: Which algorithm trains it; None when nothing is trained.
+        config: `module:Class` of the RLlib configuration that trains it; None when it trains nothing.
         prior: Whether it needs a prior, can start from one, or makes no use of one.
         summary: One line for listings.
         ways: The ways to give its weights: each a set of names of which all are needed.
         optional: Further weights, each with a default.
+        arguments: Turns its weights into the keyword arguments of the configuration's `training()`: exactly those
+            that set every weight of reward and entropy.
     """
 
     name: MethodName
-    algorithm: Algorithm | None
+    config: str | None
     prior: PriorUse
     summary: str
     ways: tuple[tuple[str, ...], ...] = ((),)
     optional: tuple[str, ...] = ()
+    arguments: Callable[[Arguments], Arguments] = dict
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -64,62 +69,128 @@ class Method:
         accepted = {name for way in self.ways for name in way} | set(self.optional)
         return tuple(name for name in WEIGHTS if name in accepted)
 
+    @property
+    def algorithm(self) -> str | None:
+        """What MLflow calls the algorithm that trains it: `rpg` or `spg`; None when it trains nothing."""
+        return None if self.config is None else self.config.rpartition(":")[2].removesuffix("Config").lower()
 
-METHODS: Mapping[MethodName, Method] = MappingProxyType(
-    {
-        method.name: method
-        for method in (
-            Method(
-                "rpg",
-                "rpg",
-                "required",
-                "residual policy gradient: customise the prior without its reward",
-                ways=(("omega_prime", "alpha_hat"), ("omega", "alpha_hat")),
-                optional=("addon_weight",),
-            ),
-            Method(
-                "kl",
-                "rpg",
-                "required",
-                "KL-regularised PPO: RPG with omega_prime = alpha_hat = beta",
-                ways=(("kl_coefficient",),),
-                optional=("addon_weight",),
-            ),
-            Method(
-                "greedy",
-                "rpg",
-                "required",
-                "the add-on reward alone, started from the prior: RPG with omega_prime = 0",
-                optional=("alpha_hat", "addon_weight"),
-            ),
-            Method(
-                "full",
-                "spg",
-                "optional",
-                "upper bound that sees the basic reward: SPG on omega * r + r_R",
-                ways=(("alpha",),),
-                optional=("omega", "addon_weight"),
-            ),
-            Method("spg", "spg", "unused", "soft policy gradient on the basic reward", ways=(("alpha",),)),
-            Method(
-                "ppo",
-                "spg",
-                "unused",
-                "PPO on the basic reward: SPG at alpha = 0",
-                optional=("entropy_coeff",),
-            ),
-            Method(
-                "repeat-entropy",
-                "spg",
-                "unused",
-                "PPO with entropy in the reward (alpha) and in the loss (entropy_coeff, by default alpha)",
-                ways=(("alpha",),),
-                optional=("entropy_coeff",),
-            ),
-            Method("prior", None, "required", "the prior untouched: no training, the same evaluation"),
-        )
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a policy; the method `prior` only evaluates one."""
+        return self.config is not None
+
+    @property
+    def uses_prior(self) -> bool:
+        """Whether its trials are given the sweep's prior, where the sweep has one."""
+        return self.prior != "unused"
+
+    def make_config(self) -> Any:
+        """A new RLlib configuration of this method; imports RLlib.
+
+        Raises:
+            ValueError: If the method trains nothing.
+        """
+        if self.config is None:
+            raise ValueError(f"method={self.name!r} trains nothing")
+        module, _, name = self.config.partition(":")
+        return getattr(importlib.import_module(module), name)()
+
+
+def _rpg(given: Arguments) -> Arguments:
+    return {"addon_weight": 1.0, **given}
+
+
+def _greedy(given: Arguments) -> Arguments:
+    return {"omega_prime": 0.0, "alpha_hat": 0.0, "addon_weight": 1.0, **given}
+
+
+def _full(given: Arguments) -> Arguments:
+    return {
+        "alpha": given["alpha"],
+        "basic_weight": given.get("omega", 1.0),
+        "addon_weight": given.get("addon_weight", 1.0),
     }
+
+
+def _basic_only(given: Arguments) -> Arguments:
+    return {**given, "basic_weight": 1.0, "addon_weight": 0.0}
+
+
+def _ppo(given: Arguments) -> Arguments:
+    return _basic_only({"alpha": 0.0, "entropy_coeff": 0.0, **given})
+
+
+def _repeat_entropy(given: Arguments) -> Arguments:
+    return _basic_only({"entropy_coeff": given["alpha"], **given})
+
+
+_RPG, _SPG = "rpg_algorithms:RPGConfig", "rpg_algorithms:SPGConfig"
+_ROWS = (
+    Method(
+        "rpg",
+        _RPG,
+        "required",
+        "residual policy gradient: customise the prior without its reward",
+        ways=(("omega_prime", "alpha_hat"), ("omega", "alpha_hat")),
+        optional=("addon_weight",),
+        arguments=_rpg,
+    ),
+    Method(
+        "kl",
+        _RPG,
+        "required",
+        "KL-regularised PPO: RPG with omega_prime = alpha_hat = beta",
+        ways=(("kl_coefficient",),),
+        optional=("addon_weight",),
+        arguments=_rpg,
+    ),
+    Method(
+        "greedy",
+        _RPG,
+        "required",
+        "the add-on reward alone, started from the prior: RPG with omega_prime = 0",
+        optional=("alpha_hat", "addon_weight"),
+        arguments=_greedy,
+    ),
+    Method(
+        "full",
+        _SPG,
+        "optional",
+        "upper bound that sees the basic reward: SPG on omega * r + r_R",
+        ways=(("alpha",),),
+        optional=("omega", "addon_weight"),
+        arguments=_full,
+    ),
+    Method(
+        "spg",
+        _SPG,
+        "unused",
+        "soft policy gradient on the basic reward",
+        ways=(("alpha",),),
+        arguments=_basic_only,
+    ),
+    Method(
+        "ppo",
+        _SPG,
+        "unused",
+        "PPO on the basic reward: SPG at alpha = 0",
+        optional=("entropy_coeff",),
+        arguments=_ppo,
+    ),
+    Method(
+        "repeat-entropy",
+        _SPG,
+        "unused",
+        "PPO with entropy in the reward (alpha) and in the loss (entropy_coeff, by default alpha)",
+        ways=(("alpha",),),
+        optional=("entropy_coeff",),
+        arguments=_repeat_entropy,
+    ),
+    Method("prior", None, "required", "the prior untouched: no training, the same evaluation"),
 )
+METHODS: Mapping[MethodName, Method] = MappingProxyType({method.name: method for method in _ROWS})
+PRIOR: MethodName = "prior"
+"""The method that trains nothing: the prior, evaluated as all others are."""
 
 
 def weight_faults(method: MethodName, given: Collection[str]) -> list[tuple[str | None, str]]:
@@ -169,17 +240,12 @@ def _home_of(name: str, row: Method) -> str:
     return f"{takes} ({name} belongs to {', '.join(homes)})"
 
 
-def algorithm_weights(
-    method: MethodName, weights: Mapping[str, WeightValue]
-) -> tuple[Algorithm | None, dict[str, Argument]]:
-    """The algorithm that trains `method` and the weights to hand to its config's `training()`.
+def training_arguments(method: MethodName, weights: Mapping[str, WeightValue]) -> Arguments:
+    """The keyword arguments of the configuration's `training()` that set `method`'s weights.
 
     Args:
         method: A key of `METHODS`.
         weights: Values or schedules by name, as the specification gives them.
-
-    Returns:
-        `"spg"`, `"rpg"` or None, and exactly the keyword arguments that set every reward and entropy weight.
 
     Raises:
         ValueError: If the method does not take these weights.
@@ -189,36 +255,7 @@ def algorithm_weights(
         raise ValueError(
             "; ".join(f"weights.{name}: {fault}" if name else f"weights: {fault}" for name, fault in faults)
         )
-    given = {name: _argument(value) for name, value in weights.items()}
-    addon = given.get("addon_weight", 1.0)
-    match method:
-        case "rpg":
-            return "rpg", {"addon_weight": addon, **given}
-        case "kl":
-            return "rpg", {"kl_coefficient": given["kl_coefficient"], "addon_weight": addon}
-        case "greedy":
-            return "rpg", {
-                "omega_prime": 0.0,
-                "alpha_hat": given.get("alpha_hat", 0.0),
-                "addon_weight": addon,
-            }
-        case "full":
-            return "spg", {
-                "alpha": given["alpha"],
-                "basic_weight": given.get("omega", 1.0),
-                "addon_weight": addon,
-            }
-        case "spg":
-            return "spg", {"alpha": given["alpha"], "basic_weight": 1.0, "addon_weight": 0.0}
-        case "ppo":
-            entropy = given.get("entropy_coeff", 0.0)
-            return "spg", {"alpha": 0.0, "entropy_coeff": entropy, "basic_weight": 1.0, "addon_weight": 0.0}
-        case "repeat-entropy":
-            alpha = given["alpha"]
-            entropy = given.get("entropy_coeff", alpha)
-            return "spg", {"alpha": alpha, "entropy_coeff": entropy, "basic_weight": 1.0, "addon_weight": 0.0}
-        case "prior":
-            return None, {}
+    return METHODS[method].arguments({name: _argument(value) for name, value in weights.items()})
 
 
 def _argument(value: WeightValue) -> Argument:

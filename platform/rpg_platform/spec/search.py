@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from rpg_platform.spec.errors import fault
+from rpg_platform.spec.measures import MEASURES
 from rpg_platform.spec.sections import Positive, Section, Whole
 from rpg_platform.wording import show, suggestion
 
 SearchMethod: TypeAlias = Literal["random", "quasi_random", "optuna"]
-Measure: TypeAlias = Literal["total_return", "basic_return", "addon_return", "kl_to_prior"]
+if TYPE_CHECKING:
+    TradedOff: TypeAlias = str
+else:
+    TradedOff = Literal[tuple(measure.name for measure in MEASURES if measure.is_objective)]
 
 SEARCH_METHODS: tuple[SearchMethod, ...] = get_args(SearchMethod)
-MINIMIZED: frozenset[Measure] = frozenset({"kl_to_prior"})
 _DEFAULT_RUNGS = 2  # of ASHA below the budget
 _MOST_LOOKS = 1_000
 _DEFAULT_LOOKS = 5  # of median stopping, the end included
@@ -39,7 +42,7 @@ class Search(Section):
     method: Annotated[SearchMethod, BeforeValidator(_known_method)] = Field(
         default="random", description="random and quasi_random draw; optuna learns from what is finished."
     )
-    objectives: tuple[Measure, ...] = Field(
+    objectives: tuple[TradedOff, ...] = Field(
         default=(),
         strict=False,
         max_length=4,

@@ -36,7 +36,7 @@ def check_search(spec: SweepSpec, *, check_installed: bool = True) -> Iterator[P
 
 def space_paths(spec: SweepSpec, arm: Arm) -> dict[Path, SearchSpace]:
     """Where a specification gives what an arm searches over."""
-    if METHODS[arm.entry.method].algorithm is None:
+    if not METHODS[arm.entry.method].trains:
         return {}
     return {
         arm.weight_path(name) if name in arm.entry.weights else ("training", name): space

@@ -6,11 +6,12 @@ A default, a bound, a unit and a sentence for each field.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from rpg_platform.spec.errors import fault
+from rpg_platform.spec.measures import MEASURES, RETURNS
 from rpg_platform.wording import show
 
 NormalizeAdvantages: TypeAlias = Literal["minibatch", "batch", "none"]
@@ -208,23 +209,24 @@ class Ceiling(Section):
     max: float = Field(ge=0, description="The most it may be.")
 
 
-class Constraints(Section):
-    """What a policy must satisfy to be called best; null: no constraint."""
+_BOUNDS = {"return": ReturnRange, "range": Range, "ceiling": Ceiling}
+_CONSTRAINTS: dict[str, Any] = {
+    each.name: (_BOUNDS[each.bounds] | None, Field(default=None, description=each.description)) for each in MEASURES
+}
+if TYPE_CHECKING:
+    Maximized: TypeAlias = str
 
-    kl_to_prior: Ceiling | None = Field(default=None, description="KL to the prior, sampled policy, nats per state.")
-    basic_return: ReturnRange | None = Field(default=None, description="Basic return per episode.")
-    addon_return: ReturnRange | None = Field(default=None, description="Add-on return per episode.")
-    total_return: ReturnRange | None = Field(default=None, description="Basic plus add-on return per episode.")
-    episode_length: Range | None = Field(default=None, description="Steps per episode.")
-    task_metric: Range | None = Field(default=None, description="The task's readable metric, mean over steps.")
+    class Constraints(Section):
+        """What a policy must satisfy to be called best: a bound for each measure, null for no constraint."""
+else:
+    Maximized = Literal[RETURNS]
+    Constraints = create_model("Constraints", __base__=Section, **_CONSTRAINTS)
 
 
 class Objective(Section):
     """What is called best: among a sweep's settings, and among the checkpoints of a trial."""
 
-    maximize: Literal["total_return", "basic_return", "addon_return"] = Field(
-        default="total_return", description="The return per episode that is as high as can be."
-    )
+    maximize: Maximized = Field(default="total_return", description="The return per episode that is as high as can be.")
     mode: Literal["deterministic", "sampled"] = Field(
         default="deterministic", description="Which policy it and the constraints are of."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeAlias, cast, get_args
+from typing import Annotated, Any, Self, TypeAlias, cast, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -52,7 +52,7 @@ from rpg_platform.spec.space import (
     parse_weight_value,
 )
 from rpg_platform.spec.task import AnyTask
-from rpg_platform.wording import Path, show, suggestion
+from rpg_platform.wording import Path, one_of, show, suggestion
 
 __all__ = [
     "SECTION_KEYS",
@@ -214,7 +214,7 @@ def _parse_baselines(raw: object) -> tuple[Baseline, ...]:
             )
             continue
         parsed = _parse_weights(weights, path, problems, spaces=True)
-        baselines.append(Baseline(cast(MethodName, method), parsed))
+        baselines.append(Baseline(method, parsed))
     if problems:
         refuse(problems)
     return tuple(baselines)
@@ -229,7 +229,9 @@ def _dump_baselines(baselines: tuple[Baseline, ...]) -> list[object]:
 
 
 def _known_method(value: object) -> object:
-    if isinstance(value, str) and value not in METHODS:
+    if not isinstance(value, str):
+        raise fault(f"expected {one_of(METHODS)}, got {show(value)}")
+    if value not in METHODS:
         raise fault(f"unknown method {show(value)}" + suggestion(value, METHODS))
     return value
 
@@ -351,3 +353,20 @@ class TrialSpec(Section):
     def group(self) -> str:
         """The trial's id without its seed: the key by which a table averages over seeds."""
         return self.trial_id.removesuffix(f"-seed={self.seed}")
+
+    def as_config(self) -> dict[str, Any]:
+        """The configuration under which Tune hands the trial around."""
+        return {_CONFIG: self.model_dump(mode="json")}
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> Self:
+        """The trial that ``as_config`` gave."""
+        return cls.model_validate(config[_CONFIG])
+
+
+_CONFIG = "trial"
+
+
+def trial_id_of(config: Mapping[str, Any]) -> str:
+    """The id of the trial in Tune's configuration, without reading all of it."""
+    return str(config[_CONFIG]["trial_id"])

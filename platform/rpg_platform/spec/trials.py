@@ -75,7 +75,7 @@ def arms(spec: SweepSpec) -> list[Arm]:
 
 def uses_prior(spec: SweepSpec, method: MethodName) -> bool:
     """Whether trials of `method` are given the sweep's prior."""
-    return spec.prior is not None and METHODS[method].prior != "unused"
+    return spec.prior is not None and METHODS[method].uses_prior
 
 
 def searched(spec: SweepSpec, arm: Arm) -> dict[str, SearchSpace]:
@@ -92,7 +92,7 @@ def count_trials(spec: SweepSpec) -> int:
     """How many trials the specification asks for, at most, without making them."""
     total = 1 if spec.prior is not None else 0
     for arm in arms(spec):
-        if METHODS[arm.entry.method].algorithm is None:
+        if not METHODS[arm.entry.method].trains:
             continue
         spaces = searched(spec, arm).values()
         grid = math.prod(space.size or 1 for space in spaces if not space.is_random)
@@ -176,7 +176,7 @@ def make_trials(spec: SweepSpec) -> list[tuple[TrialSpec, Arm | None]]:
     made = [
         (trial, arm)
         for arm in (arms(spec)[1:] if spec.search.is_adaptive else arms(spec))
-        if METHODS[arm.entry.method].algorithm is not None
+        if METHODS[arm.entry.method].trains
         for setting in _settings(spec, arm)
         for trial in (_trial(spec, arm, setting),)
     ]

@@ -29,21 +29,18 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pyarrow import fs as filesystems
 
-from rpg_algorithms.policies.bundle import (
-    CARD_FILE,
-    WEIGHTS_FILE,
-    PriorBundle,
-    load_bundle,
-    save_bundle,
-)
-from rpg_platform.search.judge import STOPPED_BY, Verdict
+from rpg_platform.results.report import STOPPED_BY, is_finished
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.storage.trial_state import STATE_FILE
+from rpg_platform.wording import suggestion
+
+if TYPE_CHECKING:
+    from rpg_algorithms.policies.bundle import PriorBundle
 
 FORMAT = 1
 SPEC_FILE, SOURCE_FILE, LOCK_FILE = "sweep.json", "sweep.yaml", "driver.lock"
@@ -79,7 +76,7 @@ class TrialState:
     @property
     def finished(self) -> bool:
         """Whether it was evaluated at the end of its budget."""
-        return bool(self.report.get("finished"))
+        return is_finished(self.report)
 
     @property
     def stopped(self) -> bool:
@@ -155,6 +152,8 @@ class SweepFolder:
         self.check_free()
         self._fs.create_dir(self._root, recursive=True)
         if prior is not None:
+            from rpg_algorithms.policies.bundle import save_bundle  # torch, which no reader of JSON files needs
+
             with tempfile.TemporaryDirectory() as folder:
                 save_bundle(folder, prior.build(), prior.card)
                 self._fs.create_dir(posixpath.join(self._root, PRIOR_FOLDER))
@@ -197,6 +196,8 @@ class SweepFolder:
         Raises:
             BundleError: it is damaged.
         """
+        from rpg_algorithms.policies.bundle import CARD_FILE, WEIGHTS_FILE, load_bundle
+
         if not self._exists(f"{PRIOR_FOLDER}/{CARD_FILE}"):
             return None
         with tempfile.TemporaryDirectory() as folder:
@@ -210,8 +211,6 @@ class SweepFolder:
 
     def _others(self) -> str:
         """The names of the sweeps that the storage does hold, as a hint."""
-        from rpg_platform.wording import suggestion
-
         selector = filesystems.FileSelector(posixpath.dirname(self._root), allow_not_found=True)
         names = [info.base_name for info in self._fs.get_file_info(selector) if info.type.name == "Directory"]
         return suggestion(self.name, [name for name in names if not name.startswith((".", "ml"))])
@@ -245,12 +244,12 @@ class SweepFolder:
         with ThreadPoolExecutor(_READERS) as pool:
             newest = pool.map(lambda found: self._newest(found, sizes), checkpoints.values())
             states = {trial_id: s for trial_id, s in zip(checkpoints, newest, strict=True) if s is not None}
-        ended = {each.group: each for each in self.verdicts() if not each.goes_on}
+        ended = {each["group"]: each for each in self.verdicts() if not each["goes_on"]}
         for trial_id, state in states.items():
             verdict = ended.get(trial_id.rpartition("-seed=")[0])
             # One that was ended but not saved at its rung or after goes on until there, and is ended again.
-            if verdict is not None and not state.finished and state.env_steps >= verdict.rung:
-                states[trial_id] = replace(state, report={**state.report, STOPPED_BY: verdict.by})
+            if verdict is not None and not state.finished and state.env_steps >= verdict["rung"]:
+                states[trial_id] = replace(state, report={**state.report, STOPPED_BY: verdict["by"]})
         return states
 
     def _newest(self, found: list[tuple[int, int, str]], sizes: Mapping[str, int]) -> TrialState | None:
@@ -276,13 +275,13 @@ class SweepFolder:
         """The settings that were proposed so far, in order."""
         return self._kept(_PROPOSAL)
 
-    def keep_verdict(self, verdict: Verdict) -> None:
-        """Makes a scheduler's verdict durable."""
-        self._keep(f"{_VERDICT}-{verdict.group}@{verdict.rung}", verdict.to_json())
+    def keep_verdict(self, verdict: Mapping[str, Any]) -> None:
+        """Makes a scheduler's verdict (``search.judge.Verdict``, as data) durable."""
+        self._keep(f"{_VERDICT}-{verdict['group']}@{verdict['rung']}", verdict)
 
-    def verdicts(self) -> list[Verdict]:
-        """The verdicts that were passed so far."""
-        return [Verdict.from_json(each) for each in self._kept(_VERDICT)]
+    def verdicts(self) -> list[Mapping[str, Any]]:
+        """The verdicts that were passed so far, as data."""
+        return self._kept(_VERDICT)
 
     def keep_generation(self, rung: int, generation: Mapping[str, Any]) -> None:
         """Makes durable what was decided of a population at a rung."""

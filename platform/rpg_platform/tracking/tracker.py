@@ -21,16 +21,22 @@ from uuid import uuid4
 import yaml
 from ray.tune import Callback
 
-from rpg_platform.results import table as report
-from rpg_platform.results.outcomes import Outcomes, RunStatus, outcomes_of
+from rpg_platform.results.endings import Outcomes, RunStatus, outcomes_of
 from rpg_platform.results.picture import tradeoff_png
-from rpg_platform.run.tune_trial import (
-    DROPPED_KEY,
-    checkpoint_address,
-    error_text,
+from rpg_platform.results.report import (
+    DROPPED,
+    FAILED,
+    FINISHED,
+    KL_ESTIMATED,
+    TrialResult,
     finite_metrics,
+    is_of_the_end,
+    is_stopped,
     report_step,
+    stopped_words,
 )
+from rpg_platform.results.rows import summarise
+from rpg_platform.results.table import rows_to_json, rows_to_markdown
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.task import task_label
 from rpg_platform.tracking.errors import without_login
@@ -49,6 +55,7 @@ from rpg_platform.tracking.sender import (
     write_identity,
 )
 from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError
+from rpg_platform.tracking.tune_trial import checkpoint_address, error_text
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -64,7 +71,6 @@ ParentStatus: TypeAlias = RunStatus
 Tell = Callable[[str], None]
 
 ARTIFACT_FOLDERS = ("bundle", "bundle_best", "evaluation", "config")
-_OF_THE_END = ("eval/", "eval_best/")  # figures of the final evaluation
 FINAL_PATIENCE_S = 30.0
 SILENT_PATIENCE_S = 3.0  # of which nothing is said
 
@@ -233,7 +239,7 @@ class MlflowTracker(Callback):
         """
         known = None if self._runs is None else self._runs.known.get(trial.trial_id)
         status = "KILLED" if state.stopped else "FINISHED"
-        said = {"outcome": report.stopped_words(state.report)} if state.stopped else {}
+        said = {"outcome": stopped_words(state.report)} if state.stopped else {}
         if known is not None and known.status == status:
             if said:
                 self._put(trial.trial_id, "tags", values=said)  # a run that was interrupted is killed too
@@ -246,7 +252,7 @@ class MlflowTracker(Callback):
         self._close_run(trial.trial_id, status, unless_finished=True)
 
     def finish(
-        self, results: Sequence[report.TrialResult], *, interrupted: bool = False, tell: Tell = logger.warning
+        self, results: Sequence[TrialResult], *, interrupted: bool = False, tell: Tell = logger.warning
     ) -> ParentStatus:
         """Closes the sweep: summary as artifacts, the true status, and a last, bounded wait for what is not sent yet.
 
@@ -330,7 +336,7 @@ class MlflowTracker(Callback):
         plan = {"trials": self._planned, "env_steps": steps, "each": list(self._trials.values())}
         self._put(PARENT, "text", text=json.dumps(plan, indent=1), path="plan.json")
 
-    def _close(self, results: Sequence[report.TrialResult], status: ParentStatus, outcomes: Outcomes) -> None:
+    def _close(self, results: Sequence[TrialResult], status: ParentStatus, outcomes: Outcomes) -> None:
         # Also what an earlier driver has opened and this one has not come to.
         for trial_id in sorted(self._open | (set(self._trials) if self._resume else set())):
             self._close_run(trial_id, outcomes.status_of(trial_id), if_running=trial_id not in self._open)
@@ -342,10 +348,10 @@ class MlflowTracker(Callback):
         finally:
             self._close_run(PARENT, status)
 
-    def _summarise(self, results: Sequence[report.TrialResult]) -> None:
-        rows = report.summarise(results)
-        self._put(PARENT, "text", text=report.rows_to_json(rows), path="summary/summary.json")
-        self._put(PARENT, "text", text=report.rows_to_markdown(rows), path="summary/summary.md")
+    def _summarise(self, results: Sequence[TrialResult]) -> None:
+        rows = summarise(results)
+        self._put(PARENT, "text", text=rows_to_json(rows), path="summary/summary.json")
+        self._put(PARENT, "text", text=rows_to_markdown(rows), path="summary/summary.md")
         best = next((row for row in rows if row.is_best), None)
         if best is not None:
             self._put(PARENT, "tags", values={"best_setting": best.setting})
@@ -396,8 +402,8 @@ class MlflowTracker(Callback):
     ) -> None:
         """Records one report; its final evaluation only once the policy that was evaluated is saved."""
         values, dropped = finite_metrics(result)
-        values = {key: value for key, value in values.items() if not key.startswith(_OF_THE_END)}
-        self._put_metrics(_trial_spec(trial)["trial_id"], values | {DROPPED_KEY: float(dropped)}, result)
+        values = {key: value for key, value in values.items() if not is_of_the_end(key)}
+        self._put_metrics(_trial_spec(trial)["trial_id"], values | {DROPPED: float(dropped)}, result)
 
     @_never_raises
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -409,21 +415,21 @@ class MlflowTracker(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Records the customised policy and closes the trial's run: finished, failed, or stopped before its end."""
         trial_id = _trial_spec(trial)["trial_id"]
-        estimated = (trial.last_result or {}).get("kl_to_prior_estimated")
+        estimated = (trial.last_result or {}).get(KL_ESTIMATED)
         if estimated is not None:
             self._put(trial_id, "tags", values={"kl_to_prior": "estimated" if estimated else "closed form"})
         last = trial.last_result or {}
-        values = {key: value for key, value in finite_metrics(last)[0].items() if key.startswith(_OF_THE_END)}
+        values = {key: value for key, value in finite_metrics(last)[0].items() if is_of_the_end(key)}
         if values:
             self._put_metrics(trial_id, values, last)
-        if "failed" in last:  # it gave up by itself, and Tune counts that as an end
-            self._put(trial_id, "tags", values={"error": last["failed"]})
+        if FAILED in last:  # it gave up by itself, and Tune counts that as an end
+            self._put(trial_id, "tags", values={"error": last[FAILED]})
             self._close_run(trial_id, "FAILED")
             return
-        if report.is_stopped(last):
-            self._put(trial_id, "tags", values={"outcome": report.stopped_words(last)})
+        if is_stopped(last):
+            self._put(trial_id, "tags", values={"outcome": stopped_words(last)})
         self._put_bundle(trial_id, trial)
-        self._close_run(trial_id, "KILLED" if last.get("finished") is False else "FINISHED")
+        self._close_run(trial_id, "KILLED" if last.get(FINISHED) is False else "FINISHED")
 
     @_never_raises
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pyarrow.fs import LocalFileSystem
 from ray import tune
@@ -21,7 +21,6 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 import rpg_algorithms
 import rpg_platform
-from rpg_algorithms import RPGConfig, SPGConfig
 from rpg_algorithms.addons import part_names
 from rpg_algorithms.policies.bundle import PriorBundle, PriorCard, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork
@@ -30,8 +29,9 @@ from rpg_algorithms.rllib.rollout import NonFiniteError
 from rpg_platform.evaluation.episode_file import EvaluatedPolicy, Which, write_episodes
 from rpg_platform.evaluation.play import as_card_returns, as_metrics, evaluate_both
 from rpg_platform.evaluation.validation import Validation
+from rpg_platform.results.report import BEST, ENV_STEPS, ENV_STEPS_PER_S, FAILED, FINISHED, KL_ESTIMATED
 from rpg_platform.run.disk_guard import checkpoint_bytes, checkpoint_room, parameters
-from rpg_platform.spec.methods import METHODS, algorithm_weights
+from rpg_platform.spec.methods import METHODS, training_arguments
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.spec.task import task_label
 from rpg_platform.storage.trial_state import read_state, write_state
@@ -39,7 +39,7 @@ from rpg_platform.tasks.environments import make_env, register
 from rpg_platform.tasks.task import Task, get_task
 
 if TYPE_CHECKING:
-    from rpg_algorithms import SPG
+    from rpg_algorithms import SPG, SPGConfig
 
 REPORTS_PER_TRIAL = 200
 _STEPS = "num_env_steps_sampled_lifetime"
@@ -51,7 +51,7 @@ _LEARNER_KEYS = {
     "reward_prior_term": "reward_prior_term",
     "reward_entropy_term": "reward_entropy_term",
     "kl_to_prior": "kl_to_prior",
-    "kl_to_prior_estimated": "kl_to_prior_estimated",
+    "kl_to_prior_estimated": KL_ESTIMATED,
     "entropy": "entropy",
     "clip_fraction": "clip_fraction",
     "approx_kl": "approx_kl",
@@ -69,7 +69,7 @@ _EPISODE_KEYS = {
 }
 
 
-def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) -> SPGConfig | RPGConfig:
+def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) -> SPGConfig:
     """The RLlib configuration that a trial trains with.
 
     Args:
@@ -80,11 +80,9 @@ def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) ->
     Raises:
         ValueError: the method trains nothing, or a setting does not fit.
     """
-    kind, weights = algorithm_weights(trial.method, trial.weights)
-    if kind is None:
-        raise ValueError(f"method={trial.method!r} trains nothing")
+    weights = training_arguments(trial.method, trial.weights)
     settings, resources = trial.training, trial.resources
-    config: SPGConfig | RPGConfig = RPGConfig() if kind == "rpg" else SPGConfig()
+    config: SPGConfig = METHODS[trial.method].make_config()
     envs = resources.envs_per_runner * max(1, resources.env_runners)
     config.environment(register(task))
     config.env_runners(num_env_runners=resources.env_runners, num_envs_per_env_runner=resources.envs_per_runner)
@@ -94,9 +92,8 @@ def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) ->
     # Environments that raise are made anew; so is the process of an env runner that died, without a minute's pause.
     config.fault_tolerance(restart_failed_sub_environments=True, delay_between_env_runner_restarts_s=1.0)
     config.debugging(seed=trial.seed, log_level="ERROR")
-    arguments: dict[str, Any] = dict(weights)
     config.training(
-        **arguments,
+        **cast(dict[str, Any], weights),
         prior=prior,
         start_from_prior=settings.start_from_prior,
         critic_warmup_iterations=settings.critic_warmup_iterations,
@@ -143,7 +140,7 @@ class CustomizationTrial(tune.Trainable):
             checkpoints: trial id → checkpoint to go on from, a local path or a URI.
         """
         self.trial = TrialSpec.model_validate(config["trial"])
-        self._given_prior = prior if METHODS[self.trial.method].prior != "unused" else None
+        self._given_prior = prior if METHODS[self.trial.method].uses_prior else None
         self._checkpoint = (checkpoints or {}).get(self.trial.trial_id)
         self._evaluated: dict[Which, EvaluatedPolicy] = {}
         self._env_steps = 0
@@ -172,7 +169,7 @@ class CustomizationTrial(tune.Trainable):
             self.prior_network,
             self.trial.rungs,
         )
-        if METHODS[self.trial.method].algorithm is not None:
+        if METHODS[self.trial.method].trains:
             built = algorithm_config(self.trial, self.task, self.prior)
             assert built.algo_class is not None
             self.algo = built.algo_class(config=built, storage=self._storage)
@@ -196,9 +193,9 @@ class CustomizationTrial(tune.Trainable):
         try:
             report = self._report(self._train())
         except NonFiniteError as error:  # it would come again from the last checkpoint: this trial alone ends
-            self._last_report = self._report({}) | {"done": True, "failed": f"NonFiniteError: {error}"}
+            self._last_report = self._report({}) | {"done": True, FAILED: f"NonFiniteError: {error}"}
             return self._last_report
-        report["env_steps_per_s"] = (self._env_steps - before) / (time.perf_counter() - started)
+        report[ENV_STEPS_PER_S] = (self._env_steps - before) / (time.perf_counter() - started)
         every = self.trial.checkpoint.every_env_steps
         report["should_checkpoint"] = every is not None and self._env_steps // every > before // every
         if self.algo is not None and self._validation.due(before, self._env_steps):
@@ -206,7 +203,7 @@ class CustomizationTrial(tune.Trainable):
         report |= self._validation.at_rungs()
         if self.algo is None or self._env_steps >= self.trial.env_steps:
             report |= self._evaluate()
-            report |= {"done": True, "finished": True}
+            report |= {"done": True, FINISHED: True}
         self._last_report = report
         return report
 
@@ -235,7 +232,7 @@ class CustomizationTrial(tune.Trainable):
         return max(1, math.ceil(self.trial.env_steps / per_iteration / REPORTS_PER_TRIAL))
 
     def _report(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        report: dict[str, Any] = {"env_steps": float(self._env_steps), "done": False, "finished": False}
+        report: dict[str, Any] = {ENV_STEPS: float(self._env_steps), "done": False, FINISHED: False}
         report["code"] = running_code()
         learner = result.get("learners", {}).get(DEFAULT_MODULE_ID, {})
         episodes = result.get("env_runners", {})
@@ -255,8 +252,8 @@ class CustomizationTrial(tune.Trainable):
         if best is not None:
             is_final = best.env_steps == self._env_steps
             self._evaluated["best"] = self._evaluated["final"] if is_final else self._play(best.network, best.env_steps)
-            metrics |= as_metrics(self._evaluated["best"].results, "eval_best")
-            metrics["eval_best/env_steps"] = float(best.env_steps)
+            metrics |= as_metrics(self._evaluated["best"].results, BEST)
+            metrics[f"{BEST}/{ENV_STEPS}"] = float(best.env_steps)
         return metrics
 
     def _play(self, policy: PolicyNetwork, env_steps: int) -> EvaluatedPolicy:
@@ -302,7 +299,7 @@ class CustomizationTrial(tune.Trainable):
         return storage.storage_fs_path if is_local else None
 
     def _write_checkpoint(self, folder: Path) -> None:
-        if "failed" in self._last_report:  # nothing of it is worth keeping; the checkpoint before is
+        if FAILED in self._last_report:  # nothing of it is worth keeping; the checkpoint before is
             write_state(folder, self._env_steps, self._last_report)
             return
         if self.algo is not None:

@@ -11,15 +11,8 @@ import pytest
 import torch
 
 from rpg_algorithms.policies.network import PolicyNetwork, spec_for_spaces
-from rpg_platform.evaluation.play import (
-    MEASURES,
-    Episodes,
-    Mode,
-    as_card_returns,
-    as_metrics,
-    evaluate,
-    evaluate_both,
-)
+from rpg_platform.evaluation.play import MEASURES, Episodes, as_card_returns, as_metrics, evaluate, evaluate_both
+from rpg_platform.results.report import Mode
 from rpg_platform.tasks.environments import make_env
 from rpg_platform.tasks.task import (
     Linear,

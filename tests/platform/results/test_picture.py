@@ -12,8 +12,8 @@ import pytest
 from tests.platform.results.test_table import evaluated, trials_of
 
 from rpg_platform.results.picture import MOST_NUMBERED, tradeoff_png
+from rpg_platform.results.report import TrialResult
 from rpg_platform.results.rows import Row, summarise
-from rpg_platform.results.table import TrialResult
 from rpg_platform.spec.sections import Objective
 
 GOLD = (255, 215, 0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.platform.results.test_table import evaluated, text_of, trials_of
 
+from rpg_platform.results.report import TrialResult
 from rpg_platform.results.rows import Row, summarise
 from rpg_platform.results.statistics import (
     bootstrap_interval,
@@ -19,7 +20,7 @@ from rpg_platform.results.statistics import (
     mean,
     probability_of_improvement,
 )
-from rpg_platform.results.table import TrialResult, rows_to_json, rows_to_markdown
+from rpg_platform.results.table import rows_to_json, rows_to_markdown
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import TrialSpec
 

@@ -12,16 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rpg_platform.results.table import (
-    Mode,
-    Row,
-    TrialResult,
-    is_finished,
-    render_table,
-    rows_to_json,
-    rows_to_markdown,
-    summarise,
-)
+from rpg_platform.results.report import Mode, TrialResult, is_finished
+from rpg_platform.results.rows import Row, summarise
+from rpg_platform.results.table import render_table, rows_to_json, rows_to_markdown
 from rpg_platform.spec.plan import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 

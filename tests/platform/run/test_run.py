@@ -27,7 +27,7 @@ from rpg_platform.bundles import resolve_prior
 from rpg_platform.cli.main import app
 from rpg_platform.evaluation.episode_file import read_episodes
 from rpg_platform.planning.cluster import CapacityError
-from rpg_platform.results.table import summarise
+from rpg_platform.results.rows import summarise
 from rpg_platform.run.run import (
     SweepError,
     SweepOutcome,

@@ -10,10 +10,11 @@ import pytest
 from ray import tune
 from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
 
+from rpg_platform.results.endings import outcomes_of
 from rpg_platform.results.leader import Standing
-from rpg_platform.results.outcomes import outcomes_of
-from rpg_platform.results.rows import TrialResult, is_finished, is_stopped
-from rpg_platform.results.table import render_table, rows_to_markdown, summarise
+from rpg_platform.results.report import TrialResult, is_finished, is_stopped
+from rpg_platform.results.rows import summarise
+from rpg_platform.results.table import render_table, rows_to_markdown
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.search.start import SearchRun
 from rpg_platform.spec.extension import ResumeError, extended

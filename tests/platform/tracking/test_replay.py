@@ -18,7 +18,7 @@ from tests.platform.proxy import Proxy
 from typer.testing import CliRunner, Result
 
 from rpg_platform.cli.main import app
-from rpg_platform.run.tune_trial import finite_metrics
+from rpg_platform.results.report import finite_metrics
 from rpg_platform.spec.plan import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.tracking.replay import replay

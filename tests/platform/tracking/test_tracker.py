@@ -22,8 +22,7 @@ import pytest
 from mlflow.entities import Run
 from ray import tune
 
-from rpg_platform.results.table import TrialResult
-from rpg_platform.run.tune_trial import finite_metrics
+from rpg_platform.results.report import TrialResult, finite_metrics
 from rpg_platform.spec.plan import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.tracking.run_tags import git_tags

@@ -18,7 +18,8 @@ from rpg_algorithms import RPGConfig, SPGConfig, load_bundle
 from rpg_algorithms.policies.bundle import PriorBundle
 from rpg_platform.bundles import resolve_prior
 from rpg_platform.evaluation.episode_file import read_episodes
-from rpg_platform.evaluation.play import MEASURES, MODES, evaluate_both
+from rpg_platform.evaluation.play import MEASURES, evaluate_both
+from rpg_platform.results.report import MODES
 from rpg_platform.spec.methods import METHODS, MethodName
 from rpg_platform.spec.plan import expand
 from rpg_platform.spec.sweep import StartFrom, SweepSpec, TrialSpec
@@ -54,7 +55,7 @@ def trial_spec(method: MethodName, **changes: Any) -> TrialSpec:
     raw: dict[str, Any] = {
         "name": "small",
         "task": "halfcheetah-foot-angle",
-        "prior": None if METHODS[method].prior == "unused" else PRIOR,
+        "prior": None if not METHODS[method].uses_prior else PRIOR,
         "algorithm": "greedy" if method == "prior" else method,
         "weights": WEIGHTS[method],
         "budget": {"env_steps": 2 * STEPS_PER_ITERATION},
@@ -123,7 +124,7 @@ def test_method_trains_reports_and_leaves_a_bundle(
         assert last[f"eval/{mode}/addon_return_mean"] == pytest.approx(
             -10 * 1000 * last[f"eval/{mode}/task_metric_mean"]
         )
-    with_prior = METHODS[method].prior != "unused"
+    with_prior = METHODS[method].uses_prior
     assert math.isfinite(last["eval/kl_to_prior"]) == with_prior
     if iterations:
         check_training_report(method, last, with_prior)
@@ -169,7 +170,7 @@ def check_training_report(method: MethodName, last: dict[str, Any], with_prior: 
         assert math.isfinite(last[name]), name
     assert last["learning_rate"] == pytest.approx(0.0, abs=4e-4)
     assert ("kl_to_prior" in last) == with_prior
-    rewarded = METHODS[method].algorithm == "rpg"
+    rewarded = METHODS[method].config == "rpg_algorithms:RPGConfig"
     assert ("reward_prior_term" in last) == rewarded
     if rewarded:
         assert (last["reward_prior_term"] == 0) == (method == "greedy")
@@ -178,7 +179,7 @@ def check_training_report(method: MethodName, last: dict[str, Any], with_prior: 
     assert (last["reward_addon_term"] == 0) == (method in ("spg", "ppo", "repeat-entropy"))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].algorithm is not None])
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].trains])
 def test_configuration_is_the_specification(method: MethodName, prior: PriorBundle) -> None:
     trial = trial_spec(
         method,
@@ -188,10 +189,10 @@ def test_configuration_is_the_specification(method: MethodName, prior: PriorBund
         budget={"env_steps": 4096},
         seeds=[5],
     )
-    with_prior = METHODS[method].prior != "unused"
+    with_prior = METHODS[method].uses_prior
     config = algorithm_config(trial, get_task(trial.task), prior if with_prior else None)
     config.validate()
-    assert type(config) is (RPGConfig if METHODS[method].algorithm == "rpg" else SPGConfig)
+    assert type(config) is (RPGConfig if METHODS[method].config == "rpg_algorithms:RPGConfig" else SPGConfig)
     assert config.lr == [[0, 2e-4], [4096, 0.0]]
     found = {
         name: getattr(config, name) for name in ("gamma", "lambda_", "clip_param", "grad_clip", "num_epochs", "seed")

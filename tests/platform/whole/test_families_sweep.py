@@ -13,12 +13,8 @@ import pytest
 from rich.console import Console
 
 from rpg_algorithms.policies.bundle import load_bundle
-from rpg_platform.results.table import (
-    render_table,
-    rows_to_json,
-    rows_to_markdown,
-    summarise,
-)
+from rpg_platform.results.rows import summarise
+from rpg_platform.results.table import render_table, rows_to_json, rows_to_markdown
 from rpg_platform.run.run import run_sweep
 from rpg_platform.spec.yaml_file import load_spec
 

@@ -20,7 +20,7 @@ import yaml
 from tests.platform import own_tasks
 from tests.platform.conftest import MlflowServer, free_port
 
-from rpg_platform.run.tune_trial import finite_metrics
+from rpg_platform.results.report import finite_metrics
 from rpg_platform.spec.plan import expand
 from rpg_platform.storage.sweep_folder import SweepFolder
 

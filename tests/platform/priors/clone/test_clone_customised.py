@@ -19,9 +19,10 @@ from tests.platform.priors.clone.demonstrators import (
 from rpg_algorithms import RPGConfig
 from rpg_algorithms.policies.bundle import PriorBundle, load_bundle
 from rpg_algorithms.policies.network import PolicyNetwork
-from rpg_platform.evaluation.play import Episodes, Mode, evaluate_both
+from rpg_platform.evaluation.play import Episodes, evaluate_both
 from rpg_platform.priors.clone.clone import CloneSettings, clone_prior
 from rpg_platform.priors.environment import bare_task
+from rpg_platform.results.report import Mode
 from rpg_platform.tasks.environments import register
 from rpg_platform.tasks.task import Linear, Task, get_task
 

@@ -1,0 +1,190 @@
+"""A trial's report: its keys, its endings, and the one reader of it.
+
+A trial reports a flat mapping of floats some 200 times, and once more when it ends (docs/architecture.md lists the
+keys). Whoever needs a figure of it asks here, so that no other module spells a key. Free of Ray, torch and MLflow.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeAlias
+
+from rpg_platform.spec.measures import BY_NAME, MEASURES
+from rpg_platform.spec.sweep import TrialSpec
+
+Report: TypeAlias = Mapping[str, Any]
+TrialResult: TypeAlias = tuple[TrialSpec, Report | None, str | None]
+"""A trial, its last report (None: it made none) and its error (None: it did not fail)."""
+
+Mode: TypeAlias = Literal["deterministic", "sampled"]
+MODES: tuple[Mode, ...] = ("deterministic", "sampled")
+
+# ---- keys ----------------------------------------------------------------------------------------
+ENV_STEPS = "env_steps"
+ENV_STEPS_PER_S = "env_steps_per_s"
+KL_ESTIMATED = "kl_to_prior_estimated"
+FINISHED = "finished"
+"""True in the last report of a trial that ran to its end and was evaluated."""
+FAILED = "failed"
+"""In the last report of a trial that gave up: why."""
+STOPPED_BY = "stopped_by"
+"""In the last report of a trial that a scheduler ended early: which scheduler."""
+
+FINAL: Final = "eval"
+BEST: Final = "eval_best"
+VALIDATION: Final = "validation"
+"""Where a report has the final policy's evaluation, the best checkpoint's, and the latest validation."""
+RUNG = "rung"
+"""Prefix of the figures at rungs: ``rung/<env steps>/<measure>``, and the prior's ``rung/prior/<measure>``."""
+
+Where: TypeAlias = Literal["eval", "eval_best", "validation"]
+Ending: TypeAlias = Literal["finished", "stopped", "failed", "unfinished"]
+"""How a trial ended: evaluated at its end; ended early by a scheduler; with an error; or not at all so far."""
+
+
+def mean_key(where: str, mode: Mode, measure: str) -> str:
+    """The key of a measure's mean over episodes, e.g. ``eval/sampled/total_return_mean``.
+
+    Args:
+        where: ``FINAL``, ``BEST`` or ``VALIDATION``.
+        mode: of the policy; a measure of the sampled policy alone has a key without it.
+        measure: a name in ``MEASURES``, or ``addon/<name>_return`` of one of several add-on rewards.
+    """
+    known = BY_NAME.get(measure)
+    return f"{where}/{mode}/{measure}_mean" if known is None or known.per_mode else f"{where}/{measure}"
+
+
+def std_key(where: str, mode: Mode, measure: str) -> str:
+    """The key of a measure's standard deviation over episodes."""
+    return f"{where}/{mode}/{measure}_std"
+
+
+# ---- reading -------------------------------------------------------------------------------------
+def number(report: Report, key: str) -> float:
+    """A figure of a report; NaN where the report lacks it."""
+    value = report.get(key)
+    return math.nan if value is None else float(value)
+
+
+def env_steps(report: Report) -> float:
+    """Env steps that the trial had trained; NaN where the report does not say."""
+    return number(report, ENV_STEPS)
+
+
+def figures(report: Report, where: Where, mode: Mode) -> dict[str, float]:
+    """The measures of an evaluation by name, NaN where the report lacks one."""
+    return {measure.name: number(report, mean_key(where, mode, measure.name)) for measure in MEASURES}
+
+
+def finite_figures(report: Report, where: Where, mode: Mode) -> dict[str, float]:
+    """The finite measures of an evaluation by name; empty where the report has no such evaluation."""
+    return {name: value for name, value in figures(report, where, mode).items() if math.isfinite(value)}
+
+
+def addon_names(report: Report, where: Where, mode: Mode) -> list[str]:
+    """Names of a task's several add-on rewards; none where there is one."""
+    start, end = f"{where}/{mode}/addon/", "_return_mean"
+    found = (key for key in report if key.startswith(start) and key.endswith(end))
+    return [key.removeprefix(start).removesuffix(end) for key in found]
+
+
+def has_best(report: Report) -> bool:
+    """Whether the report has the evaluation of a best checkpoint."""
+    return f"{BEST}/{ENV_STEPS}" in report
+
+
+def at_rung(report: Report, where: int | Literal["prior"]) -> dict[str, float]:
+    """The validation figures that a report has of a rung (env steps), or of the prior."""
+    prefix = f"{RUNG}/{where}/"
+    return {key.removeprefix(prefix): float(value) for key, value in report.items() if key.startswith(prefix)}
+
+
+def rungs_passed(report: Report) -> set[int]:
+    """The rungs of which a report has figures, env steps."""
+    places = (key.split("/")[1] for key in report if key.startswith(f"{RUNG}/"))
+    return {int(place) for place in places if place != "prior"}
+
+
+# ---- endings -------------------------------------------------------------------------------------
+def is_finished(report: Report | None, error: str | None = None) -> bool:
+    """Whether a trial ran to its end: it has no error, and its last report has the final evaluation."""
+    if error is not None or report is None:
+        return False
+    return bool(report.get(FINISHED)) or mean_key(FINAL, "deterministic", "total_return") in report
+
+
+def is_stopped(report: Report | None) -> bool:
+    """Whether a scheduler ended a trial early: it neither finished nor failed."""
+    return report is not None and STOPPED_BY in report and not is_finished(report)
+
+
+def ending(report: Report | None, error: str | None = None) -> Ending:
+    """How a trial ended, by its last report and its error."""
+    if error is not None or FAILED in (report or {}):
+        return "failed"
+    if is_finished(report):
+        return "finished"
+    return "stopped" if is_stopped(report) else "unfinished"
+
+
+def is_over(report: Report | None) -> bool:
+    """Whether nothing is left to do of a trial that reported this last: it finished or was ended early."""
+    return is_finished(report) or is_stopped(report)
+
+
+def stopped_words(report: Report) -> str:
+    """Which scheduler ended a trial early, and when."""
+    return f"stopped by {report[STOPPED_BY]} at {env_steps(report):,.0f} env steps"
+
+
+# ---- what MLflow holds of it ---------------------------------------------------------------------
+DROPPED = "dropped_nonfinite"
+_AT_THE_END = (f"{FINAL}/", f"{BEST}/")
+# Tune's own entries, and what is no figure of the trial; `time_total_s` is kept.
+_TUNES_OWN = """timestamp date pid hostname node_ip trial_id config done should_checkpoint iterations_since_restore
+    time_since_restore timesteps_since_restore time_this_iter_s training_iteration timesteps_total episodes_total
+    checkpoint_dir_name"""
+_NOT_METRICS = {*_TUNES_OWN.split(), ENV_STEPS, FINISHED, FAILED, DROPPED}
+
+
+def finite_metrics(report: Report, prefix: str = "") -> tuple[dict[str, float], int]:
+    """The figures of a report that MLflow can hold.
+
+    Args:
+        report: a report; nested mappings give ``outer/inner``. Tune's own entries, figures at rungs (MLflow has them
+            once, under ``validation/``) and what is no number are left out.
+        prefix: of the keys.
+
+    Returns:
+        The finite figures, and how many were NaN or infinite.
+    """
+    values: dict[str, float] = {}
+    dropped = 0
+    for key, value in report.items():
+        if not prefix and (key in _NOT_METRICS or key.startswith(f"{RUNG}/")):
+            continue
+        if isinstance(value, Mapping):
+            inner, inner_dropped = finite_metrics(value, f"{prefix}{key}/")
+            values |= inner
+            dropped += inner_dropped
+        elif not isinstance(value, bool) and isinstance(value, numbers.Real):
+            if math.isfinite(value):
+                values[prefix + key] = float(value)
+            else:
+                dropped += 1
+    return values, dropped
+
+
+def is_of_the_end(key: str) -> bool:
+    """Whether a metric is of the evaluation at a trial's end."""
+    return key.startswith(_AT_THE_END)
+
+
+def report_step(report: Report) -> int:
+    """The step at which MLflow records a report: its env steps or, where it lacks them, its iteration."""
+    step = report.get(ENV_STEPS)
+    if step is None or not math.isfinite(step):
+        step = report.get("training_iteration", 0)
+    return int(step)
