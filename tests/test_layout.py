@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,6 +173,16 @@ def test_a_sweep_is_read_without_ray(module: Path) -> None:
 def test_the_lists_of_modules_name_some() -> None:
     assert {path.parts[0] for path in PURE_MODULES} == set(PURE_MAY_IMPORT)
     assert Path("spec/yaml_file.py") in PLATFORM_WITHOUT_RAY
+
+
+def test_tests_take_nothing_from_other_tests() -> None:
+    """Pytest runs a module of tests, and a conftest, by itself; what several need stands in a module beside them."""
+    taken = {
+        str(path.relative_to(ROOT)): wrong
+        for path in (ROOT / "tests").rglob("*.py")
+        if (wrong := {n for n in imports_of(path.read_text()) if re.match(r"tests\b.*\.(test_|conftest)", n)})
+    }
+    assert taken == {}
 
 
 def test_files_are_short() -> None:

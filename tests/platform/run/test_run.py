@@ -41,7 +41,7 @@ from rpg_platform.tracking.runs import default_tracking_uri
 from rpg_platform.trial.trainable import running_code
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import TrackedSweep
+    from tests.platform.servers import TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ray import tune
+from tests.platform.trial.small import PRIOR, STEPS_PER_ITERATION, WEIGHTS, trial_spec
 
 import rpg_platform
 from rpg_algorithms import RPGConfig, SPGConfig, load_bundle
@@ -20,8 +21,7 @@ from rpg_platform.bundles import resolve_prior
 from rpg_platform.evaluation.episode_file import read_episodes
 from rpg_platform.evaluation.play import MEASURES, MODES, evaluate_both
 from rpg_platform.spec.methods import METHODS, MethodName
-from rpg_platform.spec.plan import expand
-from rpg_platform.spec.sweep import StartFrom, SweepSpec, TrialSpec
+from rpg_platform.spec.sweep import StartFrom, TrialSpec
 from rpg_platform.storage.trial_state import read_state
 from rpg_platform.tasks.environments import make_env
 from rpg_platform.tasks.task import get_task
@@ -32,38 +32,9 @@ from rpg_platform.trial.trainable import (
     running_code,
 )
 
-PRIOR = "halfcheetah-spg"
-STEPS_PER_ITERATION = 8 * 64
-WEIGHTS: dict[MethodName, dict[str, float]] = {
-    "rpg": {"omega_prime": 0.1, "alpha_hat": 0.02},
-    "kl": {"kl_coefficient": 0.1},
-    "greedy": {},
-    "full": {"alpha": 0.02},
-    "spg": {"alpha": 0.1},
-    "ppo": {},
-    "repeat-entropy": {"alpha": 0.1},
-    "prior": {},
-}
 # What the card of the policy says of its alpha: the entropy temperature that it was trained at.
 ALPHA = {"rpg": 0.02, "kl": 0.1, "greedy": None, "full": 0.02, "spg": 0.1, "ppo": None, "repeat-entropy": 0.1}
 Make = Callable[[TrialSpec], CustomizationTrial]
-
-
-def trial_spec(method: MethodName, **changes: Any) -> TrialSpec:
-    """The one trial of ``method`` in a sweep of two iterations."""
-    raw: dict[str, Any] = {
-        "name": "small",
-        "task": "halfcheetah-foot-angle",
-        "prior": None if METHODS[method].prior == "unused" else PRIOR,
-        "algorithm": "greedy" if method == "prior" else method,
-        "weights": WEIGHTS[method],
-        "budget": {"env_steps": 2 * STEPS_PER_ITERATION},
-        "training": {"rollout_length": 64, "minibatch_size": 128, "num_epochs": 2, "critic_warmup_iterations": 1},
-        "evaluation": {"episodes": 2, "validations": 0},
-    }
-    spec = SweepSpec.model_validate(raw | changes)
-    [trial] = [each for each in expand(spec) if each.method == method]
-    return trial
 
 
 @pytest.fixture(scope="module")
