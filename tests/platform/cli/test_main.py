@@ -210,7 +210,7 @@ def test_refusing_imports_nothing_slow(tmp_path: Path) -> None:
     """What makes a refusal fast, and proves that Ray was not started."""
     code = (
         "import sys\n"
-        "from rpg_platform.cli import main\n"
+        "from rpg_platform.cli.main import main\n"
         "try:\n"
         "    main()\n"
         "except SystemExit:\n"
