@@ -107,7 +107,7 @@ def test_the_wheel_has_the_shipped_priors(wheel: Path) -> None:
 def test_the_wheel_says_what_it_is(wheel: Path, pyproject: dict[str, Any]) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (entry_points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-        assert "rpg = rpg_platform.cli:main" in archive.read(entry_points).decode().splitlines()
+        assert "rpg = rpg_platform.cli.main:main" in archive.read(entry_points).decode().splitlines()
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
     assert wheel.name.startswith(f"residual_policy_gradient-{pyproject['project']['version']}-py3-none-any")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from tests.platform.cli.test_main import rpg
+from tests.platform.commands import rpg
 from typer.testing import CliRunner
 
 from rpg_platform.cli.main import app

@@ -14,33 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tests.platform.commands import ROOT, rpg
 
 import rpg_platform
 from rpg_platform.bundles import SHIPPED
 from rpg_platform.cli.main import app
 from rpg_platform.tasks.task import TASKS
 
-ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = (
     *("plan", "sweep", "resume", "extend", "train", "status", "evaluate", "tasks", "priors", "clone", "export"),
     *("promote", "track", "ui"),
 )
 PRIOR, TASK = "halfcheetah-spg", "halfcheetah-foot-angle"
-
-
-def rpg(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    """``rpg <arguments>``; never a traceback, and nothing but the result on standard output."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "rpg_platform.cli", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each), "COLUMNS": "160"} | env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "Traceback" not in ended.stderr, ended.stderr
-    return ended
 
 
 def refused(*arguments: str, cwd: Path = ROOT) -> str:
@@ -225,7 +210,7 @@ def test_refusing_imports_nothing_slow(tmp_path: Path) -> None:
     """What makes a refusal fast, and proves that Ray was not started."""
     code = (
         "import sys\n"
-        "from rpg_platform.cli import main\n"
+        "from rpg_platform.cli.main import main\n"
         "try:\n"
         "    main()\n"
         "except SystemExit:\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import onnx
 import pytest
-from tests.algorithms.policies.test_numpy_policy import make_network
+from tests.algorithms.policies.networks import make_network
 from tests.platform.export.bundles import bundle_of
 
 from rpg_algorithms.policies.bundle import load_card

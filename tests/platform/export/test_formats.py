@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.algorithms.policies.test_graph import CASES as OPERATIONS
-from tests.algorithms.policies.test_graph import D as GRAPH_D
-from tests.algorithms.policies.test_numpy_policy import FAMILIES, NORMALISERS, make_network
+from tests.algorithms.policies.graph_cases import CASES as OPERATIONS
+from tests.algorithms.policies.graph_cases import D as GRAPH_D
+from tests.algorithms.policies.networks import FAMILIES, NORMALISERS, make_network
 from tests.platform.export.bundles import OURS, bundle_of, run_elsewhere
 
 from rpg_algorithms import NetworkSpec, PolicyNetwork

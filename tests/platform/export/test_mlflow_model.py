@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from mlflow.exceptions import MlflowException
-from tests.algorithms.policies.test_numpy_policy import FAMILIES, make_network
+from tests.algorithms.policies.networks import FAMILIES, make_network
 from tests.platform.export.bundles import OURS, bundle_of, run_elsewhere
 
 from rpg_algorithms.policies.bundle import load_bundle

@@ -12,9 +12,9 @@ import pytest
 from mlflow import MlflowClient
 from ray import tune
 from rich.console import Console
-from tests.algorithms.policies.test_numpy_policy import make_network
-from tests.platform.conftest import MlflowServer, read_sweep
+from tests.algorithms.policies.networks import make_network
 from tests.platform.export.bundles import bundle_of
+from tests.platform.servers import MlflowServer, read_sweep
 
 from rpg_algorithms.policies.bundle import load_bundle, load_card
 from rpg_platform.bundles import SHIPPED, resolve_prior

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
-from tests.platform.results.test_table import evaluated, trials_of
+from tests.platform.results.trials import evaluated, trials_of
 
 from rpg_platform.results.picture import MOST_NUMBERED, tradeoff_png
 from rpg_platform.results.report import TrialResult

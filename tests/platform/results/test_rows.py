@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.platform.results.test_table import evaluated, text_of, trials_of
+from tests.platform.results.trials import evaluated, text_of, trials_of
 
 from rpg_platform.results.report import TrialResult
 from rpg_platform.results.rows import Row, summarise

@@ -7,42 +7,14 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
-from rich.console import Console
+from tests.platform.results.trials import evaluated, text_of, trials_of
 
-from rpg_platform.results.report import Mode, TrialResult, is_finished
-from rpg_platform.results.rows import Row, summarise
-from rpg_platform.results.table import render_table, rows_to_json, rows_to_markdown
-from rpg_platform.spec.plan import expand
-from rpg_platform.spec.sweep import SweepSpec, TrialSpec
-
-FIGURES = ("basic_return", "addon_return", "total_return", "episode_length", "task_metric")
-
-
-def trials_of(**changes: Any) -> dict[str, TrialSpec]:
-    """The trials of a sweep with a prior, two weights and two seeds, by id."""
-    raw = {
-        "name": "toy",
-        "task": "halfcheetah-foot-angle",
-        "prior": "/priors/mine",
-        "algorithm": "rpg",
-        "weights": {"omega_prime": {"grid": [0.05, 0.1]}, "alpha_hat": 0.02},
-        "seeds": [0, 1],
-        "budget": {"env_steps": 200_000},
-    }
-    return {trial.trial_id: trial for trial in expand(SweepSpec.model_validate(raw | changes))}
-
-
-def evaluated(basic: float, addon: float, *, kl: float = 1.5, std: float = 7.0, metric: float = 0.2) -> dict[str, Any]:
-    """A last report whose sampled figures are ten below the deterministic ones."""
-    report: dict[str, Any] = {"env_steps": 200_000.0, "done": True, "eval/kl_to_prior": kl}
-    for mode, less in (("deterministic", 0.0), ("sampled", 10.0)):
-        values = (basic - less, addon - less, basic + addon - 2 * less, 1000.0, metric)
-        for name, value in zip(FIGURES, values, strict=True):
-            report |= {f"eval/{mode}/{name}_mean": value, f"eval/{mode}/{name}_std": std}
-    return report
+from rpg_platform.results.report import TrialResult, is_finished
+from rpg_platform.results.rows import summarise
+from rpg_platform.results.table import rows_to_json, rows_to_markdown
+from rpg_platform.spec.sweep import TrialSpec
 
 
 @pytest.fixture
@@ -64,13 +36,6 @@ def results(trials: Mapping[str, TrialSpec]) -> list[TrialResult]:
         (trials[small[0]], evaluated(4000.0, -200.0, kl=1.0), None),
         (trials[small[1]], evaluated(4200.0, -200.0, kl=2.0), None),
     ]
-
-
-def text_of(rows: list[Row], width: int, mode: Mode | None = None) -> str:
-    console = Console(width=width, force_terminal=False, color_system=None)
-    with console.capture() as capture:
-        console.print(render_table(rows, mode=mode))
-    return capture.get()
 
 
 def test_best_total_comes_first(results: list[TrialResult]) -> None:

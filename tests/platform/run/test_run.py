@@ -41,7 +41,7 @@ from rpg_platform.tracking.runs import default_tracking_uri
 from rpg_platform.trial.trainable import running_code
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import TrackedSweep
+    from tests.platform.servers import TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 
@@ -277,7 +277,7 @@ def test_interrupted_sweep_ends_its_runs_and_says_so(tmp_path: Path, read_sweep:
     file.write_text(
         yaml.safe_dump(raw_spec(name="long", budget={"env_steps": 4_000_000}, resources={"max_concurrent": 1}))
     )
-    code = "from rpg_platform.cli import main; main()"
+    code = "from rpg_platform.cli.main import main; main()"
     running = process(code, "sweep", str(file), "--storage", str(tmp_path), cwd=tmp_path)
     try:
         deadline = time.monotonic() + 60
@@ -306,7 +306,7 @@ def test_remote_env_runner_and_learner(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(raw_spec(name="remote", resources=resources, weights=weights)))
     code = (
         "import ray; ray.init(address='local', num_cpus=4, include_dashboard=False, log_to_driver=False)\n"
-        "from rpg_platform.cli import main; main()"
+        "from rpg_platform.cli.main import main; main()"
     )
     running = process(code, "sweep", str(file), "--storage", str(tmp_path), "--json", cwd=tmp_path)
     try:

@@ -42,8 +42,8 @@ CONTENT: dict[str, Any] = {
 }
 DRIVER = """
 import json, sys, time
-from rpg_platform.status import StatusWriter
-from rpg_platform.sweep_folder import SweepFolder
+from rpg_platform.run.status import StatusWriter
+from rpg_platform.storage.sweep_folder import SweepFolder
 folder = SweepFolder(sys.argv[1], sys.argv[2])
 with folder.lock():
     StatusWriter(folder, lambda: json.loads(sys.argv[3])).start()

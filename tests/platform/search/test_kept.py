@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.platform.storage.test_s3 import bucket as _bucket
 
 from rpg_platform.search.judge import Verdict
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.sweep_folder import SweepFolder
-
-bucket = _bucket
 
 
 @pytest.mark.parametrize("place", ["tmp_path", "bucket"])

@@ -13,7 +13,7 @@ from rpg_platform.tracking.runs import default_tracking_uri
 from rpg_platform.tracking.tracker import MlflowTracker
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import TrackedSweep
+    from tests.platform.servers import TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 

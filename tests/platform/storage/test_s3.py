@@ -8,22 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from pyarrow import fs
 from tests.platform import own_tasks
-from tests.platform.conftest import MlflowServer, free_port
+from tests.platform.servers import MlflowServer
 
 from rpg_platform.storage.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import TrackedSweep
+    from tests.platform.servers import TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 
@@ -31,7 +29,6 @@ LIMIT_S = 300
 REPORTS, PER_REPORT = 120, 512
 STEPS = REPORTS * PER_REPORT
 FIRST, SECOND = (f"full-alpha={alpha}-seed=0" for alpha in (0.01, 0.02))
-LOGIN = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
 RAW: dict[str, Any] = {
     "name": "remote",
     "task": {"env": "my_world:Faulty", "addons": {"middle": "-abs(next_obs[0])"}},
@@ -43,35 +40,6 @@ RAW: dict[str, Any] = {
     "checkpoint": {"every_env_steps": STEPS // 4},
     "evaluation": {"episodes": 1, "validations": 0},
 }
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Storage on an S3 server of this test alone."""
-    pytest.importorskip("moto.server", reason="moto[server], an S3 server")
-    for name, value in LOGIN.items():
-        monkeypatch.setenv(name, value)
-    port = free_port()
-    with (tmp_path / "moto.log").open("wb") as log:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        end = time.monotonic() + 60
-        while True:
-            assert server.poll() is None, (tmp_path / "moto.log").read_text()
-            assert time.monotonic() < end
-            with suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5).close()
-                break
-            time.sleep(0.2)
-        store = fs.S3FileSystem(
-            endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-        )
-        store.create_dir("sweeps")
-        yield f"s3://sweeps/lab?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
-    finally:
-        server.kill()
-        server.wait(10)
 
 
 def rpg(*arguments: str, cwd: Path) -> subprocess.Popen[str]:

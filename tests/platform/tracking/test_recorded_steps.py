@@ -17,7 +17,7 @@ from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
 from rpg_platform.tracking.tracker import MlflowTracker
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import TrackedSweep
+    from tests.platform.servers import TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 

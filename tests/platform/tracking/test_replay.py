@@ -27,7 +27,7 @@ from rpg_platform.tracking.spool import Spool, spool_folder
 from rpg_platform.tracking.tracker import MlflowTracker
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import MlflowServer, TrackedSweep
+    from tests.platform.servers import MlflowServer, TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 
@@ -191,7 +191,7 @@ def test_every_report_of_a_real_sweep_whose_driver_is_killed(
     """Tune, its workers and its result files are real; the driver gets SIGKILL at some moment."""
     uri = default_tracking_uri(tmp_path)
     code = (
-        "import sys; from pathlib import Path; import ray; import tests.platform.tracking.test_tracker as toy\n"
+        "import sys; from pathlib import Path; import ray; import tests.platform.tracking.toy_sweep as toy\n"
         "ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
         "toy.STEPS = 100_000; spec, trials = toy.toy_sweep(); folder = Path(sys.argv[1])\n"
         "spool = folder / 'tune' / 'tracking'\n"

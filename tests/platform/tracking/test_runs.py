@@ -30,7 +30,7 @@ from rpg_platform.tracking.runs import (
 )
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import MlflowServer, TrackedSweep
+    from tests.platform.servers import MlflowServer, TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 

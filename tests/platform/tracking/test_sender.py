@@ -29,7 +29,7 @@ from rpg_platform.tracking.sender import (
 from rpg_platform.tracking.spool import Spool, SpoolError, read_lines
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import MlflowServer, TrackedSweep
+    from tests.platform.servers import MlflowServer, TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 

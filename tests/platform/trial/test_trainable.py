@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ray import tune
+from tests.platform.trial.small import PRIOR, STEPS_PER_ITERATION, WEIGHTS, trial_spec
 
 import rpg_platform
 from rpg_algorithms import RPGConfig, SPGConfig, load_bundle
@@ -21,8 +22,7 @@ from rpg_platform.evaluation.episode_file import read_episodes
 from rpg_platform.evaluation.play import MEASURES, evaluate_both
 from rpg_platform.results.report import MODES
 from rpg_platform.spec.methods import METHODS, MethodName
-from rpg_platform.spec.plan import expand
-from rpg_platform.spec.sweep import StartFrom, SweepSpec, TrialSpec
+from rpg_platform.spec.sweep import StartFrom, TrialSpec
 from rpg_platform.storage.trial_state import read_state
 from rpg_platform.tasks.environments import make_env
 from rpg_platform.tasks.task import get_task
@@ -33,38 +33,9 @@ from rpg_platform.trial.trainable import (
     running_code,
 )
 
-PRIOR = "halfcheetah-spg"
-STEPS_PER_ITERATION = 8 * 64
-WEIGHTS: dict[MethodName, dict[str, float]] = {
-    "rpg": {"omega_prime": 0.1, "alpha_hat": 0.02},
-    "kl": {"kl_coefficient": 0.1},
-    "greedy": {},
-    "full": {"alpha": 0.02},
-    "spg": {"alpha": 0.1},
-    "ppo": {},
-    "repeat-entropy": {"alpha": 0.1},
-    "prior": {},
-}
 # What the card of the policy says of its alpha: the entropy temperature that it was trained at.
 ALPHA = {"rpg": 0.02, "kl": 0.1, "greedy": None, "full": 0.02, "spg": 0.1, "ppo": None, "repeat-entropy": 0.1}
 Make = Callable[[TrialSpec], CustomizationTrial]
-
-
-def trial_spec(method: MethodName, **changes: Any) -> TrialSpec:
-    """The one trial of ``method`` in a sweep of two iterations."""
-    raw: dict[str, Any] = {
-        "name": "small",
-        "task": "halfcheetah-foot-angle",
-        "prior": None if not METHODS[method].uses_prior else PRIOR,
-        "algorithm": "greedy" if method == "prior" else method,
-        "weights": WEIGHTS[method],
-        "budget": {"env_steps": 2 * STEPS_PER_ITERATION},
-        "training": {"rollout_length": 64, "minibatch_size": 128, "num_epochs": 2, "critic_warmup_iterations": 1},
-        "evaluation": {"episodes": 2, "validations": 0},
-    }
-    spec = SweepSpec.model_validate(raw | changes)
-    [trial] = [each for each in expand(spec) if each.method == method]
-    return trial
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +141,7 @@ def check_training_report(method: MethodName, last: dict[str, Any], with_prior: 
         assert math.isfinite(last[name]), name
     assert last["learning_rate"] == pytest.approx(0.0, abs=4e-4)
     assert ("kl_to_prior" in last) == with_prior
-    rewarded = METHODS[method].config == "rpg_algorithms:RPGConfig"
+    rewarded = METHODS[method].algorithm == "rpg"
     assert ("reward_prior_term" in last) == rewarded
     if rewarded:
         assert (last["reward_prior_term"] == 0) == (method == "greedy")
@@ -179,7 +150,7 @@ def check_training_report(method: MethodName, last: dict[str, Any], with_prior: 
     assert (last["reward_addon_term"] == 0) == (method in ("spg", "ppo", "repeat-entropy"))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].trains])
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].algorithm is not None])
 def test_configuration_is_the_specification(method: MethodName, prior: PriorBundle) -> None:
     trial = trial_spec(
         method,
@@ -192,7 +163,7 @@ def test_configuration_is_the_specification(method: MethodName, prior: PriorBund
     with_prior = METHODS[method].uses_prior
     config = algorithm_config(trial, get_task(trial.task), prior if with_prior else None)
     config.validate()
-    assert type(config) is (RPGConfig if METHODS[method].config == "rpg_algorithms:RPGConfig" else SPGConfig)
+    assert type(config) is (RPGConfig if METHODS[method].algorithm == "rpg" else SPGConfig)
     assert config.lr == [[0, 2e-4], [4096, 0.0]]
     found = {
         name: getattr(config, name) for name in ("gamma", "lambda_", "clip_param", "grad_clip", "num_epochs", "seed")

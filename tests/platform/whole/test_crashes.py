@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.platform.conftest import MlflowServer, free_port
+from tests.platform.servers import MlflowServer, free_port
 from tests.platform.whole.crash_driver import (
     CLEAN,
     DIED,
@@ -30,7 +30,7 @@ from tests.platform.whole.crash_driver import (
 from rpg_platform.tracking.runs import default_tracking_uri
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import TrackedSweep
+    from tests.platform.servers import TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 

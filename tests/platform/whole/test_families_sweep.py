@@ -19,7 +19,7 @@ from rpg_platform.run.run import run_sweep
 from rpg_platform.spec.yaml_file import load_spec
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import TrackedSweep
+    from tests.platform.servers import TrackedSweep
 
 SPEC = """
 name: other-family

@@ -25,7 +25,7 @@ from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.trial.trainable import CustomizationTrial
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import TrackedSweep
+    from tests.platform.servers import TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 

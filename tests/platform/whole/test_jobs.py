@@ -24,14 +24,14 @@ import pytest
 import yaml
 from mlflow.entities import Run
 from ray.runtime_env import RuntimeEnv
-from tests.platform.conftest import free_port
+from tests.platform.servers import free_port
 
 import rpg_platform
 from rpg_platform.spec.yaml_file import load_spec
 from rpg_platform.tracking.runs import default_tracking_uri
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import TrackedSweep
+    from tests.platform.servers import TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 

@@ -20,7 +20,7 @@ from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.tracking.runs import default_tracking_uri
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import TrackedSweep
+    from tests.platform.servers import TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from tests.platform import own_tasks
-from tests.platform.conftest import MlflowServer, free_port
+from tests.platform.servers import MlflowServer, free_port
 
 from rpg_platform.results.report import finite_metrics
 from rpg_platform.spec.plan import expand
 from rpg_platform.storage.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:
-    from tests.platform.conftest import TrackedSweep
+    from tests.platform.servers import TrackedSweep
 
     ReadSweep = Callable[[str, str], TrackedSweep]
 

@@ -12,7 +12,7 @@ import torch
 from ray import tune
 from tests.algorithms.registry import CASES, built, make_prior
 from tests.platform.priors.payloads import acts, payload, refusal
-from tests.platform.trial.test_trainable import trial_spec
+from tests.platform.trial.small import trial_spec
 
 from rpg_algorithms.policies.bundle import load_bundle, load_card
 from rpg_platform.bundles import resolve_prior
