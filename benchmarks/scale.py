@@ -47,7 +47,7 @@ def simulate(trials: int, tracked: bool) -> Cost:
     from ray.tune.logger import JsonLoggerCallback
 
     from rpg_platform.run.progress import Progress
-    from rpg_platform.spec.plan import expand
+    from rpg_platform.spec.checks import expand
     from rpg_platform.spec.sweep import SweepSpec
     from rpg_platform.tracking.runs import default_tracking_uri
     from rpg_platform.tracking.spool import spool_folder

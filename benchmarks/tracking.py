@@ -153,7 +153,7 @@ def counting_proxy(target: int) -> Iterator[tuple[int, list[str]]]:
 
 def tracker_of(uri: str, trials: int, folder: Path) -> tuple[Any, list[Any]]:
     """A tracker for a sweep of so many trials, and what Tune would hand it for each."""
-    from rpg_platform.spec.plan import expand
+    from rpg_platform.spec.checks import expand
     from rpg_platform.spec.sweep import SweepSpec
     from rpg_platform.tracking.spool import spool_folder
     from rpg_platform.tracking.tracker import MlflowTracker

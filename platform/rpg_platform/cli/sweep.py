@@ -122,7 +122,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Trains the one policy that FILE describes and leaves it as a prior bundle."""
-    from rpg_platform.spec.plan import expand
+    from rpg_platform.spec.checks import expand
     from rpg_platform.spec.trials import count_trials
 
     with refusals():

@@ -24,8 +24,8 @@ from rpg_platform.planning.cluster import (
 from rpg_platform.planning.rates import Rate, known_rate, rate_key
 from rpg_platform.results.ranking import needed, needs_prior
 from rpg_platform.run import disk_guard as disk
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.methods import METHODS
-from rpg_platform.spec.plan import expand
 from rpg_platform.spec.space import SearchSpace, Setting
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.trials import arms, searched, trials_of

@@ -147,7 +147,7 @@ def _assumption(plan: SweepPlan) -> str:
 
 
 def _share(method: str, settings: int, trials: int) -> str:
-    if not METHODS[method].trains:  # type: ignore[index]
+    if not METHODS[method].trains:
         return "the prior"
     return f"{method} {settings} {'setting' if settings == 1 else 'settings'} x {_count(trials // settings, 'seed')}"
 

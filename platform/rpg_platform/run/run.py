@@ -29,8 +29,8 @@ from rpg_platform.run.progress import Progress
 from rpg_platform.run.status import StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
 from rpg_platform.search.start import SearchRun, first_trials
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.methods import METHODS
-from rpg_platform.spec.plan import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec, trial_id_of
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.tasks.conformance import probe

@@ -16,7 +16,7 @@ from rpg_platform.search.population_scheduler import PopulationTraining
 from rpg_platform.search.proposals import Optimiser, Proposals, objectives
 from rpg_platform.search.scheduler import EarlyStopping, EarlyStoppingNotes
 from rpg_platform.search.searcher import SettingSearcher
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
 

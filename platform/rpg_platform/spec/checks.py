@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 
 from rpg_platform.bundles import SHIPPED, bundle_in
-from rpg_platform.spec.errors import Problem
+from rpg_platform.spec.errors import Problem, SpecError
 from rpg_platform.spec.methods import METHODS, weight_faults
 from rpg_platform.spec.search_checks import check_search, space_paths
-from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.task import (
     build_task,
     same_environment,
@@ -80,6 +80,24 @@ def check(spec: SweepSpec, *, check_files: bool = True) -> list[Problem]:
     elif not problems:
         problems += _draws_and_duplicates(spec)
     return problems
+
+
+def expand(spec: SweepSpec) -> list[TrialSpec]:
+    """The trials of a sweep: the prior's row first, then method by method, setting by setting, seed by seed.
+
+    Deterministic, from the specification alone: no file is read. Trial ids are unique, readable, at most 140
+    characters and safe as a file's or an MLflow run's name.
+
+    Args:
+        spec: From a file (`yaml_file.load_spec`) or made in Python.
+
+    Raises:
+        SpecError: If the specification contradicts itself; lists every fault.
+    """
+    problems = check(spec, check_files=False)
+    if problems:
+        raise SpecError([str(problem) for problem in problems])
+    return [trial for trial, _ in make_trials(spec)]
 
 
 # ---- names --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rpg_platform.results.endings import without_result
 from rpg_platform.results.report import TrialResult
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
 
 

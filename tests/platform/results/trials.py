@@ -9,7 +9,7 @@ from rich.console import Console
 from rpg_platform.results.report import Mode
 from rpg_platform.results.rows import Row
 from rpg_platform.results.table import render_table
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 
 FIGURES = ("basic_return", "addon_return", "total_return", "episode_length", "task_metric")

@@ -27,7 +27,7 @@ from rpg_platform.run.disk_guard import (
     size_text,
 )
 from rpg_platform.run.run import SweepOutcome, run_sweep
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.storage.trial_state import read_state

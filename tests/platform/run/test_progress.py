@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rpg_platform.results.leader import Standing
 from rpg_platform.run.progress import Progress
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.tracking.sender import TrackerState
 

@@ -17,8 +17,8 @@ from rpg_platform.results.rows import summarise
 from rpg_platform.results.table import render_table, rows_to_markdown
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.search.start import SearchRun
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.extension import ResumeError, extended
-from rpg_platform.spec.plan import expand
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.spec.trials import count_trials
 from rpg_platform.storage.sweep_folder import SweepFolder

@@ -19,7 +19,7 @@ from rpg_platform.search.population import (
 )
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.search.start import SearchRun
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.search import Pbt
 from rpg_platform.spec.space import SearchSpace
 from rpg_platform.spec.sweep import SweepSpec

@@ -11,7 +11,7 @@ import pytest
 from rpg_platform.results.ranking import pareto_set
 from rpg_platform.search.proposals import Proposals
 from rpg_platform.search.start import table_of
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.trials import count_trials
 

@@ -9,7 +9,7 @@ import pytest
 
 from rpg_platform.search.judge import Judge, Verdict
 from rpg_platform.search.rules import Key, asha_goes_on, median_goes_on
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.search import Scheduler
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 

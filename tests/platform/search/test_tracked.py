@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.sweep_folder import TrialState
 from rpg_platform.tracking.runs import default_tracking_uri

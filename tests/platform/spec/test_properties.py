@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rpg_platform.planning.estimate import all_trials
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.errors import SpecError
 from rpg_platform.spec.methods import METHODS, WEIGHTS
-from rpg_platform.spec.plan import expand
 from rpg_platform.spec.sweep import SECTION_KEYS, SweepSpec
 from rpg_platform.spec.trials import count_trials
 from rpg_platform.spec.yaml_file import dump_spec, load_spec, parse_spec

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import qmc
 
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.quasi_random import points
 from rpg_platform.spec.sweep import SweepSpec
 

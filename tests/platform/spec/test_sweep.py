@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from rpg_platform.bundles import SHIPPED
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sections import Constraints, Range, Section
 from rpg_platform.spec.space import SearchSpace
 from rpg_platform.spec.sweep import (

@@ -14,7 +14,7 @@ import pytest
 from tests.platform import own_tasks
 
 from rpg_platform.run.run import SweepError, _check_trials
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.task import TaskSpec, task_label
 from rpg_platform.spec.yaml_file import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rpg_platform.results.report import TrialResult
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.storage.sweep_folder import TrialState
 from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record

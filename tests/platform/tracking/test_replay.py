@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from rpg_platform.cli.main import app
 from rpg_platform.results.report import finite_metrics
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.tracking.replay import replay
 from rpg_platform.tracking.runs import PARENT, Record, default_tracking_uri

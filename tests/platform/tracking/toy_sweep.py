@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 
 from rpg_platform.results.report import TrialResult
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.tracking.tracker import MlflowTracker
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.methods import METHODS, MethodName
-from rpg_platform.spec.plan import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 
 PRIOR = "halfcheetah-spg"

@@ -24,7 +24,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.tracking import sender, spool
 from rpg_platform.tracking.tracker import MlflowTracker

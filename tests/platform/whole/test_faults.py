@@ -19,7 +19,7 @@ from rich.console import Console
 from rpg_platform.results.endings import without_result
 from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.run.status import status_of
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.trial.trainable import CustomizationTrial

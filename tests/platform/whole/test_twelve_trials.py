@@ -21,7 +21,7 @@ from tests.platform import own_tasks
 from tests.platform.servers import MlflowServer, free_port
 
 from rpg_platform.results.report import finite_metrics
-from rpg_platform.spec.plan import expand
+from rpg_platform.spec.checks import expand
 from rpg_platform.storage.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from rpg_platform.spec.checks import expand
 from rpg_platform.spec.errors import SpecError
-from rpg_platform.spec.plan import expand
 from rpg_platform.spec.sweep import Network, SweepSpec, TrialSpec
 from rpg_platform.spec.trials import count_trials
 

@@ -1,0 +1,118 @@
+"""One resolved sweep: everything that is known before it starts, derived once and handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from rpg_platform.spec.checks import expand
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.spec.task import get_task
+from rpg_platform.storage.location import storage_path, tracking_uri_of
+from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.tasks.conformance import probe
+from rpg_platform.tasks.environments import make_env
+from rpg_platform.tasks.task import Task
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from rpg_algorithms.policies.bundle import PriorBundle
+
+
+class SweepError(ValueError):
+    """A sweep that cannot be started as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it will run: plan, run, search, tracker and status take it, and derive none of it again.
+
+    Attributes:
+        spec: the specification.
+        trials: the trials that the specification alone determines; an adaptive search adds others.
+        task: what every trial trains on.
+        prior: the prior of the methods that use one; None without one.
+        observation_space, action_space: of the task's environment.
+        max_episode_steps: time limit of an episode; None where the environment sets none.
+        folder: where the results go; a new sweep does not have it yet.
+        tracking_uri: MLflow's store.
+        experiment: MLflow's experiment.
+        source: the YAML as the user wrote it; None for a sweep that was made in Python.
+        is_resumed: the sweep of this name goes on.
+    """
+
+    spec: SweepSpec
+    trials: tuple[TrialSpec, ...]
+    task: Task
+    prior: PriorBundle | None
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    max_episode_steps: int | None
+    folder: SweepFolder
+    tracking_uri: str
+    experiment: str
+    source: str | None = None
+    is_resumed: bool = False
+
+    @classmethod
+    def resolve(cls, spec: SweepSpec, *, source: str | None = None, resume: bool = False) -> Self:
+        """Derives everything from a specification, and refuses what contradicts itself or its surroundings.
+
+        The task's environment is built once, and closed.
+
+        Args:
+            spec: the sweep.
+            source: the YAML as the user wrote it.
+            resume: the sweep of this name goes on; its prior is the one that its folder keeps.
+
+        Raises:
+            ValueError: says what is wrong: a contradiction, a name that is taken, an environment that cannot be made,
+                a prior that does not fit.
+        """
+        trials = expand(spec)
+        tracking_uri = tracking_uri_of(spec)
+        folder = SweepFolder(storage_path(spec.storage), spec.name)
+        if not resume:
+            folder.check_free()
+        prior = _prior_of(spec, folder if resume else None)
+        task = get_task(spec.task)
+        if not isinstance(spec.task, str) and (refused := probe(task)):
+            raise SweepError("\n".join(map(str, refused)))
+        env = make_env(task)
+        try:
+            spaces = (env.observation_space, env.action_space)
+            limit = None if env.spec is None else env.spec.max_episode_steps
+        finally:
+            env.close()  # type: ignore[no-untyped-call]
+        if prior is not None:
+            prior.check_spaces(*spaces, task.env_id)
+        experiment = spec.tracking.experiment or spec.name
+        return cls(spec, tuple(trials), task, prior, *spaces, limit, folder, tracking_uri, experiment, source, resume)
+
+    @property
+    def storage(self) -> str:
+        """The storage that holds the sweep's folder: an absolute path or a URI."""
+        return self.folder.storage
+
+    def prior_for(self, trial: TrialSpec) -> PriorBundle | None:
+        """The prior that a trial is given: None where its method makes no use of one."""
+        return self.prior if trial.prior is not None else None
+
+
+def _prior_of(spec: SweepSpec, resumed: SweepFolder | None) -> PriorBundle | None:
+    """The prior that the specification names, or that a resumed sweep's folder keeps."""
+    if spec.prior is None:
+        return None
+    kept = None if resumed is None else resumed.prior()
+    if kept is not None:
+        return kept
+    from rpg_algorithms.policies.bundle import load_bundle
+    from rpg_platform.bundles import resolve_prior
+
+    return load_bundle(resolve_prior(spec.prior))
+
+
+def check_trials(sweep: Sweep, trials: Sequence[TrialSpec]) -> None:
+    raise NotImplementedError
