@@ -35,6 +35,7 @@ def run_without(blocked: set[str], program: str) -> str:
         ("rpg_algorithms.policies.bundle", {"ray", "mlflow"}),
         ("rpg_algorithms.policies.comparison", {"ray", "mlflow"}),
         ("rpg_algorithms.policies.numpy_policy", {"ray", "mlflow"}),
+        ("rpg_algorithms.rllib.vector_env", {"ray", "mlflow", "torch"}),
     ],
 )
 def test_a_module_loads_only_what_it_needs(module: str, blocked: set[str]) -> None:

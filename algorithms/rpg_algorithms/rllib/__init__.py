@@ -1,7 +1,7 @@
 """The two algorithms on RLlib. Read module, vector_env, rollout, env_runner, learner, fused, then spg, then rpg.
 
 module       the RLModule: policy, critic and the frozen prior
-vector_env   one interface to gymnasium's vector environments and envpool
+vector_env   one interface to gymnasium's vector environments and envpool, which works without Ray
 rollout      the arrays that an env runner hands to the learner
 env_runner   steps the environments
 learner      rollouts → rewards → advantages → minibatch steps

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +30,7 @@ from rpg_algorithms.addons import (
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 from rpg_algorithms.policies.spaces import flatten_observations
 from rpg_algorithms.rllib.rollout import NonFinite, Rollout
-from rpg_algorithms.rllib.vector_env import open_vector_env
+from rpg_algorithms.rllib.vector_env import final_observations, open_vector_env, write_infos
 
 logger = logging.getLogger(__name__)
 MOST_RECOVERIES = 10  # failures in a row after which an environment is given up
@@ -268,11 +267,9 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
             done = terminated | truncated
             if done.any():
                 ended += int(done.sum())
-                for n in np.flatnonzero(done):
-                    final = flatten_observations(space, np.asarray(infos["final_obs"][n])[None])[0]
-                    buffers.final_obs.append((t, int(n), final))
+                buffers.final_obs += [(t, n, final) for n, final in final_observations(space, infos, done)]
             if self._info_keys:
-                _write_infos(buffers.infos, t, infos, done)
+                write_infos({key: column[t] for key, column in buffers.infos.items()}, infos, done)
             t += 1
         self._obs = rows[t]
         return t
@@ -421,15 +418,3 @@ def _checked(values: Any, b: _Buffers, what: str) -> NDArray[np.float32]:
     if array.shape != (steps,):
         raise ValueError(f"{what} returned shape {array.shape} for {steps} steps: expected ({steps},)")
     return array.reshape(b.basic.shape)
-
-
-def _write_infos(
-    buffers: dict[str, NDArray[np.float64]], t: int, infos: Mapping[str, Any], done: NDArray[np.bool_]
-) -> None:
-    """This step's infos; where an episode ended, those of its last step and not of the reset after it."""
-    final = infos.get("final_info", {})
-    for key, column in buffers.items():
-        if key in infos:
-            column[t] = infos[key]
-        if done.any() and key in final:
-            column[t, done] = np.asarray(final[key])[done]

@@ -2,13 +2,16 @@
 
 Whatever the engine, ``step`` gives the observation after the reset where an episode ended, and the final observation in
 ``infos["final_obs"]``, so that every row of a rollout is a real transition. What ``step`` returns may be overwritten by
-the next step.
+the next step. ``final_observations`` and ``write_infos`` read the last step of an episode out of the infos.
+
+Ray is needed only to look up an environment that RLlib knows by a name. Dimension letters: N environments, D
+observation size.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -16,10 +19,41 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
-from ray.rllib.env.env_context import EnvContext
-from ray.tune.registry import ENV_CREATOR, _global_registry
+from numpy.typing import NDArray
+
+from rpg_algorithms.policies.spaces import flatten_observations
 
 EnvBackend = Literal["auto", "gymnasium", "envpool"]
+
+
+def final_observations(
+    space: gym.Space[Any], infos: Mapping[str, Any], done: NDArray[np.bool_]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yields each environment whose episode this step ended: its index and its final observation ``[D]``.
+
+    Args:
+        space: one environment's observation space.
+        infos: the infos that ``step`` returned.
+        done: ``[N]``, terminated or truncated.
+    """
+    for n in np.flatnonzero(done):
+        yield int(n), flatten_observations(space, np.asarray(infos["final_obs"][n])[None])[0]
+
+
+def write_infos(columns: Mapping[str, NDArray[np.float64]], infos: Mapping[str, Any], done: NDArray[np.bool_]) -> None:
+    """Writes this step's infos into ``columns``; where an episode ended, those of its last step, not of the reset.
+
+    Args:
+        columns: info key → ``[N]``; a column keeps its values where the environment gives no such info.
+        infos: the infos that ``step`` returned.
+        done: ``[N]``, terminated or truncated.
+    """
+    final = infos.get("final_info", {})
+    for key, column in columns.items():
+        if key in infos:
+            column[:] = infos[key]
+        if key in final:
+            column[done] = np.asarray(final[key])[done]
 
 
 class _SelectedInfos:
@@ -178,7 +212,7 @@ def _pool_seed(seed: int | list[int] | None) -> int:
     return int(np.random.SeedSequence(seed).generate_state(1)[0] % (2**31))
 
 
-def open_vector_env(config: Any, context: EnvContext, infos: frozenset[str], seed: int | None) -> Any:
+def open_vector_env(config: Any, context: Mapping[str, Any], infos: frozenset[str], seed: int | None) -> Any:
     """The vector environment that an algorithm's configuration asks for.
 
     ``auto`` takes envpool where it is installed, has the environment with these arguments, and the env runner has more
@@ -215,8 +249,7 @@ def _pool_candidate(env: Any, context: Mapping[str, Any]) -> tuple[str | None, s
     if importlib.util.find_spec("envpool") is None:
         return None, "the package envpool is not installed (pip install 'residual-policy-gradient[envpool]')"
     arguments: Mapping[str, Any] = dict(context)
-    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
-        creator = _global_registry.get(ENV_CREATOR, env)
+    if (creator := _registered(env)) is not None:
         env, arguments = getattr(creator, "env_id", None), getattr(creator, "env_kwargs", {})
         if wrappers := getattr(creator, "wrappers", ()):
             return None, f"it does not take the wrappers {list(wrappers)} of {env}"
@@ -227,11 +260,17 @@ def _pool_candidate(env: Any, context: Mapping[str, Any]) -> tuple[str | None, s
     return env, ""
 
 
-def _single_env_maker(env: Any, context: EnvContext) -> Callable[[], gym.Env[Any, Any]]:
+def _single_env_maker(env: Any, context: Mapping[str, Any]) -> Callable[[], gym.Env[Any, Any]]:
     """A function that makes one environment from what ``AlgorithmConfig.environment()`` accepts."""
-    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
-        creator = _global_registry.get(ENV_CREATOR, env)
+    creator = _registered(env) or env
+    if callable(creator):
         return lambda: creator(context)
-    if callable(env):
-        return lambda: env(context)
     return lambda: gym.make(env, disable_env_checker=True, **dict(context))
+
+
+def _registered(env: Any) -> Any:
+    """The function that RLlib's registry holds under the name ``env``; None where it holds none."""
+    from ray.tune.registry import ENV_CREATOR, _global_registry  # heavy, and needed for RLlib's configurations alone
+
+    known = isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env)
+    return _global_registry.get(ENV_CREATOR, env) if known else None

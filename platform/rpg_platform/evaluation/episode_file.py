@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from rpg_platform.evaluation.play import Episodes
-from rpg_platform.results.report import Mode
+from rpg_platform.results.report import MODES, Mode
 
 EVALUATION_FOLDER = "evaluation"
 EVALUATION_FILE = "evaluation.json"
@@ -94,8 +94,7 @@ def _dump(value: Any) -> Any:
 
 
 def _load(policy: Mapping[str, Any]) -> EvaluatedPolicy:
-    modes: tuple[Mode, ...] = ("deterministic", "sampled")
-    results = {mode: _episodes(policy[mode]) for mode in modes if mode in policy}
+    results = {mode: _episodes(policy[mode]) for mode in MODES if mode in policy}
     return EvaluatedPolicy(int(policy["env_steps"]), int(policy["seed"]), results)
 
 

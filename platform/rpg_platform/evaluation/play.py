@@ -7,6 +7,7 @@ Short episodes are therefore not counted more often than long ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,11 +22,11 @@ from rpg_algorithms.policies.comparison import compare
 from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 from rpg_algorithms.policies.spaces import flatten_observations
-from rpg_algorithms.rllib.vector_env import make_vector_env
+from rpg_algorithms.rllib.vector_env import final_observations, make_vector_env, write_infos
 from rpg_platform.results.report import FINAL, MODES, Mode, Where, mean_key, std_key
 from rpg_platform.spec.measures import MEASURES, PER_MODE
 from rpg_platform.tasks.environments import make_env
-from rpg_platform.tasks.task import StepFunction, Task
+from rpg_platform.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -68,101 +69,50 @@ def evaluate(
         mode: act by the distribution's mode, or sample.
         prior: to measure the KL to.
     """
-    keys = frozenset((*task.addon.info_keys, *task.metric.info_keys))
-    envs = make_vector_env(partial(make_env, task), episodes, "sync", keys)
-    try:
-        return _play(NumpyPolicy(policy), policy, prior, task, envs, episodes, seed, mode, keys)
-    finally:
-        envs.close()
-
-
-def _play(
-    acting: NumpyPolicy,
-    policy: PolicyNetwork,
-    prior: PolicyNetwork | None,
-    task: Task,
-    envs: Any,
-    episodes: int,
-    seed: int,
-    mode: Mode,
-    keys: frozenset[str],
-) -> Episodes:
+    addon: Any = task.addon
+    acting, names = NumpyPolicy(policy), part_names(addon)
+    keys = frozenset((*addon.info_keys, *task.metric.info_keys))
     rng = np.random.default_rng(seed)
-    space = envs.single_observation_space
-    observed, _ = envs.reset(seed=[seed + i for i in range(episodes)])
-    obs = flatten_observations(space, observed).copy()
-    names = part_names(task.addon)
     sums = np.zeros((4, episodes))  # basic, add-on, metric, KL
     parts = np.zeros((len(names), episodes))
     length = np.zeros(episodes)
     playing = np.ones(episodes, bool)
-    while playing.any():
-        outputs = acting.outputs(obs)
-        actions = (
-            acting.mode(outputs) if mode == "deterministic" else acting.sample(outputs, acting.noise(rng, (episodes,)))
-        )
-        env_actions = acting.to_env(actions)
-        stepped, reward, terminated, truncated, infos = envs.step(env_actions)
-        done = terminated | truncated
-        # A copy: float32 environments hand out the one buffer that the next step overwrites.
-        next_obs = flatten_observations(space, stepped).copy()
-        after = _with_final(space, next_obs, infos, done)
-        values = _infos(infos, keys, done, episodes)
-        sums[0, playing] += reward[playing]
-        step = (obs, env_actions, after)
-        if names:
-            parts[:, playing] += _each(task.addon, *step, values)[:, playing]
-        else:
-            sums[1, playing] += _per_step(task.addon, *step, values)[playing]
-        sums[2, playing] += _per_step(task.metric, *step, values)[playing]
-        if prior is not None:
-            sums[3, playing] += _kl(acting.complete(outputs), policy, prior, obs)[playing]
-        length[playing] += 1
-        playing &= ~done
-        obs = next_obs
+    with closing(make_vector_env(partial(make_env, task), episodes, "sync", keys)) as envs:
+        space = envs.single_observation_space
+        observed, _ = envs.reset(seed=[seed + i for i in range(episodes)])
+        obs = flatten_observations(space, observed).copy()
+        while playing.any():
+            outputs = acting.outputs(obs)
+            sampled = mode == "sampled"
+            actions = acting.sample(outputs, acting.noise(rng, (episodes,))) if sampled else acting.mode(outputs)
+            env_actions = acting.to_env(actions)
+            stepped, reward, terminated, truncated, infos = envs.step(env_actions)
+            done = terminated | truncated
+            # Copies: float32 environments hand out the one buffer that the next step overwrites.
+            next_obs = flatten_observations(space, stepped).copy()
+            after = next_obs.copy()
+            for n, final in final_observations(space, infos, done):
+                after[n] = final
+            values = {key: np.zeros(episodes) for key in keys}
+            write_infos(values, infos, done)
+            step = (obs, env_actions, after)
+            sums[0, playing] += reward[playing]
+            addon_infos = {key: values[key] for key in addon.info_keys}
+            if names:
+                parts[:, playing] += np.stack(addon.parts(*step, addon_infos))[:, playing]
+            else:
+                sums[1, playing] += np.asarray(addon(*step, addon_infos))[playing]
+            metric = task.metric(*step, {key: values[key] for key in task.metric.info_keys})
+            sums[2, playing] += np.asarray(metric)[playing]
+            if prior is not None:
+                sums[3, playing] += _kl(acting.complete(outputs), policy, prior, obs)[playing]
+            length[playing] += 1
+            playing &= ~done
+            obs = next_obs
     kl = sums[3] / length if prior is not None else np.full(episodes, np.nan)
-    addon = parts.sum(0) if names else sums[1]
+    addon_return = parts.sum(0) if names else sums[1]
     each = dict(zip(names, parts, strict=True))
-    return Episodes(sums[0], addon, sums[0] + addon, length, sums[2] / length, kl, each)
-
-
-def _each(
-    addon: Any, obs: NDArray[Any], actions: NDArray[Any], after: NDArray[Any], infos: Mapping[str, NDArray[Any]]
-) -> NDArray[Any]:
-    """``[P, N]`` values of the parts of an add-on reward that has several."""
-    return np.stack(addon.parts(obs, actions, after, {k: infos[k] for k in addon.info_keys}))
-
-
-def _per_step(
-    function: StepFunction,
-    obs: NDArray[Any],
-    actions: NDArray[Any],
-    after: NDArray[Any],
-    infos: Mapping[str, NDArray[Any]],
-) -> NDArray[Any]:
-    return np.asarray(function(obs, actions, after, {k: infos[k] for k in function.info_keys}))
-
-
-def _with_final(space: Any, next_obs: NDArray[Any], infos: Mapping[str, Any], done: NDArray[np.bool_]) -> NDArray[Any]:
-    if not done.any():
-        return next_obs
-    after = next_obs.copy()
-    for n in np.flatnonzero(done):
-        after[n] = flatten_observations(space, np.asarray(infos["final_obs"][n])[None])[0]
-    return after
-
-
-def _infos(
-    infos: Mapping[str, Any], keys: frozenset[str], done: NDArray[np.bool_], n: int
-) -> dict[str, NDArray[np.float64]]:
-    final = infos.get("final_info", {})
-    values = {}
-    for key in keys:
-        column = np.array(infos[key], dtype=float) if key in infos else np.zeros(n)
-        if key in final:
-            column[done] = np.asarray(final[key], dtype=float)[done]
-        values[key] = column
-    return values
+    return Episodes(sums[0], addon_return, sums[0] + addon_return, length, sums[2] / length, kl, each)
 
 
 def _kl(inputs: NDArray[Any], policy: PolicyNetwork, prior: PolicyNetwork, obs: NDArray[Any]) -> NDArray[Any]:
@@ -189,26 +139,24 @@ def as_metrics(results: Mapping[Mode, Episodes], where: Where = FINAL) -> dict[s
         measured = {measure: getattr(played, measure) for measure in PER_MODE}
         measured |= {f"addon/{name}_return": values for name, values in played.addon_parts.items()}
         for measure, values in measured.items():
-            metrics[mean_key(where, mode, measure)] = float(values.mean())
-            metrics[std_key(where, mode, measure)] = _std(values)
+            found = statistics_of(values)
+            metrics |= {mean_key(where, mode, measure): found.mean, std_key(where, mode, measure): found.std}
     if "sampled" in results:
         for measure in (each.name for each in MEASURES if not each.per_mode):
             metrics[mean_key(where, "sampled", measure)] = float(getattr(results["sampled"], measure).mean())
     return metrics
 
 
-def _std(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
-
-
 def as_card_returns(results: Mapping[Mode, Episodes]) -> dict[str, ReturnStatistics]:
     """What a bundle's card says of its returns: ``basic/deterministic``, ``addon/sampled``, ..."""
     return {
-        f"{name}/{mode}": ReturnStatistics(mean=float(values.mean()), std=_std(values), episodes=len(values))
+        f"{name}/{mode}": statistics_of(getattr(played, f"{name}_return"))
         for mode, played in results.items()
-        for name, values in (
-            ("basic", played.basic_return),
-            ("addon", played.addon_return),
-            ("total", played.total_return),
-        )
+        for name in ("basic", "addon", "total")
     }
+
+
+def statistics_of(values: NDArray[np.float64]) -> ReturnStatistics:
+    """Mean and sample standard deviation (0 for one episode) of ``[N]`` figures, one an episode."""
+    std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return ReturnStatistics(mean=float(values.mean()), std=std, episodes=len(values))

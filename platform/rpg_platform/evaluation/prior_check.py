@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpg_algorithms.policies.bundle import PriorBundle, PriorCard, ReturnStatistics
-from rpg_platform.evaluation.play import Episodes, evaluate_both
+from rpg_platform.evaluation.play import Episodes, evaluate_both, statistics_of
 from rpg_platform.priors.environment import spaces_of
 from rpg_platform.results.report import MODES, Mode
 from rpg_platform.tasks.task import Nothing, Task
@@ -37,12 +37,12 @@ class Returns:
     @property
     def mean(self) -> float:
         """Their mean."""
-        return float(self.values.mean())
+        return statistics_of(self.values).mean
 
     @property
     def std(self) -> float:
         """Their sample standard deviation; 0 for one episode."""
-        return float(self.values.std(ddof=1)) if len(self.values) > 1 else 0.0
+        return statistics_of(self.values).std
 
     @property
     def standard_errors(self) -> float | None:
