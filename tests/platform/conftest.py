@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from rpg_platform.tracking.runs import create_embedded_store, default_tracking_uri
+from rpg_platform.tracking.store import create_embedded_store, default_tracking_uri
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _reader(kind: Kind) -> Reader:
 
 def _default_store() -> str:
     from rpg_platform.run.run import DEFAULT_STORAGE
-    from rpg_platform.tracking.runs import default_tracking_uri
+    from rpg_platform.tracking.store import default_tracking_uri
 
     return default_tracking_uri(DEFAULT_STORAGE)
 

@@ -37,7 +37,7 @@ from rpg_platform.run.run import (
 )
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.sweep_folder import SweepFolderError
-from rpg_platform.tracking.runs import default_tracking_uri
+from rpg_platform.tracking.store import default_tracking_uri
 from rpg_platform.trial.trainable import running_code
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from rpg_platform.run.tune_trial import finite_metrics
 from rpg_platform.spec.plan import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.tracking.run_tags import git_tags
-from rpg_platform.tracking.runs import default_tracking_uri
 from rpg_platform.tracking.spool import SpoolError, spool_folder
+from rpg_platform.tracking.store import default_tracking_uri
 from rpg_platform.tracking.tracker import MlflowTracker
 
 if TYPE_CHECKING:
