@@ -92,7 +92,7 @@ def free_port() -> int:
 @contextmanager
 def server(folder: Path) -> Iterator[int]:
     """A server's port, for as long as the context lasts."""
-    from rpg_platform.tracking.runs import create_embedded_store
+    from rpg_platform.tracking.store import create_embedded_store
 
     create_embedded_store(folder / "mlflow.db")
     port = free_port()

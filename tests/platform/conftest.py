@@ -14,7 +14,7 @@ import pytest
 from pyarrow import fs
 from tests.platform.servers import MlflowServer, TrackedSweep, free_port, read_sweep
 
-from rpg_platform.tracking.runs import default_tracking_uri
+from rpg_platform.storage.location import default_tracking_uri
 
 
 @pytest.fixture(scope="session", name="read_sweep")

@@ -18,7 +18,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from rpg_platform.tracking.runs import create_embedded_store
+from rpg_platform.tracking.store import create_embedded_store
 
 
 @dataclass(frozen=True)

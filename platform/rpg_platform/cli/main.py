@@ -78,7 +78,7 @@ def ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 5000,
 ) -> None:
     """Serves the MLflow dashboard of the embedded store until Ctrl-C."""
-    from rpg_platform.run.run import DEFAULT_STORAGE
+    from rpg_platform.storage.location import DEFAULT_STORAGE
     from rpg_platform.tracking.dashboard import serve
 
     with refusals():

@@ -96,7 +96,7 @@ def extend(
 
 def storage_path(storage: str | None) -> str:
     """A storage as given on the command line, or the default one: an absolute path or a URI."""
-    from rpg_platform.run.run import DEFAULT_STORAGE
+    from rpg_platform.storage.location import DEFAULT_STORAGE
 
     text = storage or DEFAULT_STORAGE
     return text if "://" in text else str(Path(text).expanduser().resolve())
@@ -104,7 +104,7 @@ def storage_path(storage: str | None) -> str:
 
 def _continue(spec: SweepSpec, address: str | None, as_json: bool) -> None:
     """Resumes the sweep that ``spec`` describes, if it is the one in its folder."""
-    from rpg_platform.run.run import storage_of
+    from rpg_platform.storage.location import storage_of
     from rpg_platform.spec.extension import check_same
     from rpg_platform.storage.sweep_folder import SweepFolder
 
@@ -183,7 +183,7 @@ def _run(
 def _explain(outcome: SweepOutcome, spec: SweepSpec) -> None:
     """Says what has no result, why, and the command that runs only that."""
     from rpg_platform.results.endings import without_result
-    from rpg_platform.run.run import storage_of
+    from rpg_platform.storage.location import storage_of
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     what = "have no result: the sweep was stopped" if outcome.interrupted else "failed"

@@ -11,9 +11,6 @@ import logging
 import os
 import re
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,8 @@ from rpg_algorithms.policies.bundle import CARD_FILE, PriorCard, load_bundle
 from rpg_platform.export import mlflow_model
 from rpg_platform.export.policy import Mode, Precision
 from rpg_platform.priors.ancestry import lineage_text, weights_text
+from rpg_platform.tracking.store import (ARTIFACT_FOLDER, check_store, embedded_database, without_login)
+from rpg_platform.storage.location import (DATABASE_FILE, default_tracking_uri)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +33,6 @@ EXPERIMENT = "promoted"
 TRIAL_BUNDLES = ("bundle", "bundle_best")  # what a trial leaves: its last policy, and its best
 _ALIAS = re.compile(r"(?!v\d+$)(?!latest$)[A-Za-z0-9_-]{1,255}", re.IGNORECASE)
 _CANDIDATES = 50
-_HEALTH_LIMIT_S = 10.0
 _MAX_TAG = 5_000
 
 
@@ -98,43 +96,13 @@ def promote(
     return Promotion(name, str(version.version), alias, created, version.run_id or None, tracking_uri)
 
 
-def check_store(tracking_uri: str) -> None:
-    """Refuses an address at which there is no store: MLflow would make a local one, or wait for minutes for a server.
-
-    Raises:
-        ValueError: says what to do.
-    """
-    from rpg_platform.tracking.errors import without_login
-    from rpg_platform.tracking.runs import embedded_database
-
-    shown, database = without_login(tracking_uri), embedded_database(tracking_uri)
-    if database is not None:
-        if not database.is_file() or database.stat().st_size == 0:
-            raise ValueError(f"tracking_uri={shown!r}: no MLflow store there; name that of a sweep or of a server")
-        return
-    if re.match(r"https?://", tracking_uri):
-        parts = urllib.parse.urlsplit(tracking_uri)
-        address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
-        health = urllib.parse.urlunsplit(address).rstrip("/") + "/health"
-        try:
-            urllib.request.urlopen(health, timeout=_HEALTH_LIMIT_S).close()
-        except (OSError, ValueError) as error:  # URLError is an OSError
-            raise ValueError(f"tracking_uri={shown!r}: no MLflow server answers there: {error}") from error
-    elif not re.match(r"[a-z][a-z0-9+]*:", tracking_uri) or tracking_uri.startswith("file:"):
-        raise ValueError(
-            f"tracking_uri={shown!r}: expected sqlite:///FILE or the address of a server, got a folder; "
-            "a sweep's storage keeps its store in sqlite:///STORAGE/mlflow.db"
-        )
-
-
 def default_store(source: Path) -> str:
     """The embedded store that a policy's sweep was recorded in, else that of the default storage.
 
     Args:
         source: the bundle's folder.
     """
-    from rpg_platform.run.run import DEFAULT_STORAGE
-    from rpg_platform.tracking.runs import DATABASE_FILE, default_tracking_uri
+    from rpg_platform.storage.location import DEFAULT_STORAGE
 
     for folder in source.parents:
         if (folder / DATABASE_FILE).is_file():
@@ -245,8 +213,6 @@ def _register(
 
 def _experiment(client: MlflowClient, tracking_uri: str) -> str:
     """The experiment for policies that no run of this store made."""
-    from rpg_platform.tracking.runs import ARTIFACT_FOLDER, embedded_database
-
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         if found.lifecycle_stage != "active":
@@ -310,8 +276,6 @@ def _already_there() -> Iterator[None]:
 def _refused(tracking_uri: str) -> Iterator[None]:
     """Turns what the store refuses into a ``ValueError`` that names the store."""
     from mlflow.exceptions import MlflowException
-
-    from rpg_platform.tracking.errors import without_login
 
     try:
         yield

@@ -142,8 +142,8 @@ def _reader(kind: Kind) -> Reader:
 
 
 def _default_store() -> str:
-    from rpg_platform.run.run import DEFAULT_STORAGE
-    from rpg_platform.tracking.runs import default_tracking_uri
+    from rpg_platform.storage.location import DEFAULT_STORAGE
+    from rpg_platform.storage.location import default_tracking_uri
 
     return default_tracking_uri(DEFAULT_STORAGE)
 

@@ -7,12 +7,9 @@ import re
 import requests
 from mlflow.exceptions import MlflowException
 
+from rpg_platform.tracking.store import without_login
+
 _STATUS = re.compile(r"failed with error code (\d{3}) ")
-
-
-def without_login(text: str) -> str:
-    """Addresses to show: without the user and password that may stand in them."""
-    return re.sub(r"://[^/@\s]*@", "://***@", text)
 
 
 def is_refusal(error: Exception) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpg_platform.tracking.errors import without_login
 from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
 from rpg_platform.tracking.sender import (
     Sender,
@@ -21,6 +20,7 @@ from rpg_platform.tracking.spool import (
     SpoolError,
     spool_folder,
 )
+from rpg_platform.tracking.store import without_login
 
 PATIENCE_S = 60.0
 

@@ -13,32 +13,24 @@ run id, and carries its own times, so it can wait, and be sent twice, without ch
 from __future__ import annotations
 
 import base64
-import contextlib
-import logging
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-from urllib.parse import unquote
-from uuid import uuid4
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from ray.tune import Checkpoint
 
-from rpg_platform.tracking.errors import without_login
 from rpg_platform.tracking.recorded_steps import RecordedSteps
+from rpg_platform.tracking.store import ARTIFACT_FOLDER, create_embedded_store, embedded_database, without_login
 
 PARENT = ""
 """Key of the sweep's own run."""
 
-DATABASE_FILE = "mlflow.db"
-ARTIFACT_FOLDER = "mlartifacts"
 TAG_PARENT = "mlflow.parentRunId"
 TAG_RUN_KEY = "run_key"
 TAG_TRIAL_ID = "trial_id"
@@ -84,70 +76,6 @@ class Record:
             KeyError: something is missing.
         """
         return cls(payload["run"], payload["kind"], payload["data"])
-
-
-def default_tracking_uri(storage: str | Path) -> str:
-    """Address of the embedded store of a storage directory: ``sqlite:///<storage>/mlflow.db``.
-
-    Args:
-        storage: a local directory, as a path or a ``file://`` URI; need not exist yet.
-
-    Raises:
-        ValueError: if ``storage`` is not local: SQLite can't live in an object store.
-    """
-    text = str(storage)
-    if text.startswith("file://"):
-        text = unquote(text.removeprefix("file://"))
-    elif "://" in text:
-        raise ValueError(
-            f"storage: {text!r} is not a local directory and can't hold the embedded MLflow store; "
-            "set tracking.uri to an MLflow server"
-        )
-    return f"sqlite:///{Path(text).expanduser().resolve() / DATABASE_FILE}"
-
-
-def embedded_database(tracking_uri: str) -> Path | None:
-    """The SQLite file behind a tracking URI, or None if it is not SQLite."""
-    prefix = "sqlite:///"
-    if not tracking_uri.startswith(prefix):
-        return None
-    return Path(tracking_uri.removeprefix(prefix).partition("?")[0]).resolve()
-
-
-def create_embedded_store(database: Path) -> bool:
-    """Makes the SQLite file with MLflow's schema if it is not there yet; takes some seconds.
-
-    The file appears complete or not at all, so that neither a kill in the middle nor a second sweep that
-    starts at the same moment leaves half a schema.
-
-    Args:
-        database: where the file belongs; its folder is made.
-
-    Returns:
-        Whether this call made it.
-    """
-    if database.exists() and database.stat().st_size > 0:
-        return False
-    database.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = database.with_name(f".{database.name}.{uuid4().hex}.new")
-    artifacts = (database.parent / ARTIFACT_FOLDER).as_uri()
-    try:
-        with _quiet("alembic", "mlflow.store.db.utils"):
-            store: Any = SqlAlchemyStore  # untyped in MLflow
-            store(f"sqlite:///{unfinished}", artifacts).engine.dispose()
-        if database.exists() and database.stat().st_size == 0:
-            database.unlink()
-        try:
-            os.link(unfinished, database)
-        except FileExistsError:  # another sweep was faster, and its file is as good
-            return False
-        except OSError:  # a file system without hard links
-            if database.exists():
-                return False
-            unfinished.replace(database)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return True
 
 
 @dataclass
@@ -464,16 +392,3 @@ def metric_key(name: str) -> str:
 def tag_value(value: object) -> str:
     """A tag's text, cut to what every MLflow store takes."""
     return str(value)[:MAX_TAG_CHARS]
-
-
-@contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)

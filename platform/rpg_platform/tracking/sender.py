@@ -29,12 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rpg_platform.tracking.errors import (
-    is_refusal,
-    says_gone,
-    short,
-    without_login,
-)
+from rpg_platform.tracking.errors import is_refusal, says_gone, short
 from rpg_platform.tracking.runs import (
     ARTIFACTS,
     PARENT,
@@ -49,6 +44,7 @@ from rpg_platform.tracking.spool import (
     encode,
     read_lines,
 )
+from rpg_platform.tracking.store import without_login
 
 logger = logging.getLogger(__name__)
 

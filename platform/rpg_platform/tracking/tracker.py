@@ -39,15 +39,8 @@ from rpg_platform.results.rows import summarise
 from rpg_platform.results.table import rows_to_json, rows_to_markdown
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.task import task_label
-from rpg_platform.tracking.errors import without_login
 from rpg_platform.tracking.run_tags import provenance
-from rpg_platform.tracking.runs import (
-    PARENT,
-    Kind,
-    MlflowRuns,
-    Record,
-    default_tracking_uri,
-)
+from rpg_platform.tracking.runs import PARENT, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import (
     Sender,
     TrackerState,
@@ -55,6 +48,7 @@ from rpg_platform.tracking.sender import (
     write_identity,
 )
 from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError
+from rpg_platform.tracking.store import without_login
 from rpg_platform.tracking.tune_trial import checkpoint_address, error_text
 
 if TYPE_CHECKING:
@@ -63,7 +57,7 @@ if TYPE_CHECKING:
     from rpg_platform.spec.sweep import SweepSpec, TrialSpec
     from rpg_platform.storage.sweep_folder import TrialState
 
-__all__ = ["MlflowTracker", "TrackerState", "default_tracking_uri"]
+__all__ = ["MlflowTracker", "TrackerState"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +108,7 @@ class MlflowTracker(Callback):
     by what the earlier one left in the spool's folder, which is sent first; where that folder is gone, by ``run_key``.
 
     Args:
-        tracking_uri: MLflow server, or ``sqlite:///…`` (``default_tracking_uri``).
+        tracking_uri: MLflow server, or ``sqlite:///…`` (``store.default_tracking_uri``).
         experiment: MLflow experiment; made if it is missing.
         spec: the sweep.
         trials: all of its trials, or those that are known before an adaptive search begins.

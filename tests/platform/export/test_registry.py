@@ -24,7 +24,7 @@ from rpg_platform.priors.ancestry import lineage_lines
 from rpg_platform.run.run import run_sweep
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.tracking.runs import create_embedded_store, embedded_database
+from rpg_platform.tracking.store import create_embedded_store, embedded_database
 from rpg_platform.trial.trainable import CustomizationTrial
 
 PRIOR = "halfcheetah-spg"

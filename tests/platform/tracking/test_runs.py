@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,16 +15,7 @@ from tests.platform.proxy import Proxy
 from tests.platform.records import closing, metrics, opening
 
 from rpg_platform.tracking.errors import is_refusal
-from rpg_platform.tracking.runs import (
-    PARENT,
-    KnownRun,
-    MlflowRuns,
-    Record,
-    _batches,
-    create_embedded_store,
-    default_tracking_uri,
-    metric_key,
-)
+from rpg_platform.tracking.runs import PARENT, KnownRun, MlflowRuns, Record, _batches, metric_key
 
 if TYPE_CHECKING:
     from tests.platform.servers import MlflowServer, TrackedSweep
@@ -187,53 +175,9 @@ def test_a_tag_of_any_length_and_a_key_of_any_kind_are_taken(embedded_store: str
     assert metric_key("a" * 300) == "a" * 250
 
 
-# ---- the embedded store --------------------------------------------------------------------------
-def test_two_sweeps_may_make_the_embedded_store_at_once(tmp_path: Path) -> None:
-    database = tmp_path / "new" / "mlflow.db"
-    code = (
-        "import sys; from pathlib import Path; from rpg_platform.tracking.runs import create_embedded_store; "
-        "sys.stdout.write(str(create_embedded_store(Path(sys.argv[1]))))"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(database)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for _ in range(2)
-    ]
-    outputs = [each.communicate(timeout=90) for each in both]
-    assert [each.returncode for each in both] == [0, 0], outputs
-    assert sorted(output for output, _ in outputs) == ["False", "True"]
-    assert [path.name for path in database.parent.iterdir()] == ["mlflow.db"], "something half-made was left"
-    experiment = MlflowClient(f"sqlite:///{database}").get_experiment("0")
-    assert experiment.artifact_location == f"file://{tmp_path}/new/mlartifacts/0"
-
-
-def test_an_empty_file_is_no_store_and_a_store_is_left_alone(tmp_path: Path) -> None:
-    database = tmp_path / "mlflow.db"
-    database.touch()  # what a kill at the wrong moment leaves of SQLite
-    assert create_embedded_store(database)
-    content = database.read_bytes()
-    assert not create_embedded_store(database)
-    assert database.read_bytes() == content
-
-
 def test_artifacts_of_an_embedded_store_lie_under_the_storage(embedded_store: str) -> None:
     runs = MlflowRuns(embedded_store, "../odd name", "k")
     runs.put(opening(PARENT))
     runs.put(Record(PARENT, "text", {"text": "hi", "path": "a.txt"}))
     folder = Path(embedded_store.removeprefix("sqlite:///")).parent / "mlartifacts"
     assert [path.read_text() for path in folder.glob("__odd_name/*/artifacts/a.txt")] == ["hi"]
-
-
-def test_default_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert default_tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert default_tracking_uri(f"file://{tmp_path}/a%20b") == f"sqlite:///{tmp_path}/a b/mlflow.db"
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_tracking_uri("~/results") == f"sqlite:///{tmp_path}/results/mlflow.db"
-    with pytest.raises(ValueError, match=r"storage: 's3://bucket/x'.*tracking\.uri"):
-        default_tracking_uri("s3://bucket/x")

@@ -27,7 +27,7 @@ from tests.platform.whole.crash_driver import (
     specs,
 )
 
-from rpg_platform.tracking.runs import default_tracking_uri
+from rpg_platform.storage.location import default_tracking_uri
 
 if TYPE_CHECKING:
     from tests.platform.servers import TrackedSweep

@@ -28,7 +28,7 @@ from tests.platform.servers import free_port
 
 import rpg_platform
 from rpg_platform.spec.yaml_file import load_spec
-from rpg_platform.tracking.runs import default_tracking_uri
+from rpg_platform.storage.location import default_tracking_uri
 
 if TYPE_CHECKING:
     from tests.platform.servers import TrackedSweep

@@ -17,7 +17,7 @@ import yaml
 
 from rpg_platform.results.ranking import pareto_set
 from rpg_platform.storage.sweep_folder import SweepFolder
-from rpg_platform.tracking.runs import default_tracking_uri
+from rpg_platform.storage.location import default_tracking_uri
 
 if TYPE_CHECKING:
     from tests.platform.servers import TrackedSweep

@@ -25,6 +25,7 @@ from rpg_platform.priors.recognise import (
     kind_of_file,
     recognise,
 )
+from rpg_platform.tracking.store import check_store, without_login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,7 +78,6 @@ def read_address(address: str, options: ImportOptions, tracking_uri: str) -> Imp
     from mlflow.exceptions import MlflowException
 
     from rpg_platform.priors.sources import hash_of
-    from rpg_platform.tracking.errors import without_login
 
     try:
         located = _locate(address, tracking_uri)
@@ -188,8 +188,6 @@ def _why_nothing(folder: Path, flavours: dict[str, Any]) -> str:
 # ---- where an address leads ---------------------------------------------------------------------
 def _locate(address: str, tracking_uri: str) -> Located:
     from mlflow import MlflowClient
-
-    from rpg_platform.export.registry import check_store
 
     try:
         check_store(tracking_uri)

@@ -26,7 +26,7 @@ from rpg_platform.export.registry import promote
 from rpg_platform.priors.formats import mlflow_models
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.sources import import_prior, read_source
-from rpg_platform.tracking.runs import create_embedded_store, embedded_database
+from rpg_platform.tracking.store import create_embedded_store, embedded_database
 
 PRIOR = resolve_prior("halfcheetah-spg")
 PICKLED: dict[str, Any] = {"pip_requirements": ["torch"], "serialization_format": "pickle"}

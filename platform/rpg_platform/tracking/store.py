@@ -1,0 +1,110 @@
+"""Where MLflow's stores are: addresses, the embedded store beside a sweep's results, and whether one answers.
+
+Importing this module does not import MLflow, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+ARTIFACT_FOLDER = "mlartifacts"
+_HEALTH_LIMIT_S = 10.0
+
+
+def without_login(text: str) -> str:
+    """Addresses to show: without the user and password that may stand in them."""
+    return re.sub(r"://[^/@\s]*@", "://***@", text)
+
+
+def embedded_database(tracking_uri: str) -> Path | None:
+    """The SQLite file behind a tracking URI, or None if it is not SQLite."""
+    prefix = "sqlite:///"
+    if not tracking_uri.startswith(prefix):
+        return None
+    return Path(tracking_uri.removeprefix(prefix).partition("?")[0]).resolve()
+
+
+def create_embedded_store(database: Path) -> bool:
+    """Makes the SQLite file with MLflow's schema if it is not there yet; takes some seconds.
+
+    The file appears complete or not at all, so that neither a kill in the middle nor a second sweep that
+    starts at the same moment leaves half a schema.
+
+    Args:
+        database: where the file belongs; its folder is made.
+
+    Returns:
+        Whether this call made it.
+    """
+    if database.exists() and database.stat().st_size > 0:
+        return False
+    database.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = database.with_name(f".{database.name}.{uuid4().hex}.new")
+    artifacts = (database.parent / ARTIFACT_FOLDER).as_uri()
+    try:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # seconds
+
+        with _quiet("alembic", "mlflow.store.db.utils"):
+            store: Any = SqlAlchemyStore  # untyped in MLflow
+            store(f"sqlite:///{unfinished}", artifacts).engine.dispose()
+        if database.exists() and database.stat().st_size == 0:
+            database.unlink()
+        try:
+            os.link(unfinished, database)
+        except FileExistsError:  # another sweep was faster, and its file is as good
+            return False
+        except OSError:  # a file system without hard links
+            if database.exists():
+                return False
+            unfinished.replace(database)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return True
+
+
+def check_store(tracking_uri: str) -> None:
+    """Refuses an address at which there is no store: MLflow would make a local one, or wait for minutes for a server.
+
+    Raises:
+        ValueError: says what to do.
+    """
+    shown, database = without_login(tracking_uri), embedded_database(tracking_uri)
+    if database is not None:
+        if not database.is_file() or database.stat().st_size == 0:
+            raise ValueError(f"tracking_uri={shown!r}: no MLflow store there; name that of a sweep or of a server")
+        return
+    if re.match(r"https?://", tracking_uri):
+        parts = urllib.parse.urlsplit(tracking_uri)
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+        health = urllib.parse.urlunsplit(address).rstrip("/") + "/health"
+        try:
+            urllib.request.urlopen(health, timeout=_HEALTH_LIMIT_S).close()
+        except (OSError, ValueError) as error:  # URLError is an OSError
+            raise ValueError(f"tracking_uri={shown!r}: no MLflow server answers there: {error}") from error
+    elif not re.match(r"[a-z][a-z0-9+]*:", tracking_uri) or tracking_uri.startswith("file:"):
+        raise ValueError(
+            f"tracking_uri={shown!r}: expected sqlite:///FILE or the address of a server, got a folder; "
+            "a sweep's storage keeps its store in sqlite:///STORAGE/mlflow.db"
+        )
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
