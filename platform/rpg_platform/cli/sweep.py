@@ -147,7 +147,7 @@ def _run(
     from rpg_platform.results.picture import tradeoff_png
     from rpg_platform.results.table import render_table, rows_to_json, summarise
     from rpg_platform.run.run import run_sweep
-    from rpg_platform.tasks.task import get_task
+    from rpg_platform.spec.task import get_task
 
     console = stdout_console()
     outcome = run_sweep(

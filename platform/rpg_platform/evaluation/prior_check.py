@@ -18,7 +18,7 @@ from rpg_platform.evaluation.play import (
     Mode,
     evaluate_both,
 )
-from rpg_platform.priors.environment import spaces_of
+from rpg_platform.tasks.environments import spaces_of
 from rpg_platform.tasks.task import Nothing, Task
 
 AGREES_WITHIN = 3.0  # standard errors of the difference of two means

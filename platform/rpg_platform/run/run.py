@@ -33,10 +33,10 @@ from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.plan import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.spec.task import get_task
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.tasks.conformance import probe
 from rpg_platform.tasks.environments import make_env
-from rpg_platform.tasks.task import get_task
 from rpg_platform.tracking.runs import default_tracking_uri
 from rpg_platform.tracking.spool import spool_folder
 from rpg_platform.tracking.tracker import MlflowTracker

@@ -18,7 +18,7 @@ import yaml
 import rpg_platform
 from rpg_platform.bundles import SHIPPED
 from rpg_platform.cli.main import app
-from rpg_platform.tasks.task import TASKS
+from rpg_platform.tasks.registry import TASKS
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = (

@@ -21,12 +21,7 @@ from rpg_platform.evaluation.play import (
     evaluate_both,
 )
 from rpg_platform.tasks.environments import make_env
-from rpg_platform.tasks.task import (
-    Linear,
-    Part,
-    Task,
-    WeightedSum,
-)
+from rpg_platform.tasks.task import Linear, Part, Task, WeightedSum
 
 SEED = 10_000
 

@@ -29,7 +29,7 @@ from rpg_platform.tracking.runs import (
 
 PROGRAM = """
 import sys
-from rpg_platform.ui import serve
+from rpg_platform.tracking.dashboard import serve
 sys.exit(serve(sys.argv[1], "127.0.0.1", int(sys.argv[2])))
 """
 

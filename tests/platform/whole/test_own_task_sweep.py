@@ -15,8 +15,8 @@ from ray.rllib.env.env_context import EnvContext
 from tests.platform import own_tasks
 
 from rpg_algorithms.rllib.vector_env import _pool_candidate
+from rpg_platform.spec.task import get_task
 from rpg_platform.tasks.environments import register
-from rpg_platform.tasks.task import get_task
 from rpg_platform.tracking.runs import default_tracking_uri
 
 if TYPE_CHECKING:
