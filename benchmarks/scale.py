@@ -49,8 +49,8 @@ def simulate(trials: int, tracked: bool) -> Cost:
     from rpg_platform.run.progress import Progress
     from rpg_platform.spec.checks import expand
     from rpg_platform.spec.sweep import SweepSpec
-    from rpg_platform.tracking.spool import spool_folder
     from rpg_platform.storage.location import default_tracking_uri
+    from rpg_platform.tracking.spool import spool_folder
     from rpg_platform.tracking.tracker import MlflowTracker
 
     class Idle(tune.Trainable):

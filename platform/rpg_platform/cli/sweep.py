@@ -104,8 +104,8 @@ def storage_path(storage: str | None) -> str:
 
 def _continue(spec: SweepSpec, address: str | None, as_json: bool) -> None:
     """Resumes the sweep that ``spec`` describes, if it is the one in its folder."""
-    from rpg_platform.storage.location import storage_of
     from rpg_platform.spec.extension import check_same
+    from rpg_platform.storage.location import storage_of
     from rpg_platform.storage.sweep_folder import SweepFolder
 
     folder = SweepFolder(storage_of(spec), spec.name)
@@ -148,7 +148,7 @@ def _run(
     from rpg_platform.results.rows import summarise
     from rpg_platform.results.table import render_table, rows_to_json
     from rpg_platform.run.run import run_sweep
-    from rpg_platform.tasks.task import get_task
+    from rpg_platform.spec.task import get_task
 
     console = stdout_console()
     outcome = run_sweep(

@@ -25,7 +25,7 @@ def tasks(context: typer.Context, as_json: AsJson = False) -> None:
     """Lists the registered tasks."""
     if context.invoked_subcommand is not None:
         return
-    from rpg_platform.tasks.task import TASKS
+    from rpg_platform.tasks.registry import TASKS
 
     if as_json:
         listed = {task.name: {"env": task.env_id, "description": task.description} for task in TASKS.values()}

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from rpg_algorithms.policies.bundle import PriorBundle, PriorCard, ReturnStatistics
 from rpg_platform.evaluation.play import Episodes, evaluate_both, statistics_of
-from rpg_platform.priors.environment import spaces_of
 from rpg_platform.results.report import MODES, Mode
+from rpg_platform.tasks.environments import spaces_of
 from rpg_platform.tasks.task import Nothing, Task
 
 AGREES_WITHIN = 3.0  # standard errors of the difference of two means

@@ -20,8 +20,8 @@ from rpg_algorithms.policies.bundle import CARD_FILE, PriorCard, load_bundle
 from rpg_platform.export import mlflow_model
 from rpg_platform.export.policy import Mode, Precision
 from rpg_platform.priors.ancestry import lineage_text, weights_text
-from rpg_platform.tracking.store import (ARTIFACT_FOLDER, check_store, embedded_database, without_login)
-from rpg_platform.storage.location import (DATABASE_FILE, default_tracking_uri)
+from rpg_platform.storage.location import DATABASE_FILE, default_tracking_uri
+from rpg_platform.tracking.store import ARTIFACT_FOLDER, check_store, embedded_database, without_login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

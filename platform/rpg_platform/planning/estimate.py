@@ -28,10 +28,10 @@ from rpg_platform.spec.checks import expand
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.space import SearchSpace, Setting
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.spec.task import get_task
 from rpg_platform.spec.trials import arms, searched, trials_of
 from rpg_platform.storage.sweep_folder import TrialState
 from rpg_platform.tasks.environments import make_env
-from rpg_platform.tasks.task import get_task
 
 START_S = 12.0
 """Seconds to start Ray and to import everything in the trials' processes."""

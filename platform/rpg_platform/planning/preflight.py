@@ -34,8 +34,8 @@ from rpg_platform.run import disk_guard as disk
 from rpg_platform.run.stopping import GracefulStop
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.storage.location import default_tracking_uri
+from rpg_platform.storage.sweep_folder import SweepFolder
 
 
 def plan_of(

@@ -30,8 +30,8 @@ from rpg_algorithms.policies.bundle import PriorBundle
 from rpg_platform.planning.cluster import Amounts
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import TrialSpec
-from rpg_platform.spec.task import task_label
-from rpg_platform.tasks.task import Task, get_task
+from rpg_platform.spec.task import get_task, task_label
+from rpg_platform.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 Source = Literal["measured here", "reports of an earlier sweep"]

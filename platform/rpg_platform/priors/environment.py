@@ -9,8 +9,7 @@ import gymnasium as gym
 
 from rpg_algorithms.policies.bundle import PriorCard
 from rpg_platform.spec.yaml_file import find_task
-from rpg_platform.tasks.environments import make_env
-from rpg_platform.tasks.task import Nothing, Task, TaskError
+from rpg_platform.tasks.task import Nothing, Task
 
 
 def bare_task(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Task:
@@ -54,19 +53,3 @@ def chosen_task(
     if env_id is None:
         return task_of_card(card)
     return bare_task(env_id, env_kwargs or (card.env_kwargs if env_id == card.env_id else None))
-
-
-def spaces_of(task: Task) -> tuple[gym.Space[Any], gym.Space[Any]]:
-    """Observation and action space of a task's environment.
-
-    Raises:
-        ValueError: it cannot be made.
-    """
-    try:
-        env = make_env(task)
-    except TaskError as error:
-        raise ValueError(f"environment {task.env_id!r}: {error.message}") from error
-    try:
-        return env.observation_space, env.action_space
-    finally:
-        env.close()  # type: ignore[no-untyped-call]

@@ -22,11 +22,12 @@ from rpg_algorithms.policies.bundle import (
     save_bundle,
 )
 from rpg_algorithms.policies.spaces import same_space
-from rpg_platform.priors.environment import bare_task, spaces_of
+from rpg_platform.priors.environment import bare_task
 from rpg_platform.priors.formats.mlflow_models import ADDRESS
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.priors.recognise import KINDS, Kind, recognise
 from rpg_platform.spec.yaml_file import find_task
+from rpg_platform.tasks.environments import spaces_of
 from rpg_platform.tasks.task import Task
 from rpg_platform.wording import suggestion
 
@@ -142,8 +143,7 @@ def _reader(kind: Kind) -> Reader:
 
 
 def _default_store() -> str:
-    from rpg_platform.storage.location import DEFAULT_STORAGE
-    from rpg_platform.storage.location import default_tracking_uri
+    from rpg_platform.storage.location import DEFAULT_STORAGE, default_tracking_uri
 
     return default_tracking_uri(DEFAULT_STORAGE)
 

@@ -32,12 +32,12 @@ from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec, trial_id_of
+from rpg_platform.spec.task import get_task
+from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.tasks.conformance import probe
 from rpg_platform.tasks.environments import make_env
-from rpg_platform.tasks.task import get_task
 from rpg_platform.tracking.spool import spool_folder
-from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.tracking.tracker import MlflowTracker
 from rpg_platform.trial.trainable import CustomizationTrial, algorithm_config, running_code
 

@@ -30,7 +30,7 @@ from rpg_platform.spec.trials import (
     make_trials,
     uses_prior,
 )
-from rpg_platform.tasks.task import TASKS
+from rpg_platform.tasks.registry import TASKS
 from rpg_platform.wording import Path, dotted, show, suggestion
 
 MAX_TRIALS = 10_000

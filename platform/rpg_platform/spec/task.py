@@ -28,15 +28,9 @@ from rpg_platform.spec.sections import (
     Text,
 )
 from rpg_platform.tasks.expressions import Expression, ExpressionError
-from rpg_platform.tasks.task import (
-    TASKS,
-    Nothing,
-    Part,
-    StepFunction,
-    Task,
-    WeightedSum,
-)
-from rpg_platform.tasks.user_code import NAME, OwnFunction
+from rpg_platform.tasks.registry import TASKS
+from rpg_platform.tasks.task import Nothing, Part, StepFunction, Task, WeightedSum
+from rpg_platform.tasks.user_code import NAME, UserFunction
 from rpg_platform.wording import Path, show, suggestion
 
 MAX_ADDONS = 50
@@ -59,7 +53,7 @@ def _expression(value: str) -> str:
     return value
 
 
-def _own_name(value: str) -> str:
+def _user_name(value: str) -> str:
     if not NAME.fullmatch(value):
         raise fault(f"expected module:name, got {show(value)}")
     return value
@@ -171,7 +165,7 @@ def _dump_addons(addons: dict[str, AddonSpec]) -> dict[str, object]:
 
 
 ExpressionText: TypeAlias = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_expression)]
-OwnName: TypeAlias = Annotated[Line, AfterValidator(_own_name)]
+UserName: TypeAlias = Annotated[Line, AfterValidator(_user_name)]
 EnvId: TypeAlias = Annotated[Line, AfterValidator(_env_id)]
 TaskName: TypeAlias = Annotated[Line, AfterValidator(_registered)]
 Kwargs: TypeAlias = Annotated[dict[str, Any], PlainValidator(_parse_kwargs)]
@@ -186,7 +180,7 @@ class StepFunctionSpec(Section):
     """A function of each transition, given in one of three ways."""
 
     expression: ExpressionText | None = Field(default=None, description="Over obs, action, next_obs and info.")
-    function: OwnName | None = Field(
+    function: UserName | None = Field(
         default=None, description="Your own module:function of (obs, actions, next_obs, infos), all steps at once."
     )
     task: TaskName | None = Field(default=None, description="A registered task, to take its function.")
@@ -208,7 +202,7 @@ class StepFunctionSpec(Section):
         if self.expression is not None:
             return Expression(self.expression)
         if self.function is not None:
-            return OwnFunction(self.function, folder, self.info_keys)
+            return UserFunction(self.function, folder, self.info_keys)
         assert self.task is not None
         return TASKS[self.task].metric if metric else TASKS[self.task].addon
 
@@ -283,7 +277,7 @@ class TaskSpec(Section):
         return self.name or (f"{self.env}: {added}" if added else self.env)
 
     @property
-    def has_own_code(self) -> bool:
+    def has_user_code(self) -> bool:
         """Whether making it imports modules that are the user's."""
         named = [name for name, _ in self.wrappers if not name.startswith("gymnasium.")]
         functions = [each.function for each in (*self.addons.values(), self.metric) if each is not None]
@@ -392,3 +386,16 @@ def _described(spec: TaskSpec) -> str:
     return "; ".join(
         f"{name}: {what}" if w == 1.0 else f"{name}: {w:g} * ({what})" for name, (w, what) in given.items()
     )
+
+
+def get_task(task: str | TaskSpec | Mapping[str, Any]) -> Task:
+    """The task registered under a name, or the one that a specification's mapping describes.
+
+    Raises:
+        ValueError: there is none of that name (names the nearest), or the mapping is not a task's.
+    """
+    if not isinstance(task, str):
+        return build_task(as_task_spec(task))
+    if task not in TASKS:
+        raise ValueError(f"task={task!r}: no such task{suggestion(task, TASKS)}")
+    return TASKS[task]

@@ -20,14 +20,15 @@ from rpg_platform.bundles import SHIPPED
 from rpg_platform.spec.checks import check, is_path
 from rpg_platform.spec.errors import Problem, SpecError, explain
 from rpg_platform.spec.sweep import SECTION_KEYS, SweepSpec
-from rpg_platform.spec.task import TaskFile, TaskSpec
+from rpg_platform.spec.task import TaskFile, TaskSpec, get_task
 from rpg_platform.spec.yaml_document import (
     MAX_BYTES,
     Document,
     Place,
     read_document,
 )
-from rpg_platform.tasks.task import TASKS, Task, get_task
+from rpg_platform.tasks.registry import TASKS
+from rpg_platform.tasks.task import Task
 from rpg_platform.wording import Path
 
 __all__ = ["SpecError", "dump_spec", "find_task", "load_spec", "parse_spec"]
@@ -191,7 +192,7 @@ def _with_task_folder(spec: SweepSpec, folder: pathlib.Path) -> SweepSpec:
 
 def _with_folder(task: TaskSpec, folder: pathlib.Path) -> TaskSpec:
     """Own modules are looked for beside the file, or in the folder that it names."""
-    if not (task.has_own_code or task.folder):
+    if not (task.has_user_code or task.folder):
         return task
     beside = os.path.abspath(folder / pathlib.Path(task.folder or ".").expanduser())  # noqa: PTH100
     return task.model_copy(update={"folder": beside})

@@ -31,7 +31,7 @@ from rpg_platform.tasks.transitions import (
     take,
     transitions,
 )
-from rpg_platform.tasks.user_code import OwnCodeError, OwnFunction
+from rpg_platform.tasks.user_code import UserCodeError, UserFunction
 from rpg_platform.wording import Path, suggestion
 
 PROBE_STEPS = 4
@@ -80,7 +80,7 @@ def functions_of(task: Task) -> dict[Path, tuple[str, StepFunction]]:
 
 
 def _place(path: Path, function: StepFunction) -> Path:
-    return (*path, "function") if isinstance(function, OwnFunction) else path
+    return (*path, "function") if isinstance(function, UserFunction) else path
 
 
 # ---- before a sweep starts --------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def _tried(path: Path, function: StepFunction, batch: Transitions, sizes: Sizes)
             return TaskError(path, error.message, offset=error.offset)
     try:
         missing = [key for key in function.info_keys if key not in batch.infos]
-    except OwnCodeError as error:
+    except UserCodeError as error:
         return TaskError(path, str(error))
     if missing:
         hint = suggestion(missing[0], sorted(batch.infos)) or "; it gives none at all"
@@ -299,7 +299,7 @@ def _finite(values: Any) -> Any:
 def _reads(function: StepFunction, played: list[Step]) -> str | None:
     try:
         keys = tuple(function.info_keys)
-    except OwnCodeError as error:
+    except UserCodeError as error:
         return str(error)
     for index, step in enumerate(played):
         ended = ", the last of an episode" if step.terminated or step.truncated else ""

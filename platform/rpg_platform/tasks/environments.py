@@ -8,6 +8,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from rpg_platform.tasks.expressions import Sizes
 from rpg_platform.tasks.task import Task, TaskError
-from rpg_platform.tasks.user_code import OwnCodeError, load, load_module
+from rpg_platform.tasks.user_code import UserCodeError, load, load_module
 from rpg_platform.wording import Path, show, suggestion
 
 logger = logging.getLogger(__name__)
@@ -29,17 +30,32 @@ def make_env(task: Task) -> gym.Env[Any, Any]:
         TaskError: it cannot be made; says which part is at fault.
     """
     quiet_mujoco()
-    env = _unwrapped(task)
-    for index, (name, arguments) in enumerate(task.wrappers):
-        path: Path = ("wrappers", index)
-        wrapper = _own(name, task.folder, path)
-        wrapped = _called(wrapper, name, (env,), arguments, path, (*path, name))
-        if not isinstance(wrapped, gym.Env):
-            raise TaskError(path, f"{name} gave {_kind(wrapped)}, which is no gymnasium environment")
-        if wrapped.unwrapped is not env.unwrapped:
-            raise TaskError(path, f"{name} is no wrapper: what it gave is not around the environment that it got")
-        env = wrapped
+    with ExitStack() as on_failure:
+        env = on_failure.enter_context(closing(_unwrapped(task)))
+        for index, (name, arguments) in enumerate(task.wrappers):
+            path: Path = ("wrappers", index)
+            wrapper = _user_callable(name, task.folder, path)
+            wrapped = _called(wrapper, name, (env,), arguments, path, (*path, name))
+            if not isinstance(wrapped, gym.Env):
+                raise TaskError(path, f"{name} gave {_kind(wrapped)}, which is no gymnasium environment")
+            if wrapped.unwrapped is not env.unwrapped:
+                raise TaskError(path, f"{name} is no wrapper: what it gave is not around the environment that it got")
+            env = wrapped
+        on_failure.pop_all()
     return env
+
+
+def spaces_of(task: Task) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """Observation and action space of a task's environment, which is made and closed for this.
+
+    Raises:
+        ValueError: the environment cannot be made.
+    """
+    try:
+        with closing(make_env(task)) as env:
+            return env.observation_space, env.action_space
+    except TaskError as error:
+        raise ValueError(f"environment {task.env_id!r}: {error.message}") from error
 
 
 def _unwrapped(task: Task) -> gym.Env[Any, Any]:
@@ -48,11 +64,11 @@ def _unwrapped(task: Task) -> gym.Env[Any, Any]:
     if name:
         try:
             loaded = load_module(module, task.folder)
-        except OwnCodeError as error:
+        except UserCodeError as error:
             raise TaskError(("env",), str(error)) from error
         if task.env_id not in gym.registry and name in gym.registry and not hasattr(loaded, name):
             return _registered(name, task, arguments)  # gymnasium's own module:Id, for a module that registers it
-        creator = _own(task.env_id, task.folder, ("env",))
+        creator = _user_callable(task.env_id, task.folder, ("env",))
         env = _called(creator, task.env_id, (), arguments, ("env",), ("kwargs",))
         if not isinstance(env, gym.Env):
             old = " (an environment of the old gym? gymnasium has taken its place)" if hasattr(env, "reset") else ""
@@ -81,14 +97,14 @@ def _entry_point(env_id: str) -> Callable[..., Any] | None:
         return made_by
     try:
         return load(made_by)  # type: ignore[no-any-return]
-    except OwnCodeError:
+    except UserCodeError:
         return None
 
 
-def _own(name: str, folder: str | None, path: Path) -> Callable[..., Any]:
+def _user_callable(name: str, folder: str | None, path: Path) -> Callable[..., Any]:
     try:
         found = load(name, folder)
-    except OwnCodeError as error:
+    except UserCodeError as error:
         raise TaskError(path, str(error)) from error
     if not callable(found):
         raise TaskError(path, f"{name} is {_kind(found)}: expected a class or a function")

@@ -1,26 +1,15 @@
-"""Tasks: an environment, an add-on reward for what the prior was never asked to do, and a readable metric of it.
-
-The add-on rewards of HalfCheetah, Hopper, Ant and Swimmer are those of the paper's authors (Residual Policy Gradient,
-arXiv 2503.11019; Residual-MPPI). Those of CartPole and MountainCarContinuous are of residual Q-learning (arXiv
-2306.09526), which adds a term of the pole's angle to CartPole's basic reward; here that is gymnasium's own. Walker2d's
-and Humanoid's are ours. All are evaluated on the state that a step reached.
-"""
+"""Tasks: an environment, an add-on reward for what the prior was never asked to do, and a readable metric of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rpg_platform.tasks.expressions import Expression
-from rpg_platform.wording import Path, dotted, suggestion
-
-if TYPE_CHECKING:
-    from rpg_platform.spec.task import TaskSpec
+from rpg_platform.wording import Path, dotted
 
 Array = NDArray[np.floating[Any]]
 
@@ -177,92 +166,3 @@ class Task:
         if isinstance(self.addon, Nothing):
             return {}
         return {self.name.partition("-")[2] or self.name: Part(self.addon)}
-
-
-TASKS: Mapping[str, Task] = MappingProxyType(
-    {
-        task.name: task
-        for task in (
-            Task(
-                "halfcheetah-foot-angle",
-                "HalfCheetah-v5",
-                Linear(7, -10.0, absolute=True),
-                "|foot angle| rad",
-                Linear(7, 1.0, absolute=True),
-                "run, but keep the front foot's joint near its neutral angle: r_R = -10 |front foot angle|",
-            ),
-            Task(
-                "hopper-height",
-                "Hopper-v5",
-                Linear(0, 10.0, center=1.0),
-                "height m",
-                Linear(0, 1.0),
-                "hop, but higher: r_R = 10 (torso height - 1 m)",
-            ),
-            Task(
-                "ant-sideways",
-                "Ant-v5",
-                Linear(14, -1.0),
-                "sideways m/s",
-                Linear(14, -1.0),
-                "walk forward and to the right: r_R = -(lateral velocity)",
-                {"include_cfrc_ext_in_observation": False},
-            ),
-            Task(
-                "swimmer-first-joint",
-                "Swimmer-v5",
-                Linear(1, -1.0, absolute=True),
-                "|joint angle| rad",
-                Linear(1, 1.0, absolute=True),
-                "swim, but keep the first joint straight: r_R = -|first joint angle|",
-            ),
-            Task(
-                "cartpole-center",
-                "CartPole-v1",
-                Linear(0, -1.0 / 2.4, absolute=True),
-                "|position| m",
-                Linear(0, 1.0, absolute=True),
-                "balance, but in the middle of the track: r_R = -|cart position| / 2.4 m",
-            ),
-            Task(
-                "mountain_car-less-left",
-                "MountainCarContinuous-v0",
-                Expression("-0.1 * (action[0] < 0)"),
-                "pushed left",
-                Expression("action[0] < 0"),
-                "reach the flag, but seldom push to the left: r_R = -0.1 in each step with a negative action",
-            ),
-            Task(
-                "walker2d-upright",
-                "Walker2d-v5",
-                Linear(1, -10.0, absolute=True),
-                "|torso angle| rad",
-                Linear(1, 1.0, absolute=True),
-                "walk, but with the torso upright: r_R = -10 |torso angle|",
-            ),
-            Task(
-                "humanoid-sideways",
-                "Humanoid-v5",
-                Linear(23, -1.0),
-                "sideways m/s",
-                Linear(23, -1.0),
-                "walk forward and to the right: r_R = -(lateral velocity)",
-            ),
-        )
-    }
-)
-
-
-def get_task(task: str | TaskSpec | Mapping[str, Any]) -> Task:
-    """The task registered under a name, or the one that a specification's mapping describes.
-
-    Raises:
-        ValueError: there is none of that name (names the nearest), or the mapping is not a task's.
-    """
-    if not isinstance(task, str):
-        from rpg_platform.spec.task import as_task_spec, build_task  # they need the tasks above
-
-        return build_task(as_task_spec(task))
-    if task not in TASKS:
-        raise ValueError(f"task={task!r}: no such task{suggestion(task, TASKS)}")
-    return TASKS[task]

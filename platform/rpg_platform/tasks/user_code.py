@@ -30,7 +30,7 @@ NAME = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 Array = NDArray[np.floating[Any]]
 
 
-class OwnCodeError(ValueError):
+class UserCodeError(ValueError):
     """A name that cannot be imported; says why."""
 
 
@@ -42,23 +42,23 @@ def load(name: str, folder: str | None = None) -> Any:
         folder: a folder to look in after the Python path; it stays on the path of this process.
 
     Raises:
-        OwnCodeError: there is no such module or attribute, or importing it fails.
+        UserCodeError: there is no such module or attribute, or importing it fails.
     """
     if not NAME.fullmatch(name):
-        raise OwnCodeError(f"{name!r}: expected 'module:name'")
+        raise UserCodeError(f"{name!r}: expected 'module:name'")
     module_name, _, attribute = name.partition(":")
     found: Any = load_module(module_name, folder)
     file = getattr(found, "__file__", None) or "built in"
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [each for each in vars(found) if not each.startswith("_")] if hasattr(found, "__dict__") else []
-            raise OwnCodeError(f"module {module_name!r} ({file}) has no {part!r}{suggestion(part, names[:50])}")
+            raise UserCodeError(f"module {module_name!r} ({file}) has no {part!r}{suggestion(part, names[:50])}")
         found = getattr(found, part)
     return found
 
 
 def load_module(name: str, folder: str | None = None) -> ModuleType:
-    """The module ``name``, imported if it is not yet. Raises OwnCodeError."""
+    """The module ``name``, imported if it is not yet. Raises UserCodeError."""
     for path in (folder, _working_directory()):
         if path and Path(path).is_dir() and path not in sys.path:
             sys.path.append(path)  # at the end: a file of theirs must not hide an installed package
@@ -68,14 +68,14 @@ def load_module(name: str, folder: str | None = None) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             where = f"on the Python path or in {folder or _working_directory()}"
-            raise OwnCodeError(f"there is no module {error.name!r} {where}{_near_file(name, folder)}") from error
-        raise OwnCodeError(_failed(name, error)) from error
+            raise UserCodeError(f"there is no module {error.name!r} {where}{_near_file(name, folder)}") from error
+        raise UserCodeError(_failed(name, error)) from error
     except (Exception, SystemExit) as error:  # whatever their module does
-        raise OwnCodeError(_failed(name, error)) from error
+        raise UserCodeError(_failed(name, error)) from error
     beside = _beside(name, folder)
     loaded = getattr(module, "__file__", None)
     if beside is not None and (loaded is None or not Path(loaded).samefile(beside)):
-        raise OwnCodeError(f"module {name!r} is {loaded}, which hides {beside}: rename the latter")
+        raise UserCodeError(f"module {name!r} is {loaded}, which hides {beside}: rename the latter")
     return module
 
 
@@ -111,7 +111,7 @@ def _failed(name: str, error: BaseException) -> str:
 
 
 @dataclass(frozen=True)
-class OwnFunction:
+class UserFunction:
     """A user's add-on reward or metric by name; imported at its first use in a process, pickled as its name.
 
     Attributes:
@@ -126,11 +126,11 @@ class OwnFunction:
 
     @cached_property
     def function(self) -> Any:
-        """The function itself. Raises OwnCodeError."""
+        """The function itself. Raises UserCodeError."""
         function = load(self.name, self.folder)
         if isinstance(function, type) or not callable(function):
             what = "a class" if isinstance(function, type) else f"a {type(function).__name__}"
-            raise OwnCodeError(f"{self.name} is {what}: expected a function (obs, actions, next_obs, infos) -> [B]")
+            raise UserCodeError(f"{self.name} is {what}: expected a function (obs, actions, next_obs, infos) -> [B]")
         return function
 
     @cached_property
@@ -142,5 +142,5 @@ class OwnFunction:
         result: Array = self.function(obs, actions, next_obs, infos)
         return result
 
-    def __reduce__(self) -> tuple[type[OwnFunction], tuple[Any, ...]]:
-        return OwnFunction, (self.name, self.folder, self.keys)
+    def __reduce__(self) -> tuple[type[UserFunction], tuple[Any, ...]]:
+        return UserFunction, (self.name, self.folder, self.keys)

@@ -33,10 +33,10 @@ from rpg_platform.results.report import BEST, ENV_STEPS, ENV_STEPS_PER_S, FAILED
 from rpg_platform.run.disk_guard import checkpoint_bytes, checkpoint_room, parameters
 from rpg_platform.spec.methods import METHODS, training_arguments
 from rpg_platform.spec.sweep import TrialSpec
-from rpg_platform.spec.task import task_label
+from rpg_platform.spec.task import get_task, task_label
 from rpg_platform.storage.trial_state import read_state, write_state
 from rpg_platform.tasks.environments import make_env, register
-from rpg_platform.tasks.task import Task, get_task
+from rpg_platform.tasks.task import Task
 
 if TYPE_CHECKING:
     from rpg_algorithms import SPG, SPGConfig

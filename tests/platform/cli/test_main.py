@@ -19,7 +19,7 @@ from tests.platform.commands import ROOT, rpg
 import rpg_platform
 from rpg_platform.bundles import SHIPPED
 from rpg_platform.cli.main import app
-from rpg_platform.tasks.task import TASKS
+from rpg_platform.tasks.registry import TASKS
 
 COMMANDS = (
     *("plan", "sweep", "resume", "extend", "train", "status", "evaluate", "tasks", "priors", "clone", "export"),

@@ -11,7 +11,7 @@ from tests.platform import own_tasks
 from typer.testing import CliRunner, Result
 
 from rpg_platform.cli.main import app
-from rpg_platform.tasks.task import TASKS
+from rpg_platform.tasks.registry import TASKS
 
 OWN = own_tasks.__name__
 

@@ -14,12 +14,7 @@ from rpg_algorithms.policies.network import PolicyNetwork, spec_for_spaces
 from rpg_platform.evaluation.play import MEASURES, Episodes, as_card_returns, as_metrics, evaluate, evaluate_both
 from rpg_platform.results.report import Mode
 from rpg_platform.tasks.environments import make_env
-from rpg_platform.tasks.task import (
-    Linear,
-    Part,
-    Task,
-    WeightedSum,
-)
+from rpg_platform.tasks.task import Linear, Part, Task, WeightedSum
 
 SEED = 10_000
 

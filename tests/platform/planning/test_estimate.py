@@ -229,8 +229,8 @@ def test_a_trials_folder_has_the_planned_size(swept: tuple[SweepSpec, SweepOutco
     assert len(checkpoints) == 2
     assert disk.written(checkpoints[-1]) == pytest.approx(plan.checkpoint_bytes, rel=0.1)
     prior = load_bundle(resolve_prior(PRIOR))
+    from rpg_platform.spec.task import get_task
     from rpg_platform.tasks.environments import make_env
-    from rpg_platform.tasks.task import get_task
 
     expected = disk.trial_bytes(trained[0], disk.parameters(trained[0], make_env(get_task(trained[0].task)), prior))
     assert disk.written(folder) == pytest.approx(expected, rel=0.25)

@@ -28,11 +28,10 @@ from rpg_platform.cli.main import app
 from rpg_platform.evaluation.episode_file import read_episodes
 from rpg_platform.planning.cluster import CapacityError
 from rpg_platform.results.rows import summarise
-from rpg_platform.run.run import (SweepError, SweepOutcome, run_sweep)
-from rpg_platform.storage.location import (storage_of, tracking_uri_of)
+from rpg_platform.run.run import SweepError, SweepOutcome, run_sweep
 from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.location import default_tracking_uri, storage_of, tracking_uri_of
 from rpg_platform.storage.sweep_folder import SweepFolderError
-from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.trial.trainable import running_code
 
 if TYPE_CHECKING:

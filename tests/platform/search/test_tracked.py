@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.storage.sweep_folder import TrialState
 from rpg_platform.storage.location import default_tracking_uri
+from rpg_platform.storage.sweep_folder import TrialState
 from rpg_platform.tracking.tracker import MlflowTracker
 
 if TYPE_CHECKING:

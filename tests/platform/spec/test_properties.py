@@ -21,7 +21,7 @@ from rpg_platform.spec.methods import METHODS, WEIGHTS
 from rpg_platform.spec.sweep import SECTION_KEYS, SweepSpec
 from rpg_platform.spec.trials import count_trials
 from rpg_platform.spec.yaml_file import dump_spec, load_spec, parse_spec
-from rpg_platform.tasks.task import TASKS
+from rpg_platform.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[3]
 MALFORMED = 10_000

@@ -29,7 +29,7 @@ from rpg_platform.spec.sweep import (
     TrialSpec,
 )
 from rpg_platform.spec.yaml_file import dump_spec, load_spec, parse_spec
-from rpg_platform.tasks.task import TASKS
+from rpg_platform.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "tune_configs").rglob("*.yaml"))

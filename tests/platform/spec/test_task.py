@@ -16,7 +16,7 @@ from tests.platform import own_tasks
 from rpg_platform.run.run import SweepError, _check_trials
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
-from rpg_platform.spec.task import TaskSpec, task_label
+from rpg_platform.spec.task import TaskSpec, get_task, task_label
 from rpg_platform.spec.yaml_file import (
     SpecError,
     dump_spec,
@@ -26,13 +26,9 @@ from rpg_platform.spec.yaml_file import (
 )
 from rpg_platform.tasks.environments import TaskEnv, make_env
 from rpg_platform.tasks.expressions import Expression
-from rpg_platform.tasks.task import (
-    TASKS,
-    Nothing,
-    WeightedSum,
-    get_task,
-)
-from rpg_platform.tasks.user_code import OwnCodeError, OwnFunction, load
+from rpg_platform.tasks.registry import TASKS
+from rpg_platform.tasks.task import Nothing, WeightedSum
+from rpg_platform.tasks.user_code import UserCodeError, UserFunction, load
 
 OWN = own_tasks.__name__
 REST = """\
@@ -350,7 +346,7 @@ def test_modules_beside_the_file_are_found_from_anywhere(tmp_path: Path, monkeyp
     assert loaded.task.folder == str(tmp_path)
     task = get_task(loaded.task)
     assert task.addon.info_keys == ("k",)
-    assert isinstance(task.addons["a"].function, OwnFunction)
+    assert isinstance(task.addons["a"].function, UserFunction)
     (tmp_path / "sweep.yaml").write_text(
         f"task: {{env: Pendulum-v1, folder: code, addons: {{a: {{function: 'deeper_addons:f'}}}}}}\n{REST}"
     )
@@ -381,7 +377,7 @@ def test_modules_that_cannot_be_imported(
     monkeypatch.setattr(sys, "path", [*sys.path])
     module = f"broken_{request.node.callspec.indices['content']}"
     (tmp_path / f"{module}.py").write_text(content)
-    with pytest.raises(OwnCodeError) as refused:
+    with pytest.raises(UserCodeError) as refused:
         load(f"{module}:{name}", str(tmp_path))
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -390,10 +386,10 @@ def test_modules_that_cannot_be_imported(
 def test_a_module_that_another_hides_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "json.py").write_text("def f(*_): ...\n")
-    with pytest.raises(OwnCodeError, match=r"module 'json' is .*, which hides .*json.py: rename the latter"):
+    with pytest.raises(UserCodeError, match=r"module 'json' is .*, which hides .*json.py: rename the latter"):
         load("json:f", str(tmp_path))
-    with pytest.raises(OwnCodeError, match="is a class: expected a function"):
-        _ = OwnFunction(f"{OWN}:Slide").function
+    with pytest.raises(UserCodeError, match="is a class: expected a function"):
+        _ = UserFunction(f"{OWN}:Slide").function
 
 
 def test_reading_a_task_of_ones_own_imports_nothing_slow() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rpg_platform.tasks.expressions import Expression, ExpressionError, Sizes
-from rpg_platform.tasks.task import TASKS, Linear
+from rpg_platform.tasks.registry import TASKS
+from rpg_platform.tasks.task import Linear
 
 # Two transitions, so small that every result below can be worked out in the head.
 OBS = np.array([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]], np.float32)

@@ -12,13 +12,10 @@ import pytest
 
 from rpg_algorithms.addons import AddonReward
 from rpg_algorithms.policies.spaces import flatten_observations
+from rpg_platform.spec.task import get_task
 from rpg_platform.tasks.environments import make_env
-from rpg_platform.tasks.task import (
-    TASKS,
-    Linear,
-    StepFunction,
-    get_task,
-)
+from rpg_platform.tasks.registry import TASKS
+from rpg_platform.tasks.task import Linear, StepFunction
 
 BATCH = 5
 

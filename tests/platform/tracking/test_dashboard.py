@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.tracking.dashboard import UiError, serve
 from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
-from rpg_platform.storage.location import default_tracking_uri
 
 PROGRAM = """
 import sys

@@ -21,10 +21,10 @@ from rpg_platform.cli.main import app
 from rpg_platform.results.report import finite_metrics
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.tracking.replay import replay
 from rpg_platform.tracking.runs import PARENT, Record
 from rpg_platform.tracking.spool import Spool, spool_folder
-from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.tracking.tracker import MlflowTracker
 
 if TYPE_CHECKING:

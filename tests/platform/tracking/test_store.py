@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from rpg_platform.tracking.store import (check_store, create_embedded_store)
 from rpg_platform.storage.location import default_tracking_uri
+from rpg_platform.tracking.store import check_store, create_embedded_store
 
 
 def test_an_address_is_known_without_importing_mlflow() -> None:

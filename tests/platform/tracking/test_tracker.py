@@ -36,9 +36,9 @@ from tests.platform.tracking.toy_sweep import (
 
 from rpg_platform.results.report import TrialResult, finite_metrics
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.tracking.run_tags import git_tags
 from rpg_platform.tracking.spool import SpoolError, spool_folder
-from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.tracking.tracker import MlflowTracker
 
 if TYPE_CHECKING:

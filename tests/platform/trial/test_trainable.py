@@ -23,9 +23,9 @@ from rpg_platform.evaluation.play import MEASURES, evaluate_both
 from rpg_platform.results.report import MODES
 from rpg_platform.spec.methods import METHODS, MethodName
 from rpg_platform.spec.sweep import StartFrom, TrialSpec
+from rpg_platform.spec.task import get_task
 from rpg_platform.storage.trial_state import read_state
 from rpg_platform.tasks.environments import make_env
-from rpg_platform.tasks.task import get_task
 from rpg_platform.trial.trainable import (
     CustomizationTrial,
     algorithm_config,

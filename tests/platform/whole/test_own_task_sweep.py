@@ -15,9 +15,9 @@ from ray.rllib.env.env_context import EnvContext
 from tests.platform import own_tasks
 
 from rpg_algorithms.rllib.vector_env import _pool_candidate
-from rpg_platform.tasks.environments import register
-from rpg_platform.tasks.task import get_task
+from rpg_platform.spec.task import get_task
 from rpg_platform.storage.location import default_tracking_uri
+from rpg_platform.tasks.environments import register
 
 if TYPE_CHECKING:
     from tests.platform.servers import TrackedSweep

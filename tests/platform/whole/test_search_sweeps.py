@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from rpg_platform.results.ranking import pareto_set
-from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.storage.location import default_tracking_uri
+from rpg_platform.storage.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:
     from tests.platform.servers import TrackedSweep

@@ -48,7 +48,8 @@ from rpg_algorithms.policies.network import (
 )
 from rpg_platform.evaluation.play import as_card_returns, evaluate_both
 from rpg_platform.priors.clone.demonstrations import DemonstrationError, Demonstrations, read_demonstrations
-from rpg_platform.priors.environment import spaces_of, task_of_card
+from rpg_platform.priors.environment import task_of_card
+from rpg_platform.tasks.environments import spaces_of
 from rpg_platform.tasks.task import Nothing, Task
 
 Split = Literal["episodes", "last steps of the one episode", "transitions"]

@@ -26,7 +26,7 @@ from rpg_platform.priors.files.archive import open_archive
 from rpg_platform.priors.formats.torchscript.archive import read_archive
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.priors.network.graph_policy import TOLERANCE, named_outputs
-from rpg_platform.tasks.user_code import OwnCodeError, load
+from rpg_platform.tasks.user_code import UserCodeError, load
 
 STATES = 1_000
 _BATCHES = [*[1] * 250, *[2] * 125, 500]  # a decision by the data, or by the batch's size, shows in one of them
@@ -63,7 +63,7 @@ def read(name: str | Path, options: ImportOptions) -> Imported:
 def _made(name: str) -> Any:
     try:
         found = load(name)
-    except OwnCodeError as error:
+    except UserCodeError as error:
         raise PriorImportError(str(error)) from error
     if isinstance(found, nn.Module) or not callable(found):
         return found

@@ -185,7 +185,7 @@ class _Unpickled:
 
 def _environment(env: Any) -> tuple[str | None, dict[str, Any]]:
     """Environment id and arguments of RLlib's ``env``: a registered id, or a sweep's ``rpg:<task>:<hash>``."""
-    from rpg_platform.tasks.task import TASKS
+    from rpg_platform.tasks.registry import TASKS
 
     if not isinstance(env, str):
         return None, {}

@@ -23,8 +23,9 @@ from rpg_platform.evaluation.play import Episodes, evaluate_both
 from rpg_platform.priors.clone.clone import CloneSettings, clone_prior
 from rpg_platform.priors.environment import bare_task
 from rpg_platform.results.report import Mode
+from rpg_platform.spec.task import get_task
 from rpg_platform.tasks.environments import register
-from rpg_platform.tasks.task import Linear, Task, get_task
+from rpg_platform.tasks.task import Linear, Task
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 TURN = Task("pendulum-turn", "Pendulum-v1", Linear(2, 0.2), "rad/s", Linear(2, 1.0), "swing up anticlockwise")
