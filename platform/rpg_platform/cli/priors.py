@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rpg_platform.cli.common import AsJson, refusals, stdout_console
+from rpg_platform.priors.formats import names, what_is_read
 
 if TYPE_CHECKING:
     from rpg_algorithms.policies.bundle import PriorCard
@@ -54,11 +55,7 @@ def priors(context: typer.Context, as_json: AsJson = False) -> None:
 def import_(
     source: Annotated[
         str,
-        typer.Argument(
-            help="A file or folder (Stable-Baselines3, RLlib, CleanRL, TorchScript, ONNX, MLflow model, a trial's "
-            "checkpoint), models:/NAME@ALIAS, runs:/ID/PATH, or module:function.",
-            metavar="SOURCE",
-        ),
+        typer.Argument(help=f"The policy: {what_is_read()}.", metavar="SOURCE"),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the bundle that is written.")],
     env: EnvId = None,
@@ -66,7 +63,8 @@ def import_(
     env_kwargs: EnvKwargs = None,
     name: Annotated[str | None, typer.Option(help="Short name of the prior; by default the source's.")] = None,
     format_: Annotated[
-        str | None, typer.Option("--format", help="What the source is, instead of telling from its content.")
+        str | None,
+        typer.Option("--format", help=f"What the source is, where its content should not tell: {', '.join(names())}."),
     ] = None,
     std: Annotated[
         float | None,

@@ -1,12 +1,11 @@
-"""From any source of a policy to a bundle: recognise it, read it, hold it against its environment, write it."""
+"""From any source of a policy to a bundle: recognise it, read it, compare it with its environment, write it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,41 +14,34 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rpg_algorithms.policies.bundle import (
-    CARD_FILE,
-    PriorCard,
-    load_bundle,
-    save_bundle,
-)
+import rpg_algorithms
+from rpg_algorithms.policies.bundle import CARD_FILE, PriorCard, load_bundle, save_bundle
 from rpg_algorithms.policies.spaces import same_space
-from rpg_platform.priors.environment import bare_task
-from rpg_platform.priors.formats.mlflow_models import ADDRESS
+from rpg_platform.priors import formats
+from rpg_platform.priors.environment import bare_task, spaces_of
+from rpg_platform.priors.formats import Format
+from rpg_platform.priors.hashing import hash_of
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
-from rpg_platform.priors.recognise import KINDS, Kind, recognise
+from rpg_platform.priors.recognise import recognise
 from rpg_platform.spec.yaml_file import find_task
 from rpg_platform.tasks.environments import spaces_of
 from rpg_platform.tasks.task import Task
 from rpg_platform.wording import suggestion
 
-FORMATS = (*KINDS, "function")
-FUNCTION = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_MAX_HASHED_FILES = 10_000
 _MAX_FACTS, _MAX_TEXT, _MAX_DEPTH = 50, 500, 4
 _VERSIONS = ("torch", "numpy", "gymnasium")
-
-Reader = Callable[[Path, ImportOptions], Imported]
 
 
 @dataclass(frozen=True)
 class Import:
-    """What an import came to.
+    """A finished import.
 
     Attributes:
-        folder: the bundle.
+        folder: the bundle that was written.
         card: its card.
-        imported: what the source held.
-        notes: what the user should read, the importer's notes among them.
+        imported: what the reader found in the source.
+        notes: lines that the user should read, the reader's among them.
     """
 
     folder: Path
@@ -58,7 +50,7 @@ class Import:
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The import as a dictionary that JSON holds, for ``--json``."""
         return {
             "bundle": str(self.folder),
             "format": self.imported.format,
@@ -72,34 +64,28 @@ class Import:
 def read_source(
     source: str, options: ImportOptions | None = None, *, form: str | None = None, tracking_uri: str | None = None
 ) -> Imported:
-    """The policy of a source, of whatever format.
+    """Reads the policy of a source, of whatever format.
 
     Args:
-        source: a file or folder; ``models:/name@alias``, ``models:/name/3`` or ``runs:/id/path``; or
-            ``module:function``.
+        source: a file or folder, or the address of one of the formats: ``models:/name@alias``, ``models:/name/3``,
+            ``runs:/id/path`` or ``module:function``.
         options: what the source does not say itself.
-        form: one of ``FORMATS``; None to tell from the content.
+        form: name of a format; None to tell it from the content.
         tracking_uri: MLflow store of ``models:/`` and ``runs:/``; by default that of the default storage.
 
     Returns:
         The policy; its ``facts`` hold ``source`` and, of files, ``sha256``.
 
     Raises:
-        PriorImportError: nothing there, nothing that is read, or something wrong with it.
+        PriorImportError: there is nothing, nothing that is read, or something is wrong with it.
     """
     options = options or ImportOptions()
-    if form is not None and form not in FORMATS:
-        raise PriorImportError(f"format {form!r}: no such format{suggestion(form, FORMATS)}")
-    if ADDRESS.match(source):
-        from rpg_platform.priors.formats.mlflow_models import read_address
-
-        imported = read_address(source, options, tracking_uri or _default_store())
-        return replace(imported, facts={**imported.facts, "source": source})
+    named = None if form is None else _named(form)
     path = Path(source).expanduser()
-    if form == "function" or (form is None and not path.exists() and FUNCTION.fullmatch(source)):
-        from rpg_platform.priors.formats import functions
-
-        imported = functions.read(source, options)
+    addressed = _addressed(source, path, named)
+    if addressed is not None:
+        tools: dict[formats.Need, Any] = {"read_path": read_path, "store": lambda: tracking_uri or _default_store()}
+        imported = addressed.read(source, options, tools)
         return replace(imported, facts={**imported.facts, "source": source})
     if _REMOTE.match(source):
         raise PriorImportError(f"{source}: remote files are not fetched; download it and give its path")
@@ -107,63 +93,40 @@ def read_source(
         raise PriorImportError(
             f"{source}: neither a file or folder, nor an MLflow address (models:/NAME@ALIAS), nor module:function"
         )
-    imported = read_path(path, _as_kind(form) or recognise(path), options)
+    imported = read_path(path, named or recognise(path), options)
     return replace(imported, facts={**imported.facts, "source": path.resolve().name, "sha256": hash_of(path)})
 
 
-def read_path(path: Path, kind: Kind, options: ImportOptions) -> Imported:
-    """The policy of a file or folder of a known kind. Raises PriorImportError."""
-    if kind == "rllib":
-        path = path.parent if path.is_file() else path
-    return _reader(kind)(path, options)
+def read_path(path: Path, form: Format, options: ImportOptions) -> Imported:
+    """Reads the policy of a file or folder of a known format. Raises PriorImportError."""
+    return form.read(path, options, {"read_path": read_path, "store": _default_store})
 
 
-def _as_kind(form: str | None) -> Kind | None:
-    return next((kind for kind in KINDS if kind == form), None)
+def _named(form: str) -> Format:
+    """The format of a name. Raises PriorImportError where there is none."""
+    found = {each.name: each for each in formats.FORMATS}
+    if form not in found:
+        raise PriorImportError(f"format {form!r}: no such format{suggestion(form, found)}")
+    return found[form]
 
 
-def _reader(kind: Kind) -> Reader:
-    """The importer; each is imported only when it is needed."""
-    match kind:
-        case "bundle":
-            from rpg_platform.priors.formats.rpg import read
-        case "rllib":
-            from rpg_platform.priors.formats.rllib import read
-        case "sb3":
-            from rpg_platform.priors.formats.sb3 import read
-        case "cleanrl":
-            from rpg_platform.priors.formats.cleanrl import read
-        case "torchscript":
-            from rpg_platform.priors.formats.torchscript.archive import read
-        case "onnx":
-            from rpg_platform.priors.formats.onnx.model import read
-        case "mlflow":
-            from rpg_platform.priors.formats.mlflow_models import read
-    return read
+def _addressed(source: str, path: Path, named: Format | None) -> Format | None:
+    """The format that the source is an address of; None for a path."""
+    if named is not None and named.only_by_address:
+        return named
+    if path.exists():
+        return None
+    for each in formats.FORMATS:
+        fits = each.address is not None and each.address.fullmatch(source)
+        if fits and (named is None or "read_path" in each.needs):  # an MLflow address may hold what is named
+            return each
+    return None
 
 
 def _default_store() -> str:
     from rpg_platform.storage.location import DEFAULT_STORAGE, default_tracking_uri
 
     return default_tracking_uri(DEFAULT_STORAGE)
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file; of a folder, that of its files' names and hashes in order.
-
-    Raises:
-        PriorImportError: a folder with more files than are hashed.
-    """
-    if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    whole = hashlib.sha256()
-    files = sorted(each for each in path.rglob("*") if each.is_file() and not each.is_symlink())
-    if len(files) > _MAX_HASHED_FILES:
-        raise PriorImportError(f"{path}: {len(files)} files, more than the {_MAX_HASHED_FILES} that are read")
-    for each in files:
-        whole.update(f"{each.relative_to(path).as_posix()}\0{hash_of(each)}\n".encode(errors="surrogateescape"))
-    return whole.hexdigest()
 
 
 # ---- importing ----------------------------------------------------------------------------------
@@ -223,7 +186,8 @@ def import_prior(
         alpha=imported.alpha,
         made_by={
             "import": {"format": imported.format, **_bounded(imported.facts)},
-            "versions": {"residual-policy-gradient": _own_version()} | {each: version(each) for each in _VERSIONS},
+            "versions": {"residual-policy-gradient": rpg_algorithms.__version__}
+            | {each: version(each) for each in _VERSIONS},
         },
         parents=list(imported.parents),
         lineage=list(imported.lineage),
@@ -300,15 +264,9 @@ def _name(imported: Imported, source: str) -> str:
     path = Path(source).expanduser()
     known = imported.facts.get("name") or (path.resolve().name if path.exists() else source)
     stem = str(known).partition("@")[0].rstrip("/").rpartition("/")[2]
-    for suffix in (".zip", ".pt", ".pth", ".onnx", ".cleanrl_model"):
+    for suffix in (suffix for each in formats.FORMATS for suffix in each.suffixes):
         stem = stem.removesuffix(suffix)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:80] or "imported"
-
-
-def _own_version() -> str:
-    import rpg_algorithms
-
-    return rpg_algorithms.__version__
 
 
 def _bounded(value: Any, depth: int = 0) -> Any:

@@ -19,9 +19,10 @@ from torch import nn
 
 from rpg_algorithms.policies.bundle import load_bundle, load_card
 from rpg_platform.bundles import resolve_prior
+from rpg_platform.priors.hashing import hash_of
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.recognise import recognise
-from rpg_platform.priors.sources import hash_of, import_prior, read_source
+from rpg_platform.priors.sources import import_prior, read_source
 
 PENDULUM = ImportOptions(env_id="Pendulum-v1")
 
@@ -77,7 +78,7 @@ def test_files_are_recognised_by_their_content(
     name: str, write: Callable[[Path], None], kind: str, tmp_path: Path
 ) -> None:
     write(tmp_path / name)
-    assert recognise(tmp_path / name) == kind
+    assert recognise(tmp_path / name).name == kind
 
 
 @pytest.mark.parametrize(

@@ -32,20 +32,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import rpg_algorithms
-from rpg_algorithms.maths.distributions import (
-    Categorical,
-    DiagonalGaussian,
-    DistributionName,
-    make_distribution,
-)
+from rpg_algorithms.maths.distributions import Categorical, DiagonalGaussian, DistributionName, make_distribution
 from rpg_algorithms.policies.bundle import PriorCard, save_bundle
 from rpg_algorithms.policies.comparison import ActionBox, received_coordinates, received_log_prob
-from rpg_algorithms.policies.network import (
-    ActivationName,
-    NetworkSpec,
-    PolicyNetwork,
-    spec_for_spaces,
-)
+from rpg_algorithms.policies.network import ActivationName, NetworkSpec, PolicyNetwork, spec_for_spaces
 from rpg_platform.evaluation.play import as_card_returns, evaluate_both
 from rpg_platform.priors.clone.demonstrations import DemonstrationError, Demonstrations, read_demonstrations
 from rpg_platform.priors.environment import task_of_card

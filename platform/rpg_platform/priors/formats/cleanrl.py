@@ -28,14 +28,7 @@ from numpy.typing import NDArray
 
 from rpg_platform.priors.files.torch_files import read_tensors
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
-from rpg_platform.priors.network.assemble import (
-    FreeLogStd,
-    Linear,
-    NetworkLogStd,
-    Policy,
-    Step,
-    assemble,
-)
+from rpg_platform.priors.network.assemble import FreeLogStd, Linear, NetworkLogStd, Policy, Step, assemble
 from rpg_platform.priors.network.layers import (
     as_array,
     known_activation,

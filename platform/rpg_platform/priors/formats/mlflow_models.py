@@ -1,8 +1,8 @@
 """MLflow models: what ``models:/name@alias``, ``models:/name/3``, ``runs:/id/path`` and model folders hold.
 
-Artifacts are downloaded and looked at; no flavour is ever loaded, as most of them unpickle. Read is what one of the
-other importers reads: a bundle of this package (``rpg export`` puts one into its MLflow models), a Stable-Baselines3
-zip, an RLlib checkpoint, a TorchScript archive, an ONNX model, a CleanRL state dictionary.
+Artifacts are downloaded and looked at; no flavour is ever loaded, as most of them unpickle. Among the artifacts this
+reader looks for one policy of any other format. ``rpg export`` puts a bundle into its MLflow models, and a bundle
+counts before anything that stands beside it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from rpg_platform.priors import formats
 from rpg_platform.priors.files.archive import read_file
+from rpg_platform.priors.formats import Format, what_is_read
+from rpg_platform.priors.formats.content import Content
+from rpg_platform.priors.hashing import hash_of
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError, printable
 from rpg_platform.priors.recognise import (
     READ,
@@ -26,16 +30,16 @@ from rpg_platform.priors.recognise import (
     recognise,
 )
 from rpg_platform.tracking.store import check_store, without_login
+from rpg_platform.priors.recognise import format_of, recognise
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-ADDRESS = re.compile(r"(models|runs|mlflow-artifacts):/")
+ReadPath = Callable[[Path, Format, ImportOptions], Imported]
 MODEL_FILE = "MLmodel"
 MAX_FILES, MAX_BYTES, MAX_DEPTH = 2_000, 2 << 30, 12
 _MAX_MODEL_FILE_BYTES, _MAX_ALIASES = 4_000_000, 16
-_FOLDER_FILES = {"card.json": "bundle", "rllib_checkpoint.json": "rllib"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -64,26 +68,39 @@ class Located:
     facts: dict[str, Any]
 
 
-def read_address(address: str, options: ImportOptions, tracking_uri: str) -> Imported:
-    """The policy behind an MLflow address.
+def read(source: Path | str, options: ImportOptions, read_path: ReadPath, store: Callable[[], str]) -> Imported:
+    """The policy of an MLflow model's folder, or behind an MLflow address.
 
     Args:
-        address: ``models:/…``, ``runs:/…`` or ``mlflow-artifacts:/…``.
-        options: as for any importer.
-        tracking_uri: the store of runs and models.
+        source: the folder, or the text ``models:/…``, ``runs:/…`` or ``mlflow-artifacts:/…``.
+        options: as for any reader.
+        read_path: reads the file or folder in it that is a policy.
+        store: gives the address of the store of runs and models.
 
     Raises:
-        PriorImportError: nothing is there, it is too large, or holds nothing that is read.
+        PriorImportError: nothing is there, it is too large, or it holds nothing that is read, or several policies.
     """
+    if isinstance(source, str):
+        return _read_address(source, options, read_path, store())
+    if not (source / MODEL_FILE).is_file():
+        raise PriorImportError(f"{source}: no MLflow model there (expected a file {MODEL_FILE})")
+    return _read_artifacts(source, options, read_path, str(source))
+
+
+def _read_address(address: str, options: ImportOptions, read_path: ReadPath, tracking_uri: str) -> Imported:
     from mlflow.exceptions import MlflowException
 
+<<<<<<< HEAD
     from rpg_platform.priors.sources import hash_of
+=======
+    from rpg_platform.tracking.errors import without_login
+>>>>>>> formats
 
     try:
         located = _locate(address, tracking_uri)
         with tempfile.TemporaryDirectory(prefix="rpg-import-") as folder:
             fetched = _download(located.artifact_uri, tracking_uri, Path(folder), address)
-            imported = read_anything(fetched, options, address)
+            imported = _read_artifacts(fetched, options, read_path, address)
             facts = {**imported.facts, **located.facts, "sha256": hash_of(fetched)}
     except MlflowException as error:
         store = without_login(tracking_uri)
@@ -91,35 +108,22 @@ def read_address(address: str, options: ImportOptions, tracking_uri: str) -> Imp
     return replace(imported, facts=facts)
 
 
-def read(path: Path, options: ImportOptions) -> Imported:
-    """The policy of an MLflow model's folder.
-
-    Raises:
-        PriorImportError: it holds nothing that is read, or several things.
-    """
-    if not (path / MODEL_FILE).is_file():
-        raise PriorImportError(f"{path}: no MLflow model there (expected a file {MODEL_FILE})")
-    return read_anything(path, options, str(path))
-
-
-def read_anything(path: Path, options: ImportOptions, shown: str) -> Imported:
+def _read_artifacts(path: Path, options: ImportOptions, read_path: ReadPath, shown: str) -> Imported:
     """The policy in a folder of artifacts, or in one file; ``shown`` stands for it in messages."""
-    from rpg_platform.priors.sources import read_path
-
     if path.is_file():
         return read_path(path, recognise(path), options)
     flavours, about = _model_file(path, shown)
-    found = sorted(_candidates(path, flavours, shown))
-    bundles = [each for each in found if each[0] == "bundle"]
+    found = sorted(_candidates(path, flavours, shown), key=lambda each: (each[0].name, each[1]))
+    bundles = [each for each in found if each[0].name == "bundle"]
     chosen = bundles or found
-    names = ", ".join(f"{str(each.relative_to(path)) or '.'} ({kind})" for kind, each in chosen[:8])
+    names = ", ".join(f"{str(each.relative_to(path)) or '.'} ({form.name})" for form, each in chosen[:8])
     if len(chosen) > 1:
         raise PriorImportError(f"{shown}: holds several policies: {names}; name one of them by its own path")
     if not chosen:
-        raise PriorImportError(f"{shown}: {_why_nothing(path, flavours)}{READ}")
-    kind, file = chosen[0]
+        raise PriorImportError(f"{shown}: {_why_nothing(path, flavours)}; read are {what_is_read()}")
+    form, file = chosen[0]
     try:
-        imported = read_path(file, kind, options)
+        imported = read_path(file, form, options)
     except PriorImportError as error:
         raise PriorImportError(str(error).replace(str(path), shown)) from error
     return replace(imported, format=f"mlflow/{imported.format}", facts={**about, **imported.facts})
@@ -144,24 +148,32 @@ def _model_file(folder: Path, shown: str) -> tuple[dict[str, Any], dict[str, Any
     return flavours, {"mlflow": {k: printable(str(v)[:100]) for k, v in kept.items() if isinstance(v, str | float)}}
 
 
-def _candidates(folder: Path, flavours: dict[str, Any], shown: str) -> Iterator[tuple[Kind, Path]]:
+def _candidates(folder: Path, flavours: dict[str, Any], shown: str) -> Iterator[tuple[Format, Path]]:
     pickled = _pickled_modules(folder, flavours)
+    markers = {each.marker for each in formats.FORMATS if "read_path" not in each.needs}
     count = 0
     for here, folders, files in os.walk(folder):
         count += len(files)
         if count > MAX_FILES:
             raise PriorImportError(f"{shown}: more than the {MAX_FILES} files that are looked at")
         place = Path(here)
-        whole = next((kind for name, kind in _FOLDER_FILES.items() if name in files), None)
-        if whole is not None:
+        if markers.intersection(files):
             folders.clear()  # its files are parts of one thing
             yield recognise(place), place
             continue
         for name in files:
             file = place / name
-            kind = None if file.is_symlink() else kind_of_file(file)
-            if kind is not None and not (kind == "cleanrl" and file in pickled):
-                yield kind, file
+            found = None if file.is_symlink() else _format_of_file(file)
+            if found is not None and not (found.name == "cleanrl" and file in pickled):
+                yield found, file
+
+
+def _format_of_file(file: Path) -> Format | None:
+    """The format of a file; None where it is of none, or damaged."""
+    try:
+        return format_of(Content(file))
+    except PriorImportError:
+        return None
 
 
 def _pickled_modules(folder: Path, flavours: dict[str, Any]) -> set[Path]:

@@ -25,28 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpg_platform.priors.files.inert import Global
-from rpg_platform.priors.files.rllib_checkpoint import (
-    Checkpoint,
-    Pipeline,
-    decode_array,
-    read_constructed,
-    read_state,
-)
+from rpg_platform.priors.files.rllib_checkpoint import Checkpoint, Pipeline, decode_array, read_constructed, read_state
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
-from rpg_platform.priors.network.assemble import (
-    FreeLogStd,
-    Moments,
-    NetworkLogStd,
-    Policy,
-    Step,
-    assemble,
-)
-from rpg_platform.priors.network.layers import (
-    as_array,
-    known_activation,
-    stack,
-    with_activations,
-)
+from rpg_platform.priors.network.assemble import FreeLogStd, Moments, NetworkLogStd, Policy, Step, assemble
+from rpg_platform.priors.network.layers import as_array, known_activation, stack, with_activations
 
 Array = NDArray[Any]
 
@@ -81,12 +63,12 @@ _PASSING = {  # connectors that move observations and actions without changing t
 
 
 def read(path: Path, options: ImportOptions) -> Imported:
-    """The policy of an Algorithm's checkpoint folder.
+    """The policy of an Algorithm's checkpoint: its folder, or a file at the top of it.
 
     Raises:
         PriorImportError: not such a folder, or a module, connector or space that is not read; names it.
     """
-    checkpoint = Checkpoint(path)
+    checkpoint = Checkpoint(path.parent if path.is_file() else path)
     module = checkpoint.module(options.module)
     made, where = read_constructed(module), str(module)
     kind = made.class_name.rpartition(".")[2]

@@ -21,12 +21,7 @@ from rpg_algorithms.policies.spaces import space_from_json
 from rpg_algorithms.rllib.module import NetworkConfig
 from rpg_platform.bundles import bundle_in
 from rpg_platform.priors.files.inert import Instance
-from rpg_platform.priors.files.rllib_checkpoint import (
-    CHECKPOINT_FILE,
-    Checkpoint,
-    read_constructed,
-    read_state,
-)
+from rpg_platform.priors.files.rllib_checkpoint import CHECKPOINT_FILE, Checkpoint, read_constructed, read_state
 from rpg_platform.priors.files.spaces import read_space
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 

@@ -28,15 +28,7 @@ from numpy.typing import NDArray
 from rpg_algorithms.maths.distributions import DistributionName
 from rpg_platform.priors.files.inert import Global, Instance
 from rpg_platform.priors.files.spaces import is_image, read_space
-from rpg_platform.priors.formats.sb3_archive import (
-    Model,
-    facts_of,
-    kind_of,
-    open_model,
-    recognise,
-    temperature,
-    version_notes,
-)
+from rpg_platform.priors.formats.sb3_archive import Model, facts_of, kind_of, open_model, temperature, version_notes
 from rpg_platform.priors.formats.vecnormalize import beside, read_vecnormalize
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.priors.network.assemble import (
@@ -51,8 +43,6 @@ from rpg_platform.priors.network.assemble import (
     Step,
     assemble,
 )
-
-__all__ = ["read", "recognise"]
 
 _SDE_EPSILON = 1e-6  # stable_baselines3.common.distributions.StateDependentNoiseDistribution
 SAC_LOG_STD_BOUNDS = (-20.0, 2.0)  # stable_baselines3.sac.policies.LOG_STD_MIN and LOG_STD_MAX

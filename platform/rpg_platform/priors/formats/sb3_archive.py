@@ -63,15 +63,10 @@ class Model:
         return load(raw, what=where)
 
 
-def recognise(names: set[str]) -> bool:
-    """Whether members of a zip archive are those of a Stable-Baselines3 model."""
-    return {"data", "policy.pth"} <= names
-
-
 def open_model(path: Path) -> Model:
     """The settings and policy weights of an archive. Raises PriorImportError."""
     archive = open_archive(path)
-    if not recognise(set(archive)):
+    if not {"data", "policy.pth"} <= set(archive):
         raise PriorImportError(f"{path}: not a Stable-Baselines3 model: {_instead(archive)}")
     if archive.size("data") > MAX_DATA_BYTES:
         raise PriorImportError(f"{path}: data: more than the {MAX_DATA_BYTES} bytes that are read")

@@ -8,8 +8,9 @@ Dimension letters: D observation size, A action dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -19,20 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from rpg_algorithms.maths.distributions import DistributionName
-from rpg_algorithms.policies.graph import (
-    INPUT,
-    Graph,
-    GraphTensor,
-    Node,
-)
-from rpg_algorithms.policies.network import (
-    ACTIVATIONS,
-    NetworkSpec,
-    PolicyNetwork,
-    observation_size,
-    spec_for_spaces,
-)
+from rpg_algorithms.policies.graph import Graph
+from rpg_algorithms.policies.graph_ops import GraphError
+from rpg_algorithms.policies.network import ACTIVATIONS, NetworkSpec, PolicyNetwork, observation_size, spec_for_spaces
 from rpg_platform.priors.imported import PriorImportError
+from rpg_platform.priors.network.graph_builder import Constant, GraphBuilder, to_graph
 
 Array = NDArray[Any]
 NO_CLAMP = 1e30  # a clamp of log standard deviations that is none; JSON holds no infinity
@@ -165,10 +157,7 @@ def assemble(policy: Policy) -> PolicyNetwork:
     options: dict[str, Any] = {
         "hidden": tuple(len(step.bias) for step in steps[:-1] if isinstance(step, Linear)) or (64,),
         "state_dependent_std": isinstance(policy.log_std, NetworkLogStd | FeaturesLogStd),
-        "normalize_observations": policy.moments is not None,
     }
-    if policy.moments is not None:
-        options |= {"observation_clip": policy.moments.clip, "observation_epsilon": policy.moments.epsilon}
     state: dict[str, torch.Tensor] = {} if log_std is None else {"log_std": _tensor(log_std)}
     activation = _plain(steps)
     one_clamp = bounds is None or (
@@ -183,22 +172,44 @@ def assemble(policy: Policy) -> PolicyNetwork:
             options["log_std_bounds"] = (float(bounds[0][0]), float(bounds[1][0]))
         state |= _mlp_state(steps)
     else:
-        graph, tensors = _graph(policy, steps, bounds, base.action_size)
+        try:
+            graph, tensors = _graph(policy, steps, bounds, base.action_size)
+        except GraphError as error:
+            raise PriorImportError(f"{policy.where}: {error}") from error
         options["graph"] = graph
         state |= {f"graph.{name}": value for name, value in tensors.items()}
-    return _load(policy, options, state)
+    make_spec = partial(spec_for_spaces, policy.observation_space, policy.action_space, policy.distribution)
+    return network_of(make_spec, options, state, policy.moments, policy.where)
 
 
-def _load(policy: Policy, options: dict[str, Any], state: dict[str, torch.Tensor]) -> PolicyNetwork:
+def network_of(
+    make_spec: Callable[..., NetworkSpec],
+    options: Mapping[str, Any],
+    state: Mapping[str, torch.Tensor],
+    moments: Moments | None,
+    where: str,
+) -> PolicyNetwork:
+    """The network of a specification and its weights, frozen and in evaluation mode.
+
+    Args:
+        make_spec: makes the specification of keyword arguments.
+        options: those keyword arguments, without the normaliser's.
+        state: the weights by name, without the normaliser's.
+        moments: the normaliser; None for none.
+        where: the source, for messages.
+
+    Raises:
+        PriorImportError: the arguments make no specification.
+    """
+    options, state = {**options, "normalize_observations": moments is not None}, dict(state)
+    if moments is not None:
+        options |= {"observation_clip": moments.clip, "observation_epsilon": moments.epsilon}
+        for name in ("mean", "var", "count"):
+            state[f"normalizer.{name}"] = torch.tensor(np.asarray(getattr(moments, name)), dtype=torch.float64)
     try:
-        spec = spec_for_spaces(policy.observation_space, policy.action_space, policy.distribution, **options)
+        spec = make_spec(**options)
     except ValueError as error:
-        raise PriorImportError(f"{policy.where}: {error}") from error
-    if policy.moments is not None:
-        moments = policy.moments
-        state["normalizer.mean"] = torch.from_numpy(np.array(moments.mean, dtype=np.float64))
-        state["normalizer.var"] = torch.from_numpy(np.array(moments.var, dtype=np.float64))
-        state["normalizer.count"] = torch.tensor(moments.count, dtype=torch.float64)
+        raise PriorImportError(f"{where}: {error}") from error
     network = PolicyNetwork(spec)
     network.load_state_dict(state)
     return network.requires_grad_(False).eval()
@@ -290,71 +301,47 @@ def _tensor(array: Array) -> torch.Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
-class _GraphWriter:
-    """Collects the nodes and tensors of a graph."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.tensors: dict[str, torch.Tensor] = {}
-        self.trainable: dict[str, bool] = {}
-        self.last = INPUT
-
-    def tensor(self, kind: str, array: Array, trainable: bool = True) -> str:
-        name = f"t{len(self.tensors)}_{kind}"
-        self.tensors[name], self.trainable[name] = _tensor(array), trainable
-        return name
-
-    def node(self, op: str, *inputs: str | float, **attributes: Any) -> str:
-        self.last = f"v{len(self.nodes)}"
-        self.nodes.append(Node(op, inputs, self.last, tuple(sorted(attributes.items()))))
-        return self.last
-
-    def graph(self, outputs: tuple[str, ...]) -> Graph:
-        described = tuple(
-            GraphTensor(name, tuple(value.shape), self.trainable[name]) for name, value in self.tensors.items()
-        )
-        return Graph(described, tuple(self.nodes), outputs)
-
-
 def _graph(
     policy: Policy, steps: Sequence[Step], bounds: tuple[Array, Array] | None, a: int
 ) -> tuple[Graph, dict[str, torch.Tensor]]:
-    writer = _GraphWriter()
-    features = writer.last
+    """The graph of the steps and of the log standard deviation, and its tensors by name."""
+    b = GraphBuilder(observation_size(policy.observation_space))
+    features, out = b.obs, b.obs
     for step in steps:
-        features = writer.last
+        features = out
         match step:
             case Linear(weight, bias):
-                writer.node("linear", writer.last, writer.tensor("weight", weight), writer.tensor("bias", bias))
+                out = b.symbol("linear", out, _constant("weight", weight), _constant("bias", bias))
             case Norm(weight, bias, epsilon):
-                tensors = writer.tensor("norm_weight", weight), writer.tensor("norm_bias", bias)
-                writer.node("layer_norm", writer.last, *tensors, dims=1, eps=epsilon)
+                weights = _constant("norm_weight", weight), _constant("norm_bias", bias)
+                out = b.symbol("layer_norm", out, *weights, dims=1, eps=epsilon)
             case Activation(name):
                 if name not in GRAPH_ACTIVATIONS:
                     expected = ", ".join(GRAPH_ACTIVATIONS)
                     raise PriorImportError(
                         f"{policy.where}: activation {name!r} is not read; expected one of {expected}"
                     )
-                writer.node(name, writer.last, **_ATTRIBUTES.get(name, {}))
-    whole = writer.last
-    if isinstance(policy.log_std, FeaturesLogStd):
-        noise = policy.log_std
+                out = b.symbol(name, out, **_ATTRIBUTES.get(name, {}))
+    noise = policy.log_std
+    if isinstance(noise, FeaturesLogStd):
         if noise.mean_bound is not None:
-            whole = writer.node("clamp", whole, min=-noise.mean_bound, max=noise.mean_bound)
-        squares = writer.node("mul", features, features)
-        variance = writer.node("linear", squares, writer.tensor("variances", noise.variances))
-        variance = writer.node("add", writer.node("maximum", variance, 0.0), noise.epsilon)  # whatever it is trained to
-        return writer.graph((whole, writer.node("mul", writer.node("log", variance), 0.5))), writer.tensors
+            out = b.symbol("clamp", out, min=-noise.mean_bound, max=noise.mean_bound)
+        squares = b.symbol("mul", features, features)
+        variance = b.symbol("linear", squares, _constant("variances", noise.variances))
+        positive = b.symbol("maximum", variance, 0.0)  # whatever the variances are trained to
+        return to_graph([out, b.symbol("mul", b.symbol("log", b.symbol("add", positive, noise.epsilon)), 0.5)])
     if bounds is None:
-        return writer.graph((whole,)), writer.tensors
-    mean = writer.node("slice", whole, axis=1, start=0, stop=a, step=1)
-    log_std = writer.node("slice", whole, axis=1, start=a, stop=2 * a, step=1)
-    assert isinstance(policy.log_std, NetworkLogStd)
-    if policy.log_std.by == "tanh":
-        low, high = policy.log_std.low, policy.log_std.high
-        log_std = writer.node("add", writer.node("tanh", log_std), 1.0)
-        log_std = writer.node("add", writer.node("mul", log_std, 0.5 * (high - low)), low)
-    else:
-        log_std = writer.node("maximum", log_std, writer.tensor("lowest", bounds[0], trainable=False))
-        log_std = writer.node("minimum", log_std, writer.tensor("highest", bounds[1], trainable=False))
-    return writer.graph((mean, log_std)), writer.tensors
+        return to_graph([out])
+    mean, log_std = (b.symbol("slice", out, axis=1, start=start, stop=start + a, step=1) for start in (0, a))
+    assert isinstance(noise, NetworkLogStd)
+    if noise.by == "tanh":
+        shifted = b.symbol("mul", b.symbol("add", b.symbol("tanh", log_std), 1.0), 0.5 * (noise.high - noise.low))
+        return to_graph([mean, b.symbol("add", shifted, noise.low)])
+    for op, hint, bound in (("maximum", "lowest", bounds[0]), ("minimum", "highest", bounds[1])):
+        log_std = b.symbol(op, log_std, Constant(_tensor(bound), hint))
+    return to_graph([mean, log_std])
+
+
+def _constant(hint: str, array: Array) -> Constant:
+    """A trainable weight."""
+    return Constant(_tensor(array), hint, trainable=True)

@@ -18,21 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rpg_algorithms.policies.graph import (
-    BINARY,
-    INPUT,
-    MAX_NODES,
-    MAX_ROW_ELEMENTS,
-    Graph,
-    GraphTensor,
-    Node,
-)
-from rpg_algorithms.policies.graph_ops import (
-    OPS,
-    GraphError,
-    Shape,
-    elements,
-)
+from rpg_algorithms.policies.graph import BINARY, INPUT, MAX_NODES, MAX_ROW_ELEMENTS, Graph, GraphTensor, Node
+from rpg_algorithms.policies.graph_ops import OPS, GraphError, Shape, elements
 
 MAX_CONSTANT_ELEMENTS = 2**26  # of one constant
 MAX_COMPUTED_ELEMENTS = 2**28  # of all that is computed from constants

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -20,13 +21,7 @@ from torch import Tensor
 
 from rpg_algorithms.policies.graph import INPUT, GraphNetwork
 from rpg_algorithms.policies.graph_ops import GraphError
-from rpg_algorithms.policies.network import (
-    ACTIVATIONS,
-    NetworkSpec,
-    PolicyNetwork,
-    observation_size,
-    spec_for_spaces,
-)
+from rpg_algorithms.policies.network import ACTIVATIONS, NetworkSpec, PolicyNetwork, observation_size, spec_for_spaces
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.network.assemble import (
     NO_CLAMP,
@@ -38,6 +33,7 @@ from rpg_platform.priors.network.assemble import (
     Policy,
     Step,
     assemble,
+    network_of,
 )
 from rpg_platform.priors.network.graph_builder import (
     BATCH,
@@ -49,13 +45,7 @@ from rpg_platform.priors.network.graph_builder import (
     to_graph,
 )
 from rpg_platform.priors.network.layers import moments_from_npz, named_spaces
-from rpg_platform.priors.network.simplify import (
-    affine,
-    constant_of,
-    is_op,
-    replaced,
-    simplified,
-)
+from rpg_platform.priors.network.simplify import affine, constant_of, is_op, replaced, simplified
 
 TOLERANCE = 1e-5
 _SIMPLIFIED = 0.5 * TOLERANCE  # what simplification may take of it
@@ -63,13 +53,13 @@ _NORMALIZER_COUNT = 1e6  # a graph does not say how many observations its statis
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a graph comes from.
+class GraphFile:
+    """A file that describes a graph, and the user's word on it.
 
     Attributes:
-        where: the file, for messages.
-        what: what it is, such as ``a TorchScript file``.
-        options: what the user said.
+        where: the file's name, for messages.
+        what: the kind of file, such as ``a TorchScript file``.
+        options: what the user said about it.
     """
 
     where: str
@@ -96,7 +86,7 @@ class Source:
 
 
 def policy_of_outputs(
-    outputs: Sequence[Value], builder: GraphBuilder, source: Source
+    outputs: Sequence[Value], builder: GraphBuilder, source: GraphFile
 ) -> tuple[PolicyNetwork, tuple[str, ...]]:
     """The policy whose outputs these are, and lines that the user should read.
 
@@ -144,7 +134,7 @@ def _shapes(outputs: Sequence[Value]) -> str:
 
 
 def _meaning(
-    outputs: Sequence[Value], builder: GraphBuilder, source: Source, notes: list[str]
+    outputs: Sequence[Value], builder: GraphBuilder, source: GraphFile, notes: list[str]
 ) -> tuple[NetworkSpec, list[Value]]:
     """The specification, and logits or mean and log standard deviation."""
     spec, options, found = source.base(), source.options, _shapes(outputs)
@@ -183,7 +173,7 @@ def _meaning(
 
 
 def _deterministic(
-    action: Value, spec: NetworkSpec, builder: GraphBuilder, source: Source, notes: list[str]
+    action: Value, spec: NetworkSpec, builder: GraphBuilder, source: GraphFile, notes: list[str]
 ) -> tuple[NetworkSpec, list[Value]]:
     """A policy that returns its action: with ``--std`` a Gaussian around it, before tanh where it ends in one."""
     std, family = source.options.std, source.options.distribution
@@ -221,7 +211,7 @@ def _before_tanh(action: Value, spec: NetworkSpec, builder: GraphBuilder) -> Val
 # --- the network
 
 
-def _given_moments(spec: NetworkSpec, source: Source) -> Moments | None:
+def _given_moments(spec: NetworkSpec, source: GraphFile) -> Moments | None:
     """The normaliser that the user gives; None without one."""
     if source.options.normalizer is None:
         return None
@@ -234,7 +224,7 @@ def _given_moments(spec: NetworkSpec, source: Source) -> Moments | None:
 
 
 def _network(
-    parts: Sequence[Value], spec: NetworkSpec, outer: Moments | None, builder: GraphBuilder, source: Source
+    parts: Sequence[Value], spec: NetworkSpec, outer: Moments | None, builder: GraphBuilder, source: GraphFile
 ) -> PolicyNetwork:
     """The plainest network for these outputs; ``outer`` is a normaliser that is not among them."""
     if constant_of(parts[0]) is not None:
@@ -283,7 +273,9 @@ def _normalizer(parts: Sequence[Value], builder: GraphBuilder) -> tuple[Moments 
     return Moments(mean.numpy(), var.numpy(), _NORMALIZER_COUNT, 0.0, clip), replaced(parts, at, obs)
 
 
-def _graph_network(parts: Sequence[Value], spec: NetworkSpec, moments: Moments | None, source: Source) -> PolicyNetwork:
+def _graph_network(
+    parts: Sequence[Value], spec: NetworkSpec, moments: Moments | None, source: GraphFile
+) -> PolicyNetwork:
     """The policy as a graph; a log standard deviation that is free is a parameter beside it."""
     free = constant_of(parts[1]) if len(parts) == 2 else None
     symbols = [each for each in (parts[:1] if free is not None else parts) if isinstance(each, Symbol)]
@@ -291,22 +283,11 @@ def _graph_network(parts: Sequence[Value], spec: NetworkSpec, moments: Moments |
     state = {f"graph.{name}": value for name, value in tensors.items()}
     if free is not None:
         state["log_std"] = _row(free, spec.action_size, source)
-    options: dict[str, Any] = {"normalize_observations": moments is not None}
-    if moments is not None:
-        options |= {"observation_clip": moments.clip, "observation_epsilon": moments.epsilon}
-        state["normalizer.mean"] = torch.from_numpy(np.array(moments.mean, dtype=np.float64))
-        state["normalizer.var"] = torch.from_numpy(np.array(moments.var, dtype=np.float64))
-        state["normalizer.count"] = torch.tensor(moments.count, dtype=torch.float64)
-    try:
-        spec = replace(spec, graph=graph, state_dependent_std=len(symbols) == 2, **options)
-    except ValueError as error:
-        raise PriorImportError(f"{source.where}: {error}") from error
-    network = PolicyNetwork(spec)
-    network.load_state_dict(state)
-    return network.requires_grad_(False).eval()
+    options = {"graph": graph, "state_dependent_std": len(symbols) == 2}
+    return network_of(partial(replace, spec), options, state, moments, source.where)
 
 
-def _row(constant: Constant, size: int, source: Source) -> Tensor:
+def _row(constant: Constant, size: int, source: GraphFile) -> Tensor:
     """A free log standard deviation as ``[A]``."""
     value = constant.value.to(torch.float32)
     if value.dim() > 2 or value.numel() not in (1, size):
@@ -317,7 +298,7 @@ def _row(constant: Constant, size: int, source: Source) -> Tensor:
     return row
 
 
-def _perceptron(parts: Sequence[Value], spec: NetworkSpec, moments: Moments | None, source: Source) -> Policy | None:
+def _perceptron(parts: Sequence[Value], spec: NetworkSpec, moments: Moments | None, source: GraphFile) -> Policy | None:
     """The policy as the layers of a plain perceptron; None where it is none."""
     head: Value | None = parts[0]
     log_std: FreeLogStd | NetworkLogStd | None = None

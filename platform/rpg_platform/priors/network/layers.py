@@ -13,14 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
-from rpg_platform.priors.network.assemble import (
-    GRAPH_ACTIVATIONS,
-    Activation,
-    Linear,
-    Moments,
-    Norm,
-    Step,
-)
+from rpg_platform.priors.network.assemble import GRAPH_ACTIVATIONS, Activation, Linear, Moments, Norm, Step
 
 Array = NDArray[Any]
 _MAX_NPZ_BYTES = 64_000_000

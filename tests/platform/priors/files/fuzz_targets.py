@@ -48,12 +48,13 @@ from torch import nn
 
 from rpg_platform.priors.files import inert, torch_files
 from rpg_platform.priors.files.archive import read_npz
-from rpg_platform.priors.formats import cleanrl, mlflow_models, rllib, sb3
+from rpg_platform.priors.formats import cleanrl, rllib, sb3
 from rpg_platform.priors.formats import rpg as own
 from rpg_platform.priors.formats.onnx import model as onnx_models
 from rpg_platform.priors.formats.torchscript import archive as torchscript
 from rpg_platform.priors.formats.vecnormalize import read_vecnormalize
 from rpg_platform.priors.imported import ImportOptions
+from rpg_platform.priors.sources import read_source
 
 Seed = Mapping[str, bytes]  # the files of one source, by their path in its folder
 
@@ -162,5 +163,5 @@ TARGETS: tuple[Target, ...] = (
         parses=True,
     ),
     Target("onnx", onnx_seeds, lambda folder: onnx_models.read(folder / "policy.onnx", CONTINUOUS), 70),
-    Target("mlflow", sources.mlflow_folders, lambda folder: mlflow_models.read(folder, ImportOptions()), 30),
+    Target("mlflow", sources.mlflow_folders, lambda folder: read_source(str(folder), form="mlflow"), 30),
 )

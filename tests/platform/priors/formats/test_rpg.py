@@ -81,7 +81,7 @@ def test_checkpoints_of_spg_and_rpg(name: str, local_ray: None, tmp_path: Path) 
         policy = algorithm.learner_group._learner.module["default_policy"].policy
         expected = {key: value.clone() for key, value in policy.state_dict().items()}
         spec = policy.spec
-    assert recognise(tmp_path / "checkpoint") == "bundle"
+    assert recognise(tmp_path / "checkpoint").name == "bundle"
     imported = read_source(str(tmp_path / "checkpoint"))
     found = imported.network.state_dict()
     assert imported.network.spec == spec

@@ -1,1 +1,5 @@
 """ONNX models read as a graph of whitelisted operations; nothing of the file is executed."""
+
+from rpg_platform.priors.formats.onnx.model import read
+
+__all__ = ["read"]

@@ -10,14 +10,7 @@ import numpy as np
 import torch
 
 from rpg_algorithms.policies.graph_ops import GraphError
-from rpg_platform.priors.network.graph_builder import (
-    Batch,
-    Constant,
-    GraphBuilder,
-    Size,
-    Symbol,
-    Value,
-)
+from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Size, Symbol, Value
 
 # onnx.TensorProto's numbers for types.
 DTYPES: Mapping[int, Any] = {

@@ -19,21 +19,11 @@ import torch
 from rpg_algorithms.policies.graph_ops import GraphError
 from rpg_platform.priors.files.archive import read_file
 from rpg_platform.priors.formats.exported_card import read_card, with_card, with_origin
-from rpg_platform.priors.formats.onnx.call import (
-    DTYPES,
-    FLOATS,
-    Call,
-    Item,
-)
+from rpg_platform.priors.formats.onnx.call import DTYPES, FLOATS, Call, Item
 from rpg_platform.priors.formats.onnx.ops import OPERATORS
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
-from rpg_platform.priors.network.graph_builder import (
-    Constant,
-    GraphBuilder,
-    Symbol,
-    Value,
-)
-from rpg_platform.priors.network.graph_policy import Source, named_outputs, policy_of_outputs
+from rpg_platform.priors.network.graph_builder import Constant, GraphBuilder, Symbol, Value
+from rpg_platform.priors.network.graph_policy import GraphFile, named_outputs, policy_of_outputs
 
 MAX_BYTES = 512_000_000
 MAX_NODES, MAX_INITIALIZERS = 20_000, 20_000
@@ -51,7 +41,7 @@ def read(path: Path, options: ImportOptions) -> Imported:
     """
     model = _parse(read_file(path, MAX_BYTES), str(path))
     card = read_card(next((each.value for each in model.metadata_props if each.key == "card"), None))
-    source = Source(str(path), "an ONNX model", with_card(options, card))
+    source = GraphFile(str(path), "an ONNX model", with_card(options, card))
     builder = source.builder()
     outputs = _Translation(model, builder, str(path)).outputs()
     network, notes = policy_of_outputs(outputs, builder, source)

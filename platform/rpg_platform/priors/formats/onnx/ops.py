@@ -14,23 +14,9 @@ import numpy as np
 import torch
 
 from rpg_algorithms.policies.graph_ops import GraphError
-from rpg_platform.priors.formats.onnx.call import (
-    DTYPES,
-    FLOATS,
-    Call,
-    Item,
-    Operator,
-    Sizes,
-)
+from rpg_platform.priors.formats.onnx.call import DTYPES, FLOATS, Call, Item, Operator, Sizes
 from rpg_platform.priors.formats.onnx.shapes import SHAPE_OPERATORS
-from rpg_platform.priors.network.graph_builder import (
-    Batch,
-    Constant,
-    GraphBuilder,
-    Symbol,
-    axis_of,
-    shape_of,
-)
+from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Symbol, axis_of, shape_of
 
 # --- arithmetic
 

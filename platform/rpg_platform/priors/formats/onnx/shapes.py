@@ -7,20 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from rpg_algorithms.policies.graph_ops import GraphError
-from rpg_platform.priors.formats.onnx.call import (
-    Call,
-    Item,
-    Operator,
-    Sizes,
-)
-from rpg_platform.priors.network.graph_builder import (
-    Batch,
-    Constant,
-    GraphBuilder,
-    Size,
-    axis_of,
-    shape_of,
-)
+from rpg_platform.priors.formats.onnx.call import Call, Item, Operator, Sizes
+from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Size, axis_of, shape_of
 
 
 def _shape(_: GraphBuilder, call: Call) -> Item:

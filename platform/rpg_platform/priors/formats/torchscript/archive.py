@@ -21,13 +21,8 @@ from rpg_platform.priors.formats.exported_card import read_card, with_card, with
 from rpg_platform.priors.formats.torchscript.code import CodeError, Library
 from rpg_platform.priors.formats.torchscript.evaluator import Evaluator
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
-from rpg_platform.priors.network.graph_builder import (
-    Constant,
-    GraphBuilder,
-    Symbol,
-    Value,
-)
-from rpg_platform.priors.network.graph_policy import Source, named_outputs, policy_of_outputs
+from rpg_platform.priors.network.graph_builder import Constant, GraphBuilder, Symbol, Value
+from rpg_platform.priors.network.graph_policy import GraphFile, named_outputs, policy_of_outputs
 
 
 def read(path: Path, options: ImportOptions) -> Imported:
@@ -44,7 +39,7 @@ def read_archive(archive: Archive, options: ImportOptions, what: str, kind: str)
     """The policy of a TorchScript archive, wherever it comes from; see ``read``."""
     folder = _folder(archive)
     card = read_card(archive.get(f"{folder}extra/card.json"))
-    source = Source(archive.what, what, with_card(options, card))
+    source = GraphFile(archive.what, what, with_card(options, card))
     if archive.get(f"{folder}byteorder", b"little") != b"little":
         raise PriorImportError(f"{archive.what}: written on a big-endian machine; expected little-endian numbers")
     module = load_member(archive, f"{folder}data.pkl", f"{folder}data/")

@@ -13,13 +13,7 @@ from typing import Any
 import torch
 
 from rpg_algorithms.policies.graph_ops import GraphError
-from rpg_platform.priors.network.graph_builder import (
-    Batch,
-    Constant,
-    GraphBuilder,
-    Symbol,
-    Value,
-)
+from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Symbol, Value
 
 Operation = Callable[..., Any]
 # torch's numbers for types; symbols are float32 whatever floating type a file casts them to.

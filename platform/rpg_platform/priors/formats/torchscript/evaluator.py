@@ -18,20 +18,10 @@ import torch
 from rpg_algorithms.policies.graph_ops import GraphError
 from rpg_platform.priors.files.inert import Instance
 from rpg_platform.priors.formats.torchscript.arguments import is_tensor
-from rpg_platform.priors.formats.torchscript.code import (
-    ClassCode,
-    CodeError,
-    Function,
-    Library,
-)
+from rpg_platform.priors.formats.torchscript.code import ClassCode, CodeError, Function, Library
 from rpg_platform.priors.formats.torchscript.ops import IN_PLACE, OPERATIONS
 from rpg_platform.priors.formats.torchscript.shapes import VIEWS
-from rpg_platform.priors.network.graph_builder import (
-    Batch,
-    Constant,
-    GraphBuilder,
-    Symbol,
-)
+from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Symbol
 
 MAX_STEPS, MAX_DEPTH, MAX_LOOP = 200_000, 120, 10_000
 

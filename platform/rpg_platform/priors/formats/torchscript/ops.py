@@ -24,13 +24,7 @@ from rpg_platform.priors.formats.torchscript.arguments import (
     tensor,
 )
 from rpg_platform.priors.formats.torchscript.shapes import SHAPE_OPERATIONS
-from rpg_platform.priors.network.graph_builder import (
-    Batch,
-    Constant,
-    GraphBuilder,
-    Value,
-    shape_of,
-)
+from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Value, shape_of
 
 
 def _arithmetic(op: str, function: Callable[[Any, Any], Any]) -> Operation:

@@ -20,15 +20,7 @@ from rpg_platform.priors.formats.torchscript.arguments import (
     tensor,
     tensors,
 )
-from rpg_platform.priors.network.graph_builder import (
-    Batch,
-    Constant,
-    GraphBuilder,
-    Symbol,
-    Value,
-    axis_of,
-    shape_of,
-)
+from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Symbol, Value, axis_of, shape_of
 
 
 def _dtype(_: GraphBuilder, x: Any) -> int:
