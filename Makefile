@@ -95,7 +95,7 @@ types: $(READY) ## check types, strictly
 	$(BIN)/mypy
 
 .PHONY: docs-check
-docs-check: $(READY) ## check the documents' links, names and verbs
+docs-check: $(READY) ## check the documents' links, names, verbs and line lengths
 	$(BIN)/python docs/check.py
 
 .PHONY: bench

@@ -1,11 +1,13 @@
-"""Check what the documents claim: links resolve, named functions exist, named make verbs exist.
+"""Check the documents: links lead somewhere, named functions and make verbs exist, and lines are short.
 
-Run by `make docs-check`. Three checks over the Markdown files of the repository:
+`make docs-check` runs this script. It makes four checks of the repository's Markdown files:
 
-1. every relative link and image points at a file of the repository, and every `#anchor` at a heading of it;
+1. every relative link and image points at a file of the repository, and every `#anchor` at a heading of that file;
 2. every `rpg_algorithms.…` or `rpg_platform.…` name in code style can be imported, and docs/mathematics.md
    has a table that names the function of each equation;
-3. every `make VERB` in code style or in a code block is a target of the Makefile.
+3. every `make VERB` in code style or in a code block is a target of the Makefile;
+4. no line of prose is longer than 100 columns. Tables, code blocks and lines of one word are free, and so is
+   benchmarks/RESULTS.md, which `make bench` writes.
 """
 
 from __future__ import annotations
@@ -21,11 +23,15 @@ from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parent.parent
 
+MAX_COLUMNS = 100
+GENERATED = ROOT / "benchmarks" / "RESULTS.md"
+
 FENCE = re.compile(r"^ {0,3}(```+|~~~+)")
 CODE_SPAN = re.compile(r"(`+)(.+?)\1")
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 REFERENCE = re.compile(r"^ {0,3}\[[^\]]+\]:\s*<?(\S+?)>?(?:\s|$)")
 HTML_LINK = re.compile(r"<(?:a|img|source)\b[^>]*?\b(?:href|src|srcset)=\"([^\"]+)\"")
+LIST_ITEM = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s+")
 HEADING = re.compile(r"^ {0,3}#{1,6}\s+(.*?)\s*#*\s*$")
 HTML_ANCHOR = re.compile(r"<a\b[^>]*?\b(?:id|name)=\"([^\"]+)\"")
 SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*:", re.IGNORECASE)
@@ -43,7 +49,7 @@ class Line(NamedTuple):
     is_code: bool  # inside a fenced block
 
     def problem(self, message: str) -> str:
-        """Locate a message at this line, relative to the repository where that is possible."""
+        """Return a message that names this line; the path of a file of the repository is relative."""
         file = self.file.relative_to(ROOT) if self.file.is_relative_to(ROOT) else self.file
         return f"{file}:{self.number}: {message}"
 
@@ -52,12 +58,12 @@ class Line(NamedTuple):
         return [self.text] if self.is_code else [span[1] for span in CODE_SPAN.findall(self.text)]
 
     def prose(self) -> str:
-        """Return the line without what is in code style."""
+        """Return the line without its code spans; nothing for a line of a fenced block."""
         return "" if self.is_code else CODE_SPAN.sub("", self.text)
 
 
 def read_lines(file: Path) -> Iterator[Line]:
-    """Yield the lines of a Markdown file, fences left out."""
+    """Yield the lines of a Markdown file without the fences themselves."""
     fence = ""
     for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         found = FENCE.match(text)
@@ -72,7 +78,7 @@ def read_lines(file: Path) -> Iterator[Line]:
 
 
 def anchors(file: Path) -> set[str]:
-    """Return the anchors of a Markdown file: GitHub's slugs of its headings, and explicit ones."""
+    """Return the anchors of a Markdown file: the slugs that GitHub makes of its headings, and HTML anchors."""
     found: set[str] = set()
     for line in read_lines(file):
         if line.is_code:
@@ -142,7 +148,7 @@ def check_names(lines: list[Line]) -> list[str]:
 
 
 def check_equation_table(lines: list[Line], file: Path) -> list[str]:
-    """Return a problem if the mathematics document has no table row that names one of our functions."""
+    """Return a problem if no table row of the mathematics document names one of our functions."""
     own = [line for line in lines if line.file == file and line.text.lstrip().startswith("|")]
     if any(PYTHON_NAME.search(code) for line in own for code in line.code()):
         return []
@@ -150,12 +156,25 @@ def check_equation_table(lines: list[Line], file: Path) -> list[str]:
 
 
 def check_make_verbs(lines: list[Line], makefile: Path) -> list[str]:
-    """Return a problem for each `make VERB` that is no target of the Makefile."""
+    """Return a problem for each `make VERB` for which the Makefile has no target."""
     targets = set(MAKE_TARGET.findall(makefile.read_text(encoding="utf-8")))
     problems = []
     for line in lines:
         verbs = {verb for code in line.code() for verbs in MAKE_VERB.findall(code) for verb in verbs.split()}
         problems += [line.problem(f"no such verb: make {verb}") for verb in sorted(verbs - targets)]
+    return problems
+
+
+def check_width(lines: list[Line]) -> list[str]:
+    """Return a problem for each line of prose that is longer than 100 columns and could be wrapped."""
+    problems = []
+    for line in lines:
+        indented_code = line.text.startswith("    ") and not LIST_ITEM.match(line.text)
+        if line.is_code or indented_code or line.text.lstrip().startswith("|"):
+            continue
+        columns, words = len(line.text), LIST_ITEM.sub("", line.text).split()
+        if columns > MAX_COLUMNS and len(words) > 1:
+            problems.append(line.problem(f"{columns} columns, at most {MAX_COLUMNS} are allowed: wrap the line"))
     return problems
 
 
@@ -179,6 +198,7 @@ def main() -> int:
         *check_names(lines),
         *check_equation_table(lines, ROOT / "docs" / "mathematics.md"),
         *check_make_verbs(lines, ROOT / "Makefile"),
+        *check_width([line for line in lines if line.file != GENERATED]),
     ]
     for problem in problems:
         print(problem, file=sys.stderr)

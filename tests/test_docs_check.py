@@ -104,5 +104,17 @@ def test_make_verbs_exist(check: ModuleType, folder: Path) -> None:
     ]
 
 
+LONG = "word " * 20 + "a"  # 101 columns
+
+
+def test_prose_is_at_most_100_columns(check: ModuleType, folder: Path) -> None:
+    fine = [LONG[:-2], f"| {LONG} |", f"```text\n{LONG}\n```", f"    {LONG}", f"- [x](https://{'a' * 100})"]
+    assert problems(check, "check_width", folder, "\n\n".join(fine)) == []
+    message = "101 columns, at most 100 are allowed: wrap the line"
+    assert problems(check, "check_width", folder, f"fine\n{LONG}\n- {LONG[2:]}\n    - {LONG[6:]}") == [
+        f"{folder / 'page.md'}:{number}: {message}" for number in (2, 3, 4)
+    ]
+
+
 def test_the_repository_is_clean(check: ModuleType) -> None:
     assert check.main() == 0

@@ -1,11 +1,11 @@
 """The prior bundle: a folder with a JSON card and safetensors weights, and nothing that is ever executed.
 
-    bundle/card.json             what the policy is, where it comes from, how good it is
+    bundle/card.json             describes the policy, its origin and its returns
     bundle/weights.safetensors   state of one ``PolicyNetwork``, its observation normaliser included
 
-The card's ``content_hash`` covers the weights and everything else in the card, so that a bundle's hash names it.
-A customised policy leaves as the same bundle; ``parents`` holds the hashes of what it was made from, ``lineage`` what
-is worth knowing of them without having them.
+The card's ``content_hash`` covers the weights and everything else in the card, so a bundle's hash identifies it.
+A customised policy is saved in the same format; ``parents`` holds the hashes of the bundles that it was made from, and
+``lineage`` a summary of each, for readers who do not have these bundles.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class ReturnStatistics(BaseModel):
 
 
 class Ancestor(BaseModel):
-    """What a card keeps of a bundle that its policy was made from.
+    """The summary that a card keeps of a bundle from which its policy was made.
 
     Attributes:
         name, env_id, alpha: as on the ancestor's card.
-        content_hash: names the ancestor.
-        task, method, weights: the training that made it, or ``import`` and the format, where its card says.
+        content_hash: identifies the ancestor.
+        task, method, weights: the training that made the ancestor, or ``import`` and the format, if its card says so.
         returns: mean returns by evaluation, such as ``basic/deterministic``.
     """
 
@@ -84,7 +84,7 @@ class Ancestor(BaseModel):
 
     @classmethod
     def of(cls, card: PriorCard) -> Ancestor:
-        """The summary of ``card``; bounded, as ``made_by`` may hold anything."""
+        """Summarises ``card``; the summary has a bounded size, because ``made_by`` may hold anything."""
         weights = card.made_by.get("weights")
         method, imported = card.made_by.get("method"), card.made_by.get("import")
         if method is None and isinstance(imported, dict) and "format" in imported:
@@ -103,22 +103,22 @@ class Ancestor(BaseModel):
 
 
 class PriorCard(BaseModel):
-    """What a bundle says about its policy.
+    """The card of a bundle, which describes its policy.
 
     Attributes:
         format_version: version of the bundle format.
         name: short name.
-        env_id: gymnasium id of the environment that it acts in.
+        env_id: gymnasium id of the environment in which the policy acts.
         env_kwargs: keyword arguments of ``gymnasium.make``.
         observation_space, action_space: spaces as JSON (see ``spaces``).
         network: fields of ``NetworkSpec``.
         alpha: entropy temperature that the policy was trained at, reward per nat; None where unknown (then ``omega``
             cannot be used, only ``omega_prime``).
         returns: evaluations, such as ``basic/deterministic``.
-        made_by: what produced it: versions, method, settings, seed, env steps.
-        parents: content hashes of the bundles that it was made from, nearest first.
-        lineage: what they were, in the same order; as many as are known, at most ``MAX_LINEAGE``. Not written when
-            empty, so that cards without it keep their hash.
+        made_by: how the policy was made: versions, method, settings, seed, env steps.
+        parents: content hashes of the bundles from which the policy was made, nearest first.
+        lineage: summaries of the parents in the same order, as many as are known, at most ``MAX_LINEAGE``. An empty
+            lineage is not written, so cards without one keep their hash.
         created: UTC time, ISO 8601.
         content_hash: SHA-256 of the card without this field and of the weights.
     """
@@ -154,7 +154,7 @@ class PriorCard(BaseModel):
         return data
 
     def descent(self) -> dict[str, Any]:
-        """``parents`` and ``lineage`` of what is made from this bundle, for ``describe``."""
+        """Returns ``parents`` and ``lineage`` for a policy that is made from this bundle, for ``describe``."""
         return {
             "parents": [self.content_hash, *self.parents],
             "lineage": [Ancestor.of(self), *self.lineage][:MAX_LINEAGE],
@@ -185,8 +185,8 @@ class PriorCard(BaseModel):
 class PriorBundle:
     """An immutable prior: its card and its weights as numpy arrays.
 
-    Copies of a configuration share one instance, and a checkpoint carries it whole, so that a restored run does not
-    depend on the folder that the prior came from.
+    Copies of a configuration share one instance, and a checkpoint carries all of its data, so a restored run does not
+    depend on the folder from which the prior came.
     """
 
     def __init__(self, card: PriorCard, weights: Mapping[str, NDArray[Any]]) -> None:
@@ -201,7 +201,7 @@ class PriorBundle:
         return self
 
     def build(self) -> PolicyNetwork:
-        """The frozen policy network: evaluation mode, no gradients."""
+        """Builds the frozen policy network, in evaluation mode and without gradients."""
         network = PolicyNetwork(self.network_spec)
         network.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in self.weights.items()})
         network.requires_grad_(False)
@@ -227,7 +227,7 @@ def save_bundle(path: str | Path, network: PolicyNetwork, card: PriorCard) -> Pr
     Args:
         path: folder to write; made when missing, its two files are replaced.
         network: the policy, its normaliser included.
-        card: what to say of it; ``network`` must describe ``network``.
+        card: the policy's card; its field ``network`` is replaced by the network's specification.
 
     Raises:
         BundleError: the weights are not finite, or the card is too large to be read again.
@@ -248,10 +248,10 @@ def save_bundle(path: str | Path, network: PolicyNetwork, card: PriorCard) -> Pr
 
 
 def load_card(path: str | Path) -> PriorCard:
-    """Reads and checks a bundle's card alone (not its hash).
+    """Reads and checks only a bundle's card, without its hash.
 
     Raises:
-        BundleError: no bundle there, or not a card of this format.
+        BundleError: there is no bundle, or its card does not have this format.
     """
     file = Path(path) / CARD_FILE
     if not file.is_file():
@@ -270,10 +270,10 @@ def load_card(path: str | Path) -> PriorCard:
 
 
 def load_bundle(path: str | Path) -> PriorBundle:
-    """Reads a bundle, checks its hash, its weights' names, shapes and finiteness. Nothing in it is executed.
+    """Reads a bundle and checks its hash and its weights' names, shapes and finiteness. Executes nothing in it.
 
     Raises:
-        BundleError: names the file, what is wrong and what was expected.
+        BundleError: the message names the file, the fault and the expected value.
     """
     folder = Path(path)
     card = load_card(folder)
@@ -307,7 +307,7 @@ def load_bundle(path: str | Path) -> PriorBundle:
 
 
 def _short_text(value: object) -> str | None:
-    """A name as it is, anything else (a task written in the YAML) by its name or as JSON; cut."""
+    """Returns a name unchanged and anything else, such as a task in YAML, by its name or as JSON; cuts long text."""
     if isinstance(value, dict) and isinstance(value.get("name"), str):
         value = value["name"]
     if value is None:

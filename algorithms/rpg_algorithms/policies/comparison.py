@@ -1,18 +1,18 @@
-"""Comparing a policy with a prior of another family: on the action that the environment receives.
+"""Compares a policy with a prior of another family, on the action that the environment receives.
 
-A gaussian's log-probability is that of an unbounded sample and a squashed gaussian's that of ``tanh(u)``: two different
-variables, whose densities cannot be compared. What both have is the action that the environment receives, a gaussian's
-clipped to the bounds, a squashed one's rescaled to them. In coordinates y in [-1, 1] per dimension,
+A gaussian has a log-probability of an unbounded sample, and a squashed gaussian one of ``tanh(u)``: two different
+variables, whose densities cannot be compared. Both have an action that the environment receives: a gaussian's is
+clipped to the bounds, a squashed gaussian's is rescaled to them. In coordinates y in [-1, 1] per dimension,
 
 - inside, ``|y| < 1 - BOUND_STRIP``, both have a density of y;
-- the strip of width ``BOUND_STRIP`` at each bound counts as one action. A clipped gaussian puts a positive
-  probability on the bound itself, which a density cannot say; a squashed one comes as close as it likes and never gets
-  there. So the strip has a probability under each, and its mean density, probability / width, stands for it.
+- the strip of width ``BOUND_STRIP`` at each bound counts as one action. A clipped gaussian puts a positive probability
+  on the bound itself, which no density can express; a squashed gaussian comes arbitrarily close and never reaches it.
+  Each gives the strip a probability, and the mean density, probability / width, stands for the strip.
 
-Both are then probability distributions over the same set, finite everywhere, so log-ratios and KL mean what they say:
-the KL is the one between what the environment receives from either, where it cannot tell actions within a strip apart.
+Both are then probability distributions over the same set and finite everywhere, so their log-ratios and their KL are
+well defined. The KL compares the received actions as if the environment could not tell actions in one strip apart.
 
-Everything is computed in float64 from the samples before clipping or tanh, so nothing is lost near the bounds.
+All arithmetic is float64 and starts from the samples before clipping or tanh, so no precision is lost near the bounds.
 Derivation: docs/mathematics.md. Dimension letters: ``...`` any batch, A action dimensions, Q nodes of a quadrature.
 """
 
@@ -47,13 +47,13 @@ _ROWS = 4096  # states at a time, to bound the quadrature's memory
 
 
 def closed_form_kl(policy: DistributionName, prior: DistributionName) -> bool:
-    """Whether KL(policy || prior) has a closed form: within one family."""
+    """Says whether KL(policy || prior) has a closed form, which it has within one family."""
     return policy == prior
 
 
 @dataclass(frozen=True)
 class ActionBox:
-    """Finite bounds of an action space as its middle and half its range, each ``[A]`` float64."""
+    """The finite bounds of an action space, as the middle and half of its range, each ``[A]`` float64."""
 
     middle: Tensor
     half: Tensor
@@ -79,10 +79,10 @@ class ActionBox:
 
 
 def received_coordinates(distribution: DiagonalGaussian, actions: Tensor, box: ActionBox) -> tuple[Tensor, Tensor]:
-    """What the environment receives of sampled actions.
+    """Returns atanh(y) of the actions y in [-1, 1] that the environment receives, and the strips in which they lie.
 
     Args:
-        distribution: what they were sampled from.
+        distribution: the distribution of the sampled actions.
         actions: ``[..., A]`` as sampled: unbounded, or before tanh.
         box: the environment's bounds.
 
@@ -166,11 +166,12 @@ class Comparison:
         return (own - units).to(actions.dtype), (its - units).to(actions.dtype)
 
     def kl(self) -> Tensor:
-        """``[...]`` KL(policy || prior) in nats: the closed form, or where there is none its integral, estimated.
+        """Returns ``[...]`` KL(policy || prior) in nats: in closed form, or else as an estimate of its integral.
 
-        The dimensions are independent given the state, so the integral over actions is one per dimension:
-        Gauss-Legendre inside, and the strips' two terms. That is the expectation of ``objectives.kl_estimate`` over
-        the policy's actions without the noise of sampling them, so deterministic and sampled evaluations share it.
+        The dimensions are independent given the state, so the integral over actions is a sum of one integral per
+        dimension: Gauss-Legendre quadrature inside, and one term for each strip. It equals the expectation of
+        ``objectives.kl_estimate`` over the policy's actions, without the noise of sampling them, so it holds for
+        deterministic and sampled evaluations alike.
         """
         if self.box is None:
             return self.policy.kl(self.prior)
@@ -187,7 +188,7 @@ class Comparison:
         return torch.cat(parts).view(shape).to(self.policy.mean.dtype)  # type: ignore[union-attr]
 
     def _exact(self) -> tuple[DiagonalGaussian, DiagonalGaussian, ActionBox]:
-        """Both distributions and the bounds in float64, on one device."""
+        """Returns both distributions and the bounds in float64, on one device."""
         assert self.box is not None
         policy, prior = cast(DiagonalGaussian, self.policy), cast(DiagonalGaussian, self.prior)
         policy, prior = (type(each)(each.mean.double(), each.log_std.double()) for each in (policy, prior))
@@ -204,7 +205,7 @@ def compare(policy: NetworkSpec, policy_inputs: Tensor, prior: NetworkSpec, prio
         prior_inputs: its ``dist_inputs`` ``[..., P]``.
 
     Raises:
-        ValueError: they are of different families and no finite action bounds are known.
+        ValueError: the families differ, and no finite action bounds are known.
     """
     closed = closed_form_kl(policy.distribution, prior.distribution)
     return Comparison(
@@ -215,7 +216,7 @@ def compare(policy: NetworkSpec, policy_inputs: Tensor, prior: NetworkSpec, prio
 
 
 def _integrated_kl(policy: DiagonalGaussian, prior: DiagonalGaussian, box: ActionBox) -> Tensor:
-    """``[B]`` KL between what the environment receives of two distributions ``[B, A]``."""
+    """Returns ``[B]`` the KL between the received actions of two distributions ``[B, A]``."""
     policy, prior = (type(each)(each.mean[..., None], each.log_std[..., None]) for each in (policy, prior))
     box = ActionBox(box.middle[:, None], box.half[:, None])
     squashed = isinstance(policy, SquashedGaussian)

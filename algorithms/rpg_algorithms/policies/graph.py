@@ -1,16 +1,17 @@
-"""A policy as a graph of whitelisted operations: what a network that is no perceptron is in its specification.
+"""A policy as a graph of whitelisted operations, for networks that are not perceptrons.
 
-A graph is data. It is checked whole before anything is computed with it (``Graph.check``): every operation is one of
-``graph_ops.OPS``, every input is defined before it is used, every shape is inferred; sizes, nodes and arithmetic are
-bounded. Its tensors are kept apart from it: in the state of ``GraphNetwork``, so in a bundle's safetensors.
+A graph is data and a part of the network's specification. ``Graph.check`` checks the whole graph before anything is
+computed with it: every operation is one of ``graph_ops.OPS``, every input is defined before it is used, every shape can
+be inferred, and sizes, nodes and arithmetic are bounded. The values of its tensors are kept elsewhere: in the state of
+``GraphNetwork``, and so in a bundle's safetensors.
 
     {"tensors": [{"name": "t0_weight", "shape": [2, 4], "trainable": true}],
      "nodes": [{"op": "linear", "inputs": ["obs", "t0_weight"], "output": "v0", "attributes": {}},
                {"op": "tanh", "inputs": ["v0"], "output": "v1", "attributes": {}}],
      "outputs": ["v1"]}
 
-The input ``obs`` is ``[B, D]``, float32; an input may be a number. Outputs are (mean, log_std), both ``[B, A]``; or the
-mean alone, beside a free log standard deviation; or logits ``[B, K]``.
+The input ``obs`` is ``[B, D]``, float32. An operation may take a number as input. The outputs are (mean, log_std), both
+``[B, A]``; or the mean alone, with a free log standard deviation beside it; or logits ``[B, K]``.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from rpg_algorithms.policies.graph_ops import (
 Array = NDArray[Any]
 INPUT = "obs"
 MAX_NODES, MAX_TENSORS, MAX_RANK = 2_000, 1_000, 6
-MAX_TENSOR_ELEMENTS = 2**27  # of all tensors together: what a bundle's weights can hold
+MAX_TENSOR_ELEMENTS = 2**27  # of all tensors together: as many as a bundle's weights can hold
 MAX_ROW_ELEMENTS = 2**16  # of one value, per observation
 MAX_WORK = 2**28  # arithmetic operations per observation
-# No attribute of a torch module is called like this, so that tensors may stand in one under their own names.
+# No attribute of a torch module has such a name, so a module can hold the tensors under their own names.
 _TENSOR_NAME, _VALUE_NAME = re.compile(r"t\d{1,4}_\w{1,60}", re.ASCII), re.compile(r"v\d{1,5}", re.ASCII)
 
 AttributeValue = bool | int | float | None | tuple[int, ...]
@@ -48,7 +49,7 @@ AttributeValue = bool | int | float | None | tuple[int, ...]
 
 @dataclass(frozen=True)
 class GraphTensor:
-    """A tensor of a graph, without its values: ``trainable`` ones are parameters, the others buffers."""
+    """A tensor of a graph without its values. A ``trainable`` tensor is a parameter, any other a buffer."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,7 +58,7 @@ class GraphTensor:
 
 @dataclass(frozen=True)
 class Node:
-    """One operation: a key of ``OPS``, names or numbers for inputs, the name of the result, sorted attributes."""
+    """One operation: a key of ``OPS``, names or numbers as inputs, the name of the result, sorted attributes."""
 
     op: str
     inputs: tuple[str | float, ...]
@@ -72,7 +73,7 @@ class Graph:
     Attributes:
         tensors: weights and constants.
         nodes: operations; each uses the input, tensors and results of earlier ones.
-        outputs: names of the results that are the policy's.
+        outputs: names of the results that the policy returns.
     """
 
     tensors: tuple[GraphTensor, ...]
@@ -80,10 +81,10 @@ class Graph:
     outputs: tuple[str, ...]
 
     def check(self, observation_size: int) -> dict[str, Shape]:
-        """The shape of each value, None for the batch axis.
+        """Checks the graph and returns the shape of each value, with None for the batch axis.
 
         Raises:
-            GraphError: names the node, the operation and what is wrong.
+            GraphError: the message names the node, the operation and the fault.
         """
         for what, limit in (("tensors", MAX_TENSORS), ("nodes", MAX_NODES), ("outputs", 2)):
             if len(getattr(self, what)) > limit:
@@ -119,7 +120,7 @@ class Graph:
             raise GraphError(f"graph: tensors of {total} elements, more than {MAX_TENSOR_ELEMENTS}")
 
     def to_json(self) -> dict[str, Any]:
-        """Nested lists and dictionaries."""
+        """Returns the graph as nested lists and dictionaries."""
         return {
             "tensors": [{"name": t.name, "shape": list(t.shape), "trainable": t.trainable} for t in self.tensors],
             "nodes": [
@@ -136,10 +137,10 @@ class Graph:
 
     @classmethod
     def from_json(cls, data: Any) -> Graph:
-        """Inverse of ``to_json``; takes anything that JSON can hold.
+        """Reads a graph from anything that JSON can hold.
 
         Raises:
-            GraphError: it is not a graph. ``check`` says whether the graph makes sense.
+            GraphError: the data do not have the form of a graph. (``check`` says whether the graph makes sense.)
         """
         tensors, nodes, outputs = (_list(each) for each in _fields(data, ("tensors", "nodes", "outputs"), "graph"))
         for what, items, limit in (("tensors", tensors, MAX_TENSORS), ("nodes", nodes, MAX_NODES)):
@@ -153,7 +154,7 @@ class Graph:
 
 
 def _infer(node: Node, shapes: Mapping[str, Shape]) -> tuple[Shape, int]:
-    """The shape of a node's result, and its arithmetic per row. Raises GraphError."""
+    """Returns the shape of a node's result, and its arithmetic operations per row. Raises GraphError."""
     if node.op not in OPS:
         raise GraphError(f"unknown operation; known are {', '.join(sorted(OPS))}")
     op, attributes = OPS[node.op], dict(node.attributes)
@@ -182,7 +183,7 @@ def _infer(node: Node, shapes: Mapping[str, Shape]) -> tuple[Shape, int]:
     return shape, op.work(inputs, shape)
 
 
-BINARY = frozenset(("add", "sub", "mul", "div", "minimum", "maximum"))  # may have a number for an input
+BINARY = frozenset(("add", "sub", "mul", "div", "minimum", "maximum"))  # may take a number as an input
 
 
 # --- reading JSON
@@ -233,7 +234,7 @@ def _node(data: Any) -> Node:
 
 
 class GraphNetwork(nn.Module):
-    """A graph in torch: ``obs [B, D]`` → its outputs side by side ``[B, P']``. Its state holds the graph's tensors."""
+    """Runs a graph in torch: ``obs [B, D]`` → its outputs side by side ``[B, P']``. Its state holds the tensors."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
@@ -255,7 +256,7 @@ class GraphNetwork(nn.Module):
 
 
 class NumpyGraph:
-    """A graph in numpy, with the tensors as they are now: ``obs [N, D]`` → its outputs side by side ``[N, P']``."""
+    """Runs a graph in numpy, with a snapshot of its tensors: ``obs [N, D]`` → outputs side by side ``[N, P']``."""
 
     def __init__(self, network: GraphNetwork) -> None:
         graph = network.definition

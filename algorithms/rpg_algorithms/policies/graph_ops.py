@@ -1,7 +1,7 @@
-"""The operations of a policy graph: of each its shape rule and its evaluation in torch and in numpy.
+"""The operations of a policy graph: for each its rule of shapes and its evaluation in torch and in numpy.
 
-What is not in ``OPS`` cannot be in a graph. No operation looks across the batch, in none does the data decide what is
-computed, and each is differentiable almost everywhere, so that a policy may be trained through any graph.
+A graph can hold only the operations in ``OPS``. None of them mixes rows of the batch or lets the data decide what is
+computed, and each is differentiable almost everywhere, so a policy can be trained through any graph.
 
 A shape is a tuple whose first entry is None where the value has a batch axis; a tensor of the graph has none. A number
 has the shape (). Axes are counted from the batch axis, 0, which no operation may name.
@@ -29,7 +29,7 @@ SQRT_HALF, TANH_GELU = math.sqrt(0.5), math.sqrt(2.0 / math.pi)
 
 
 class GraphError(ValueError):
-    """A graph that is malformed, too large, or does not fit its policy: names the node, what is wrong and where."""
+    """A graph is malformed, too large, or does not fit its policy; the message names the node and the fault."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Op:
 
     Attributes:
         inputs: the least and the greatest number of inputs.
-        shape: shape of the result, of the inputs' shapes and the attributes. Raises GraphError where they do not fit.
+        shape: infers the result's shape from the inputs' shapes and the attributes; raises GraphError if it cannot.
         torch, numpy: evaluate it; called with the inputs, then the attributes by name. Inputs are left alone.
         attributes: names of the attributes, each with a check that returns whether a value is allowed.
         work: arithmetic operations per row of the batch, given the inputs' shapes and the result's.
@@ -53,7 +53,7 @@ class Op:
 
 
 def elements(shape: Shape) -> int:
-    """Number of elements in one row of the batch."""
+    """Returns the number of elements in one row of the batch."""
     return math.prod(size for size in shape if size is not None)
 
 
@@ -61,7 +61,7 @@ def elements(shape: Shape) -> int:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number that float32 holds."""
+    """Says whether a value is a finite number that float32 can hold."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 3.4e38
 
 
@@ -85,7 +85,7 @@ def _is_flag(value: Any) -> bool:
 
 
 def broadcast(*shapes: Shape) -> Shape:
-    """The rule of numpy and torch. Raises GraphError where it does not hold, or where the batch axis would move."""
+    """Broadcasts shapes as numpy and torch do. Raises GraphError if they do not fit or the batch axis would move."""
     rank = max(len(shape) for shape in shapes)
     result: list[int | None] = []
     for position in range(rank):
@@ -111,7 +111,7 @@ def _batched(shape: Shape) -> Shape:
 
 
 def _axis(shape: Shape, axis: int) -> int:
-    """Size of an axis that is not the batch's."""
+    """Returns the size of an axis other than the batch axis."""
     _require(1 <= axis < len(_batched(shape)), f"axis {axis} of {_text(shape)}: expected 1 to {len(shape) - 1}")
     size = shape[axis]
     assert size is not None
@@ -301,7 +301,7 @@ def _take(x: Tensor, axis: int, indices: tuple[int, ...]) -> Tensor:
 
 
 def _extreme(name: str, a: Any, b: Any) -> Tensor:
-    """The functions of torch take no numbers."""
+    """Calls a function of torch that takes only tensors; turns numbers into tensors first."""
     tensor = next(each for each in (a, b) if isinstance(each, Tensor))
     return getattr(torch, name)(*(torch.as_tensor(each, dtype=tensor.dtype, device=tensor.device) for each in (a, b)))  # type: ignore[no-any-return]
 

@@ -1,6 +1,6 @@
-"""The policy network, its specification and the running moments that normalise observations and scale rewards.
+"""The policy network, its specification, and the running moments that normalise observations and scale rewards.
 
-One network class serves the policy being trained, the frozen prior and what a bundle holds on disk.
+One network class serves the policy in training, the frozen prior and the policy in a bundle on disk.
 
 Dimension letters: B batch, D observation size, A action dimensions, P size of ``dist_inputs``.
 """
@@ -37,18 +37,18 @@ class NetworkSpec:
         observation_size: D, the size of the flattened (Box) or one-hot (Discrete) observation.
         action_size: A for Box, the number of actions for Discrete.
         distribution: family of the action distribution.
-        hidden: widths of the hidden layers. (With a graph: of the critic's, where nothing else is said.)
+        hidden: widths of the hidden layers. (With a graph they are the critic's, unless the critic has its own.)
         activation: activation after each hidden layer.
         state_dependent_std: the network gives the log standard deviation too (clamped to ``log_std_bounds``, unless it
             comes from a graph, which holds its own clamp); otherwise it is a free parameter.
         log_std_init: initial log standard deviation of a free parameter, nats.
         log_std_bounds: clamp of a state-dependent log standard deviation, nats.
-        normalize_observations: hold running moments and normalise with them.
+        normalize_observations: the network holds running moments and normalises observations with them.
         observation_clip: bound on a normalised observation's absolute value; None for no bound.
         observation_epsilon: added to the observation's variance.
         action_low, action_high: the environment's bounds per action dimension (Box only).
         action_start: first action of a Discrete space.
-        graph: the network, where it is no perceptron of these layers; takes normalised observations.
+        graph: the network, if it is not a perceptron of these layers; it takes normalised observations.
     """
 
     observation_size: int
@@ -109,7 +109,7 @@ class NetworkSpec:
         return self.action_size if self.distribution == "categorical" else 2 * self.action_size
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able dictionary; without ``graph`` where there is none, so that older bundles keep their hashes."""
+        """Returns a dictionary for JSON; leaves out a ``graph`` of None, so that older bundles keep their hashes."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         graph: Graph | None = values.pop("graph")
         data = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
@@ -117,7 +117,7 @@ class NetworkSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NetworkSpec:
-        """Inverse of ``to_dict``. Raises ValueError for unknown or missing keys."""
+        """Reads the dictionary of ``to_dict``. Raises ValueError for unknown or missing keys."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise ValueError(f"network specification has unknown keys {unknown}")
@@ -130,7 +130,7 @@ class NetworkSpec:
     def check_compatible(self, other: NetworkSpec, what: str) -> None:
         """Raises ValueError unless ``other`` observes and acts in the same spaces.
 
-        Families may differ between ``gaussian`` and ``squashed_gaussian`` (see ``families``).
+        One may be ``gaussian`` and the other ``squashed_gaussian`` (see ``comparison``).
         """
         names = ["observation_size", "action_size", "action_start"]
         if "categorical" in (self.distribution, other.distribution):
@@ -146,7 +146,7 @@ def spec_for_spaces(
     distribution: DistributionName | None = None,
     **options: Any,
 ) -> NetworkSpec:
-    """The network specification that fits two gymnasium spaces.
+    """Returns the network specification that fits two gymnasium spaces.
 
     Args:
         observation_space: Box (flattened) or Discrete (one-hot).
@@ -177,7 +177,7 @@ def spec_for_spaces(
 
 
 def observation_size(space: gym.Space[Any]) -> int:
-    """Size of an observation as the network sees it. Raises ValueError for unsupported spaces."""
+    """Returns the size of an observation as the network sees it. Raises ValueError for unsupported spaces."""
     if isinstance(space, gym.spaces.Box):
         return int(np.prod(space.shape, dtype=int))
     if isinstance(space, gym.spaces.Discrete):
@@ -188,9 +188,9 @@ def observation_size(space: gym.Space[Any]) -> int:
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of a stream, merged batch by batch (Chan et al. 1979), held as buffers.
+    """Mean and variance of a stream of batches (Chan et al. 1979), held as buffers.
 
-    With ``count`` 0 the mean is 0 and the variance 1, so an untouched instance changes nothing.
+    With ``count`` 0 the mean is 0 and the variance 1, so an unused instance changes nothing.
     """
 
     mean: Tensor
@@ -205,14 +205,14 @@ class RunningMoments(nn.Module):
 
     @staticmethod
     def sums(batch: Tensor) -> Tensor:
-        """``[3, *shape]`` of count, sum and sum of squares over the leading dimension, addable between learners."""
+        """Returns ``[3, *shape]``: count, sum and sum of squares over the leading dimension; learners may add them."""
         x = batch.to(torch.float64)
         count = torch.full(x.shape[1:], float(x.shape[0]), dtype=torch.float64, device=x.device)
         return torch.stack((count, x.sum(0), x.square().sum(0)))
 
     @torch.no_grad()
     def merge(self, sums: Tensor) -> None:
-        """Takes in a batch given by ``sums``."""
+        """Merges a batch that is given by its ``sums``."""
         n = sums[0].flatten()[0]
         batch_mean = sums[1] / n
         batch_var = (sums[2] / n - batch_mean.square()).clamp_min(0.0)
@@ -224,7 +224,7 @@ class RunningMoments(nn.Module):
         self.count.copy_(total)
 
     def update(self, batch: Tensor) -> None:
-        """Takes in ``batch`` ``[B, *shape]``."""
+        """Merges ``batch`` ``[B, *shape]``."""
         self.merge(self.sums(batch))
 
 
@@ -232,8 +232,8 @@ class PolicyNetwork(nn.Module):
     """Observation normaliser, network and head: observations ``[B, D]`` → ``dist_inputs`` ``[B, P]``.
 
     Attributes:
-        mlp: the multilayer perceptron; not there where the specification has a graph.
-        graph: the graph; None where the network is a perceptron.
+        mlp: the multilayer perceptron; missing if the specification has a graph.
+        graph: the graph; None if the network is a perceptron.
     """
 
     mlp: nn.Sequential
@@ -252,7 +252,7 @@ class PolicyNetwork(nn.Module):
             self.mlp = make_mlp(spec.observation_size, spec.hidden, head, spec.activation)
 
     def normalize(self, obs: Tensor) -> Tensor:
-        """Normalised (and clipped) observations ``[B, D]``; the identity without a normaliser."""
+        """Normalises and clips observations ``[B, D]``; returns them unchanged without a normaliser."""
         if self.normalizer is None:
             return obs
         # In float64: an observation that hardly varies leaves few digits of float32 after its mean is taken off.
@@ -280,7 +280,7 @@ class PolicyNetwork(nn.Module):
 
 
 def make_mlp(size_in: int, hidden: tuple[int, ...], size_out: int, activation: str) -> nn.Sequential:
-    """Linear layers with the activation between them, in torch's default initialisation."""
+    """Makes linear layers with the activation between them, in torch's default initialisation."""
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(size_in, width), ACTIVATIONS[activation]()]

@@ -1,7 +1,7 @@
-"""Acting from numpy: the policy's forward pass without torch's per-call cost.
+"""Acts from numpy: the policy's forward pass without torch's cost per call.
 
-For the small networks of this field a torch call costs several times the arithmetic in it. ``NumpyPolicy`` runs the
-same network on the same weights; tests hold the two equal.
+For the small networks of this field, a torch call costs several times the arithmetic that it does. ``NumpyPolicy``
+runs the same network on the same weights; tests hold the two equal.
 
 Dimension letters: N environments, D observation size, A action dimensions, P size of ``dist_inputs``.
 """
@@ -72,7 +72,7 @@ class NumpyPolicy:
         return self.complete(self.outputs(obs))
 
     def complete(self, outputs: Array) -> Array:
-        """Distribution inputs ``[..., P]`` of the network's outputs: with any state-independent log std."""
+        """Returns distribution inputs ``[..., P]`` from the network's outputs; adds a state-independent log std."""
         if self._log_std is None:
             return outputs
         return np.concatenate((outputs, np.broadcast_to(self._log_std, outputs.shape)), axis=-1)
@@ -109,9 +109,9 @@ class NumpyPolicy:
         return result
 
     def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-        """Noise for ``shape`` samples at once: Gumbel ``[*shape, K]``, or normal ``[*shape, A]``.
+        """Draws noise for ``shape`` samples at once: Gumbel ``[*shape, K]``, or normal ``[*shape, A]``.
 
-        Normal noise is already multiplied by a state-independent standard deviation.
+        Normal noise is already multiplied by the standard deviation, if that is state-independent.
         """
         full = (*shape, self.spec.action_size)
         if self.spec.distribution == "categorical":

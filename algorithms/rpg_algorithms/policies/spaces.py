@@ -1,4 +1,4 @@
-"""gymnasium spaces as JSON, and observations as the flat float arrays that networks read."""
+"""Writes gymnasium spaces as JSON, and flattens observations to the float arrays that networks read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 
 def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
-    """JSON-able description of a Box or Discrete space; infinite bounds are the strings ``inf`` and ``-inf``.
+    """Describes a Box or Discrete space as JSON; infinite bounds are the strings ``inf`` and ``-inf``.
 
     Raises:
-        ValueError: another kind of space.
+        ValueError: the space is of another kind.
     """
     if isinstance(space, gym.spaces.Box):
         return {
@@ -29,7 +29,7 @@ def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
 
 
 def space_from_json(data: dict[str, Any]) -> gym.Space[Any]:
-    """Inverse of ``space_to_json``. Raises ValueError for anything that it does not write."""
+    """Reads the JSON of ``space_to_json``. Raises ValueError for anything that it does not write."""
     try:
         kind = data["type"]
         if kind == "Discrete":
@@ -46,7 +46,7 @@ def space_from_json(data: dict[str, Any]) -> gym.Space[Any]:
 
 
 def same_space(a: gym.Space[Any], b: gym.Space[Any]) -> bool:
-    """Whether two spaces have the same kind, shape and bounds (the float width of a Box does not matter)."""
+    """Says whether two spaces have the same kind, shape and bounds (the float width of a Box does not matter)."""
     if isinstance(a, gym.spaces.Box) and isinstance(b, gym.spaces.Box):
         return (
             a.shape == b.shape
@@ -57,7 +57,7 @@ def same_space(a: gym.Space[Any], b: gym.Space[Any]) -> bool:
 
 
 def flatten_observations(space: gym.Space[Any], obs: Any) -> NDArray[np.float32]:
-    """``[N, ...]`` observations of a vector environment → float32 ``[N, D]`` (one-hot for Discrete)."""
+    """Flattens observations ``[N, ...]`` of a vector environment to float32 ``[N, D]`` (one-hot for Discrete)."""
     if isinstance(space, gym.spaces.Discrete):
         index = np.asarray(obs, dtype=np.int64).reshape(-1) - int(space.start)
         return np.eye(int(space.n), dtype=np.float32)[index]

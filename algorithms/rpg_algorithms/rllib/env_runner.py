@@ -38,15 +38,15 @@ EPISODE_CHUNK = 256  # time steps per rollout when sampling whole episodes
 
 
 def env_seeds(seed: int, env_steps: int, num_envs: int) -> list[int]:
-    """A seed for every environment of a runner.
+    """Returns a seed for every environment of a runner.
 
-    Runners are seeded ``seed + index``; no two share an environment's seed, and none is used again by the same runner
-    after a restore or a failure.
+    A runner's seed is ``seed + index``. No two runners share an environment's seed, and after a restore or a failure a
+    runner uses none of its seeds again.
 
     Args:
-        seed: the runner's.
+        seed: the runner's seed.
         env_steps: env steps sampled so far.
-        num_envs: how many seeds.
+        num_envs: number of seeds.
     """
     return [int(x) for x in np.random.SeedSequence([seed, env_steps]).generate_state(num_envs)]
 
@@ -74,7 +74,7 @@ class _Episodes:
 
 @dataclass(eq=False)
 class _Buffers:
-    """Arrays that one rollout is written into."""
+    """The arrays into which the env runner writes one rollout."""
 
     obs: NDArray[np.float32]  # [T + 1, N, D]: the last row is the observation after the last step
     outputs: NDArray[np.float32]
@@ -105,13 +105,13 @@ class _Buffers:
         )
 
     def first(self, t: int) -> _Buffers:
-        """The first ``t`` time steps."""
+        """Returns the first ``t`` time steps."""
         arrays = {k: v[:t] for k, v in vars(self).items() if k not in ("obs", "infos", "final_obs")}
         infos = {k: v[:t] for k, v in self.infos.items()}
         return _Buffers(obs=self.obs[: t + 1], **arrays, infos=infos, final_obs=self.final_obs)
 
     def next_obs(self) -> NDArray[np.float32]:
-        """``[T, N, D]`` observations after each step, the final one where an episode ended."""
+        """Returns the observations ``[T, N, D]`` after each step; where an episode ended, its final observation."""
         after = self.obs[1:].copy()
         for t, n, obs in self.final_obs:
             after[t, n] = obs
@@ -145,7 +145,7 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
     # --- environment
 
     def make_env(self) -> None:
-        """(Re-)creates the vector environment; called again after an environment failed."""
+        """Makes the vector environment; RLlib calls this again after an environment failed."""
         if self.env is not None:
             try:
                 self.env.close()
@@ -181,7 +181,7 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         return f"{self.config.env} (env runner {self.worker_index or 0})"
 
     def _reset(self, whole_episodes: bool = False) -> None:
-        """Resets all environments: from the same starts every time for whole episodes, which are evaluations."""
+        """Resets all environments; for whole episodes, which are evaluations, always from the same starts."""
         seeded = self._needs_initial_reset and self._seed is not None
         steps = 0 if whole_episodes else self.num_env_steps_sampled_lifetime
         seeds = env_seeds(self._seed, steps, self.num_envs) if seeded else None
@@ -191,7 +191,7 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         self._needs_initial_reset = False
 
     def set_state(self, state: Any) -> None:
-        """Restores weights and counters; the noise goes on with numbers that the run has not used yet."""
+        """Restores weights and counters; the noise continues with numbers that the run has not used yet."""
         super().set_state(state)
         if NUM_ENV_STEPS_SAMPLED_LIFETIME in state and self._seed is not None:
             self._rng = np.random.default_rng([self._seed, self.num_env_steps_sampled_lifetime])
@@ -304,7 +304,7 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         self.make_env()
 
     def _finish(self, b: _Buffers, policy: NumpyPolicy) -> tuple[Rollout, int]:
-        """Everything that is computed once per rollout."""
+        """Computes everything that is needed once per rollout."""
         obs, after, dist_inputs = b.obs[:-1], b.next_obs(), policy.complete(b.outputs)
         addon, metrics = self._addon_values(b, after)
         metrics += [self._per_step(metric, b, after) for metric in self._step_metrics.values()]
@@ -405,7 +405,7 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
 def _flat(
     b: _Buffers, after: NDArray[np.float32], info_keys: tuple[str, ...]
 ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float32], dict[str, NDArray[np.float64]]]:
-    """What a vectorised reward is called with: all T*N steps below each other."""
+    """Returns the arguments of a vectorised reward: all T*N steps below each other."""
     steps = b.basic.size
     actions = b.env_actions.reshape(steps, *b.env_actions.shape[2:])
     infos = {key: b.infos[key].reshape(steps) for key in info_keys}
@@ -413,7 +413,7 @@ def _flat(
 
 
 def _checked(values: Any, b: _Buffers, what: str) -> NDArray[np.float32]:
-    """A vectorised reward's values as ``[T, N]``."""
+    """Checks the values of a vectorised reward and returns them as ``[T, N]``."""
     array, steps = np.asarray(values, np.float32), b.basic.size
     if array.shape != (steps,):
         raise ValueError(f"{what} returned shape {array.shape} for {steps} steps: expected ({steps},)")

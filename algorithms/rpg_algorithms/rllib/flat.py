@@ -1,4 +1,4 @@
-"""Parameters and Adam's moments in flat buffers that torch's module and optimizer share."""
+"""Keeps parameters and Adam's moments in flat buffers that torch's module and optimizer share."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FlatParameters:
                 state["step"] = torch.zeros(())
 
     def moments_are_ours(self) -> bool:
-        """Whether the optimizer still uses the flat moments (loading a state replaces them)."""
+        """Says whether the optimizer still uses the flat moments; loading a state replaces them."""
         state = self.optimizer.state[self.order[0]]
         return "exp_avg" in state and state["exp_avg"].data_ptr() == self.m.data_ptr()
 
@@ -57,9 +57,9 @@ class FlatParameters:
 class FlatAdam:
     """Adam (arXiv 1412.6980) on flat buffers, for the steps of one epoch.
 
-    Parameters may have taken different numbers of steps (a critic that warmed up alone).
+    Parameters may have taken different numbers of steps, as a critic has that warmed up alone.
 
-    Within the epoch the moments are held divided by ``1 - beta``, which saves two passes over them a step.
+    Within the epoch the moments are kept divided by ``1 - beta``, which saves two passes over them per step.
     """
 
     def __init__(self, flat: FlatParameters) -> None:
@@ -88,7 +88,7 @@ class FlatAdam:
             self.flat.optimizer.state[p]["step"] += self.count
 
     def step(self, scratch: Array) -> None:
-        """One step, with ``scratch`` as room for as many numbers."""
+        """Takes one step; ``scratch`` is working memory as large as the gradient."""
         b1, b2 = self.beta1, self.beta2
         self.count += 1
         self.m *= np.float32(b1)

@@ -34,7 +34,7 @@ ACTIVATIONS = ("relu", "tanh", "elu")
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """What the loss and the step need of the algorithm's configuration."""
+    """The settings of the algorithm's configuration that the loss and the step need."""
 
     clip: float
     vf_loss_coeff: float
@@ -49,7 +49,7 @@ class _Layer:
     """One layer of the networks that run side by side: views of parameters and of their gradients."""
 
     weights: list[Array]
-    weight: Array  # of all networks, joined: of use where they have the same input
+    weight: Array  # of all networks, joined; used where they have the same input
     biases: Array  # of all networks, joined
     weight_grads: list[Array]
     weight_grad: Array
@@ -96,7 +96,7 @@ class FusedUpdate:
 
     @staticmethod
     def supports(module: ActorCriticModule, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether this engine can train the module: perceptrons on the CPU, activations it knows, plain Adam."""
+        """Says whether this engine can train the module: perceptrons on the CPU, known activations, plain Adam."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         group = optimizer.param_groups[0]
         return (
@@ -264,7 +264,7 @@ class FusedUpdate:
 
 @dataclass
 class _Log:
-    """What an epoch's steps leave for the statistics, which are computed once."""
+    """The values that an epoch's steps record, from which the statistics are computed once."""
 
     log_ratio: Array  # [count, B]
     surrogate: Array
@@ -274,13 +274,13 @@ class _Log:
 
     @classmethod
     def allocate(cls, count: int, size: int) -> _Log:
-        """Room for ``count`` minibatches of ``size``."""
+        """Allocates memory for ``count`` minibatches of ``size``."""
         log_ratio, surrogate, squared = np.empty((3, count, size), np.float32)
         entropy, norm = np.empty((2, count), np.float32)
         return cls(log_ratio, surrogate, squared, entropy, norm)
 
     def statistics(self, clip: float) -> Array:
-        """``[count, 6]``, see ``FusedUpdate.epoch``."""
+        """Returns the statistics ``[count, 6]``, see ``FusedUpdate.epoch``."""
         excess = np.expm1(self.log_ratio)
         columns = (
             -self.surrogate.mean(1),
@@ -313,7 +313,7 @@ class _Stack:
         self._out = np.empty((rows, widths[-1]), np.float32)
 
     def forward(self, x: Array) -> list[Array]:
-        """Each network's output ``[B, P]``; hidden layers are kept for ``backward``."""
+        """Returns each network's output ``[B, P]`` and keeps the hidden layers for ``backward``."""
         if len(x) != self._rows:
             self._allocate(len(x))
         for i, layer in enumerate(self.layers):
@@ -339,7 +339,7 @@ class _Stack:
         return x if layer == 0 else self._hidden[layer - 1][:, self.layers[layer - 1].splits[network]]
 
     def backward(self, x: Array, output_grads: Sequence[Array]) -> None:
-        """Fills the gradients of weights and biases from those of the outputs. Overwrites the hidden layers."""
+        """Fills the gradients of weights and biases from the outputs' gradients, and overwrites the hidden layers."""
         grads: Sequence[Array] = output_grads
         for i in range(len(self.layers) - 1, -1, -1):
             layer = self.layers[i]
@@ -374,18 +374,18 @@ def _linears(mlp: nn.Sequential) -> list[nn.Linear]:
 
 
 def _activation(mlp: nn.Sequential) -> str:
-    """Name of an MLP's one activation; ``relu`` where it has no hidden layer."""
+    """Returns the name of an MLP's activation: ``relu`` without a hidden layer, ``mixed`` if it has several."""
     names = {type(layer).__name__.lower() for layer in mlp if not isinstance(layer, nn.Linear)}
     return names.pop() if len(names) == 1 else ("relu" if not names else "mixed")
 
 
 def _joined(linears: Sequence[nn.Linear]) -> list[nn.Parameter]:
-    """Parameters of one layer in memory order: all weights, then all biases."""
+    """Returns the parameters of one layer in memory order: all weights, then all biases."""
     parameters: list[Any] = [*(linear.weight for linear in linears), *(linear.bias for linear in linears)]
     return parameters
 
 
 def _squash_log_det(action: Array) -> Array:
-    """Log of tanh's Jacobian at each action before tanh, ``[B]``: constant in the parameters."""
+    """Returns the log of tanh's Jacobian at each action before tanh, ``[B]``; it is constant in the parameters."""
     u = action
     return np.asarray((2.0 * (np.float32(LOG_2) - u - np.logaddexp(np.float32(0.0), -2.0 * u))).sum(-1))

@@ -1,8 +1,7 @@
 """The learner: rollouts → rewards → advantages → minibatch steps, on plain tensors.
 
-RLlib's episodes, connectors and per-minibatch bookkeeping are left out; ``before_`` and
-``after_gradient_based_update`` are called, metrics are logged once per update, and weights, optimizer and counters
-are checkpointed by RLlib's own code.
+The learner leaves out RLlib's episodes, connectors and bookkeeping per minibatch. It still calls ``before_`` and
+``after_gradient_based_update``, logs metrics once per update, and lets RLlib save weights, optimizer and counters.
 
 Dimension letters: T time steps, N environments, B = T * N samples, D observation size.
 """
@@ -95,7 +94,7 @@ class SPGLearner(TorchLearner):
     """Soft policy gradient's learner. Subclasses change the reward through ``transform_reward``."""
 
     compares_with_prior = False
-    """Whether the reward weighs log pi_theta against the prior's log pi: both must then be of the same variable."""
+    """Whether the reward compares log pi_theta with the prior's log pi; both must then be densities of one variable."""
 
     def build(self) -> None:
         """Builds module and optimizer, loads the prior, and makes all learners start equal."""
@@ -119,7 +118,7 @@ class SPGLearner(TorchLearner):
         self._fused = self._make_fused()
 
     def _make_fused(self) -> FusedUpdate | None:
-        """The engine of the minibatch steps; None for autograd's."""
+        """Returns the fused engine of the minibatch steps, or None for autograd."""
         config, optimizer = self.config, self.get_optimizer(DEFAULT_MODULE_ID)
         if config.update_engine == "eager":
             return None
@@ -140,20 +139,20 @@ class SPGLearner(TorchLearner):
 
     @property
     def actor_critic(self) -> ActorCriticModule:
-        """The one module that is trained."""
+        """The module that the learner trains."""
         module = self.module[DEFAULT_MODULE_ID]
         assert isinstance(module, ActorCriticModule)
         return module
 
     def _make_modules_ddp_if_necessary(self) -> None:
-        """Gradients are averaged by one flat all-reduce instead of DDP's wrapper."""
+        """Wraps nothing: one flat all-reduce averages the gradients instead of DDP."""
 
     def get_parameters(self, module: Any) -> Sequence[Any]:
         """The trainable parameters: policy and critic, not the prior."""
         return [p for p in module.parameters() if p.requires_grad]
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """One Adam for policy and critic."""
+        """Registers one Adam for policy and critic."""
         params = self.get_parameters(self._module[module_id])
         optimizer = torch.optim.Adam(params, eps=config.adam_epsilon, fused=True)
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr)
@@ -175,7 +174,7 @@ class SPGLearner(TorchLearner):
         """Learns from a ``RolloutBatch``.
 
         Args:
-            *args: refused: other forms of training data.
+            *args: other forms of training data, which are refused.
             training_data: the rollouts.
             timesteps: lifetime counters, which schedules follow.
             **kwargs: ``num_total_minibatches`` (per epoch; several learners take the same number) and RLlib's
@@ -226,14 +225,14 @@ class SPGLearner(TorchLearner):
     def transform_reward(
         self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float]
     ) -> Tensor:
-        """The reward ``[T, N]`` that the advantage is of; here r_SPG on the weighted basic and add-on rewards."""
+        """Returns the reward ``[T, N]`` behind the advantages: r_SPG on the weighted basic and add-on rewards."""
         task = weights["basic_weight"] * rollout.basic + weights["addon_weight"] * rollout.addon
         return spg_reward(task, rollout.logp, weights["alpha"])
 
     def reward_terms(
         self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float]
     ) -> dict[str, Tensor]:
-        """Means per step of the reward's terms, for the metrics."""
+        """Returns the mean per step of each term of the reward, for the metrics."""
         return {
             "reward_basic_term": weights["basic_weight"] * rollout.basic.mean(),
             "reward_addon_term": weights["addon_weight"] * rollout.addon.mean(),
@@ -241,7 +240,7 @@ class SPGLearner(TorchLearner):
         }
 
     def _prepare(self, rollout: TensorRollout, weights: Mapping[str, float]) -> tuple[Samples, dict[str, float]]:
-        """Rewards, advantages and targets of a rollout, and the metrics that come with them."""
+        """Computes rewards, advantages and targets of a rollout, and the metrics that belong to them."""
         module, config = self.actor_critic, self.config
         shape, logp_old = rollout.basic.shape, rollout.logp.flatten()
         raw = rollout.obs.flatten(0, 1)
@@ -252,7 +251,7 @@ class SPGLearner(TorchLearner):
             pair = compare(module.policy.spec, module.policy.head(obs), module.prior.spec, module.prior(raw))
             own_logp, prior_logp = pair.log_probs(rollout.actions.flatten(0, 1))
             prior_logp = prior_logp.view(shape)
-            if own_logp is not None and self.compares_with_prior:  # another family: see ``families``
+            if own_logp is not None and self.compares_with_prior:  # another family: see ``policies.comparison``
                 rollout = replace(rollout, logp=own_logp.view(shape))
             statistics["kl_to_prior"] = pair.kl().mean()
             statistics["kl_to_prior_estimated"] = torch.tensor(float(pair.estimated), device=obs.device)
@@ -276,7 +275,7 @@ class SPGLearner(TorchLearner):
         return samples, dict(zip(names, values, strict=True))
 
     def _next_values(self, rollout: TensorRollout, value: Tensor) -> Tensor:
-        """V(s_{t+1}) ``[T, N]``: the next row's value, the last observation's, or a truncated step's final one."""
+        """Returns V(s_{t+1}) ``[T, N]``: of the next row, the last observation, or a truncated step's final one."""
         module = self.actor_critic
         extra = torch.cat((rollout.last_obs, rollout.final_obs))
         extra_value = module.values(module.policy.normalize(extra))
@@ -288,9 +287,9 @@ class SPGLearner(TorchLearner):
         return next_value
 
     def _update_reward_scale(self, reward: Tensor, done: Tensor) -> Tensor:
-        """Takes the discounted returns into the moments and returns their standard deviation.
+        """Merges the discounted returns into their moments and returns their standard deviation.
 
-        The whole transformed reward is divided by this one factor, so that its weights keep their ratio.
+        This one factor divides the whole transformed reward, so its weights keep their ratio.
         """
         moments = self.actor_critic.reward_moments
         if self._return_carry is None or self._return_carry.shape != reward.shape[1:]:
@@ -300,7 +299,7 @@ class SPGLearner(TorchLearner):
         return (moments.var + REWARD_EPSILON).sqrt().to(reward.dtype)
 
     def _update_observation_moments(self, rollout: TensorRollout) -> None:
-        """Takes this rollout's observations in, after the update, so that all of it used one normalisation."""
+        """Merges this rollout's observations after the update, so the whole update used one normalisation."""
         normalizer = self.actor_critic.policy.normalizer
         frozen = self.config.prior is not None and self.config.start_from_prior
         if normalizer is not None and not frozen:

@@ -65,7 +65,7 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         policy: the policy being trained, with its observation normaliser.
         critic: V(s) on the policy's normalised observations. Not on env runners.
         prior: the frozen prior, or None. Not on env runners.
-        reward_moments: running moments of the discounted return that rewards are scaled by. Not on env runners.
+        reward_moments: running moments of the discounted return, which scale the rewards. Not on env runners.
     """
 
     prior: PolicyNetwork | None
@@ -91,7 +91,7 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             self.prior = PolicyNetwork(prior_spec).requires_grad_(False)
 
     def get_non_inference_attributes(self) -> list[str]:
-        """What env runners do without."""
+        """Returns the attributes that env runners do without."""
         return ["critic", "reward_moments", "prior"]
 
     def load_prior(self, bundle: PriorBundle, start_from_prior: bool) -> None:
@@ -102,7 +102,7 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             self.policy.load_state_dict(self.prior.state_dict())
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The state as numpy arrays. Running moments stay float64: RLlib's own conversion rounds them to float32."""
+        """Returns the state as numpy arrays. Running moments stay float64, which RLlib's own conversion would round."""
         state: dict[str, Any] = super().get_state(*args, **kwargs)
         for name, tensor in self.state_dict().items():
             if tensor.dtype == torch.float64 and name in state:
@@ -125,12 +125,12 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         return result
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any | None = None) -> Tensor:
-        """RLlib's value API: V(s) ``[B]`` of ``batch["obs"]`` (raw)."""
+        """Returns V(s) ``[B]`` of the raw ``batch["obs"]``, for RLlib's value API."""
         return self.values(self.policy.normalize(batch[Columns.OBS]))
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         return {Columns.ACTION_DIST_INPUTS: self.policy(torch.as_tensor(batch[Columns.OBS], dtype=torch.float32))}
 
     def action_distribution(self, dist_inputs: Tensor) -> Any:
-        """The policy's action distribution of these inputs (see ``distributions``)."""
+        """Returns the policy's action distribution with these inputs (see ``maths.distributions``)."""
         return make_distribution(self.policy.spec.distribution, dist_inputs)

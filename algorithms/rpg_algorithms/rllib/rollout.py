@@ -1,4 +1,4 @@
-"""What the env runner hands to the learner: time-major arrays of one sampling round, and nothing per step.
+"""The arrays that an env runner hands to the learner: one sampling round, time-major, without objects per step.
 
 Dimension letters: T time steps, N environments, D observation size, A action dimensions, K truncated steps.
 """
@@ -28,7 +28,7 @@ class NonFinite:
 
     Attributes:
         quantity: observation, reward, add-on reward or action distribution.
-        env_step: env steps that had been sampled when it happened (after a restore: by all runners).
+        env_step: env steps that had been sampled when it happened (after a restore: by all runners together).
         env: environment's name, with the runner's and the sub-environment's index.
         count: how many values of this quantity are non-finite in the rollout.
     """
@@ -59,7 +59,7 @@ class Rollout:
         last_obs: ``[N, D]`` observation after the last step (already reset where an episode ended there).
         final_index: ``[K, 2]`` (t, n) of truncated steps.
         final_obs: ``[K, D]`` their final observations, for bootstrapping.
-        nonfinite: what was not finite; empty when all is well.
+        nonfinite: the quantities that were not finite; empty if all were.
     """
 
     obs: FloatArray
@@ -101,7 +101,7 @@ class RolloutBatch:
             raise ValueError(f"rollouts have different numbers of time steps {sorted(lengths)}")
 
     def solve_refs(self) -> None:
-        """Nothing is held by reference."""
+        """Does nothing: the batch holds no references to Ray objects."""
 
     def env_steps(self) -> int:
         """Env steps of all rollouts."""
@@ -176,7 +176,7 @@ class TensorRollout:
 
     @classmethod
     def from_rollout(cls, rollout: Rollout, device: torch.device | str | None) -> TensorRollout:
-        """Without copying where the device is the CPU, unless the arrays are Ray's, which may not be written to."""
+        """Makes tensors; on the CPU without copying, unless Ray owns the arrays, which are then read-only."""
 
         def tensor(array: NDArray[Any]) -> Tensor:
             return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)

@@ -79,10 +79,10 @@ class RPGConfig(SPGConfig):
         return self
 
     def reward_weights(self) -> dict[str, Weight]:
-        """``omega_prime``, ``alpha_hat`` and ``addon_weight``, however they were given.
+        """Returns ``omega_prime``, ``alpha_hat`` and ``addon_weight``, in whichever way they were given.
 
         Raises:
-            ValueError: given in no way or in more than one, or the prior records no alpha.
+            ValueError: the weights were given in no way or in more than one, or the prior records no alpha.
         """
         given = {
             name: getattr(self, name)

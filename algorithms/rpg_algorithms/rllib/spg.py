@@ -104,8 +104,8 @@ class SPGConfig(AlgorithmConfig):
 
         Args:
             *args: see RLlib.
-            env_backend: what steps it: ``gymnasium``; ``envpool`` (an extra; gymnasium ids that it has, without keyword
-                arguments); or ``auto``, which takes envpool where it pays.
+            env_backend: the engine that steps the environment: ``gymnasium``; ``envpool`` (an extra, for gymnasium ids
+                that it has, without keyword arguments); or ``auto``, which takes envpool where it is faster.
             **kwargs: see RLlib.
 
         Returns:
@@ -150,7 +150,7 @@ class SPGConfig(AlgorithmConfig):
                 reported as ``env_runners/episode_<name>_mean``.
             prior: a ``PriorBundle`` or a bundle's folder. It is read at once; checkpoints carry it.
             start_from_prior: start with the prior's weights and its frozen observation normaliser (default), or from
-                scratch, then of another family too (see ``families``).
+                scratch; the policy may then have another family than the prior (see ``policies.comparison``).
             critic_warmup_iterations: training iterations in which the critic alone learns, when starting from a prior.
             lambda_: GAE's lambda.
             clip_param: half-width of PPO's clipping.
@@ -159,12 +159,12 @@ class SPGConfig(AlgorithmConfig):
             vf_clip_param: upper bound of a sample's squared error; None for none.
             target_kl: stop the epochs of an update once the mean approximate KL of an epoch exceeds this, nats; None
                 for never.
-            normalize_advantages: standardise them per ``minibatch``, over the ``batch``, or ``none``.
+            normalize_advantages: standardise advantages per ``minibatch``, over the whole ``batch``, or not (``none``).
             scale_rewards: divide the whole transformed reward by the running standard deviation of its discounted
                 return.
             adam_epsilon: Adam's epsilon.
-            update_engine: what takes the minibatch steps: ``fused`` (numpy, no autograd; perceptrons on the CPU),
-                ``eager`` (autograd, anything, GPUs) or ``auto``, fused where it can.
+            update_engine: the engine of the minibatch steps: ``fused`` (numpy without autograd, for perceptrons on the
+                CPU), ``eager`` (autograd, for any network and for GPUs) or ``auto``, which takes fused where it can.
             **kwargs: RLlib's own: lr, gamma, grad_clip, num_epochs, minibatch_size, train_batch_size_per_learner, ...
 
         Returns:

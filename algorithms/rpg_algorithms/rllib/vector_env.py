@@ -57,7 +57,7 @@ def write_infos(columns: Mapping[str, NDArray[np.float64]], infos: Mapping[str, 
 
 
 class _SelectedInfos:
-    """Mixin of a vector environment: gathers only the infos somebody reads; gathering all costs as much as a step."""
+    """Mixin of a vector environment that gathers only the infos that are read; all of them cost as much as a step."""
 
     wanted: frozenset[str] = frozenset(("final_obs",))
 
@@ -67,10 +67,10 @@ class _SelectedInfos:
 
 
 def _without_time_limit(env: gym.Env[Any, Any]) -> tuple[Callable[[Any], Any], int]:
-    """The innermost ``step`` that does the same as ``env.step`` but for the time limit, and that limit (0: none).
+    """Returns the innermost ``step`` that equals ``env.step`` except for the time limit, and the limit (0 for none).
 
-    ``gymnasium.make`` wraps every environment in ``OrderEnforcing`` and most in ``TimeLimit``: two calls a step that do
-    nothing but count.
+    ``gymnasium.make`` wraps every environment in ``OrderEnforcing`` and most in ``TimeLimit``, which cost two calls per
+    step only to count.
     """
     limit = 0
     if type(env) is TimeLimit:
@@ -93,7 +93,7 @@ class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
         return super().reset(*args, **kwargs)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """SAME_STEP without the stock class's copies; what it returns is overwritten by the next step."""
+        """Steps all environments without the stock class's copies; the next step overwrites the returned arrays."""
         infos: dict[str, Any] = {}
         read = len(self.wanted) > 1
         elapsed, is_array = self._elapsed, self._is_array
@@ -123,16 +123,16 @@ class _AsyncEnvs(_SelectedInfos, AsyncVectorEnv):
 
 
 def make_vector_env(make_env: Callable[[], gym.Env[Any, Any]], num_envs: int, mode: str, infos: frozenset[str]) -> Any:
-    """A gymnasium vector environment with SAME_STEP autoreset that gathers only the named infos.
+    """Makes a gymnasium vector environment with SAME_STEP autoreset that gathers only the named infos.
 
     Args:
         make_env: makes one environment.
-        num_envs: how many.
+        num_envs: number of environments.
         mode: ``sync`` or ``async``.
         infos: info keys to gather.
 
     Raises:
-        ValueError: another mode.
+        ValueError: the mode is neither.
     """
     functions = [make_env] * num_envs
     if mode == "sync":
@@ -148,17 +148,17 @@ def make_vector_env(make_env: Callable[[], gym.Env[Any, Any]], num_envs: int, mo
 class EnvPool:
     """An envpool environment behind the part of gymnasium's vector interface that env runners use.
 
-    envpool itself resets in the step after the end of an episode; here the environments that ended are reset at once.
+    envpool itself resets in the step after the end of an episode; this class resets environments that ended at once.
 
     Args:
         env_id: an environment that envpool has, e.g. ``HalfCheetah-v5``.
-        num_envs: how many.
-        threads: threads that step them.
+        num_envs: number of environments.
+        threads: number of threads that step them.
         infos: info keys to hand on.
-        seed: of all environments; None for a random one.
+        seed: seed of all environments; None for a random one.
 
     Raises:
-        ValueError: envpool has no such environment, or it gives none of the infos asked for.
+        ValueError: envpool has no such environment, or the environment lacks an info that was asked for.
     """
 
     def __init__(self, env_id: str, num_envs: int, threads: int, infos: frozenset[str], seed: int | None) -> None:
@@ -184,7 +184,7 @@ class EnvPool:
         return self
 
     def reset(self, *, seed: int | list[int] | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Observations of all environments, started anew; with a seed the pool is made anew, as envpool wants it."""
+        """Resets all environments and returns their observations; a seed needs a new pool in envpool."""
         if seed is not None:
             self._pool.close()
             self._pool = self._make(_pool_seed(seed))
@@ -192,7 +192,7 @@ class EnvPool:
         return obs, {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """SAME_STEP, see the module's docstring."""
+        """Steps all environments and resets those that ended, see the module's docstring."""
         obs, reward, terminated, truncated, given = self._pool.step(np.asarray(actions, self._dtype))
         infos = {key: given[key] for key in self._infos}
         done = terminated | truncated
@@ -222,10 +222,10 @@ def open_vector_env(config: Any, context: Mapping[str, Any], infos: frozenset[st
         config: an ``SPGConfig``.
         context: the environment's configuration.
         infos: info keys to gather.
-        seed: of the env runner.
+        seed: the env runner's seed.
 
     Raises:
-        ValueError: envpool is asked for and cannot be used; says why.
+        ValueError: the configuration asks for envpool, which cannot be used; the message says why.
     """
     num_envs, threads = config.num_envs_per_env_runner, max(1, int(config.num_cpus_per_env_runner))
     if config.env_backend == "envpool" or (config.env_backend == "auto" and threads > 1):
@@ -245,7 +245,7 @@ def open_vector_env(config: Any, context: Mapping[str, Any], infos: frozenset[st
 
 
 def _pool_candidate(env: Any, context: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The gymnasium id that envpool could make, or None and why not."""
+    """Returns the gymnasium id that envpool could make, or None and the reason why it cannot."""
     if importlib.util.find_spec("envpool") is None:
         return None, "the package envpool is not installed (pip install 'residual-policy-gradient[envpool]')"
     arguments: Mapping[str, Any] = dict(context)

@@ -1,1 +1,1 @@
-"""A policy on its way out: TorchScript, ONNX, an MLflow model, and a version in MLflow's registry."""
+"""Exports a policy as TorchScript, ONNX or an MLflow model, and registers it in MLflow's model registry."""

@@ -1,4 +1,4 @@
-"""Writing exports: where to, all or nothing, and never over something else."""
+"""Writes exports: each appears whole or not at all, and never replaces a file of another kind."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rpg_platform.export.policy import Mode, Precision
 
 Format = Literal["torchscript", "onnx", "mlflow"]
 FILES: dict[Format, str] = {"torchscript": "policy.pt", "onnx": "policy.onnx", "mlflow": "mlflow"}
-"""What each format is called in a folder that takes all of them."""
+"""The name of each format's file in a folder that takes several formats."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """One thing that was written.
+    """One export that was written.
 
     Attributes:
-        format: which.
+        format: its format.
         path: the file, or MLflow's folder.
         deviation: largest deviation from the bundle that the check found, relative to 1 + |value|.
     """
@@ -46,15 +46,15 @@ def export(
     """Writes a policy in each of ``formats``.
 
     Args:
-        name_or_path: see ``shipped.resolve_prior``.
-        formats: one is written to ``out`` itself, several into the folder ``out`` under the names in ``FILES``.
-        out: where to.
+        name_or_path: see ``bundles.resolve_prior``.
+        formats: a single one is written to ``out`` itself, several into the folder ``out`` by their names in ``FILES``.
+        out: the file or folder to write.
         mode: ``deterministic`` leaves the distribution's parameters out.
         precision: see ``policy``.
-        overwrite: replace what is there, if it is a file of that format (a folder: an MLflow model).
+        overwrite: replace an earlier export of that format (a file, or for MLflow the folder of a model).
 
     Raises:
-        ValueError: no bundle, or something is there already.
+        ValueError: there is no bundle, or ``out`` is taken.
     """
     from rpg_platform.export import mlflow_model, onnx_model, torchscript
 
@@ -90,7 +90,7 @@ def _check_free(format_: Format, place: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _replacing(place: Path) -> Iterator[Path]:
-    """A path to write to that becomes ``place`` when all went well, and leaves no trace otherwise."""
+    """Yields a path to write to. It becomes ``place`` if all goes well, and leaves no trace otherwise."""
     place.parent.mkdir(parents=True, exist_ok=True)
     new = place.with_name(f".{place.name}.{uuid4().hex[:8]}")
     try:

@@ -1,9 +1,9 @@
-"""A policy as an MLflow model: the ONNX flavour, with the bundle beside it.
+"""Writes a policy as an MLflow model of the ONNX flavour, with the bundle beside it.
 
 ``mlflow.pyfunc.load_model(folder).predict(obs)`` gives the named arrays of ``policy`` and needs MLflow, numpy and
-onnxruntime. It is of the ONNX flavour because nothing of ours runs, or is trusted, where the model is loaded: no pickle
-(a Python object's model), no code file (models from code), no torch. The folder ``bundle/`` in it is the bundle as it
-was, so that ``rpg priors import`` takes the model back; ``metadata`` of the file MLmodel holds card and lineage.
+onnxruntime. With the ONNX flavour, whoever loads the model neither runs nor trusts code of ours: it has no pickle (as a
+model of a Python object has), no code file (as models from code have) and no torch. Its folder ``bundle/`` is the
+unchanged bundle, so ``rpg priors import`` takes the model back; ``metadata`` in the file MLmodel has card and lineage.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BUNDLE_FOLDER = "bundle"
 ONNX_FILE = "model.onnx"
-_PINNED = {"mlflow": None, "numpy": None, "onnxruntime": "onnxruntime>=1.17,<2"}  # what to ask for where not installed
+_PINNED = {"mlflow": None, "numpy": None, "onnxruntime": "onnxruntime>=1.17,<2"}  # if not installed here
 
 
 def save(
@@ -45,10 +45,10 @@ def save(
 
     Args:
         source: the bundle's folder.
-        folder: where to; must not exist yet, or be empty.
+        folder: the folder to write; must not exist yet, or be empty.
         mode: ``deterministic`` leaves the distribution's parameters out.
         precision: see ``policy``.
-        model: MLflow's record to complete; None for one that belongs to no run.
+        model: MLflow's record to complete; None for a model that belongs to no run.
 
     Raises:
         ValueError: the package ``onnx`` is missing, or the bundle is damaged.
@@ -84,7 +84,7 @@ def save(
 
 
 def signature(spec: NetworkSpec, mode: Mode) -> ModelSignature:
-    """Shapes and types of what goes in and comes out."""
+    """Returns the shapes and types of the model's input and outputs."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
 
@@ -100,7 +100,7 @@ def signature(spec: NetworkSpec, mode: Mode) -> ModelSignature:
 
 
 def requirements() -> list[str]:
-    """What it takes to load the model, pinned to what is installed here."""
+    """Returns the packages that loading the model needs, pinned to the versions that are installed here."""
     pinned = []
     for name, otherwise in _PINNED.items():
         try:

@@ -1,4 +1,4 @@
-"""A policy graph (``rpg_algorithms.policies.graph``) in ONNX, operation by operation."""
+"""Translates a policy graph (``rpg_algorithms.policies.graph``) into ONNX, operation by operation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def graph_outputs(nodes: Nodes, graph: Graph, obs: str, observation_size: int, w
     """Adds a graph and returns its outputs side by side ``[B, P']``.
 
     Args:
-        nodes: what to add to.
-        graph: the policy's.
+        nodes: the ONNX graph to add to.
+        graph: the policy's graph.
         obs: name of the normalised observation ``[B, D]`` in the network's precision.
         observation_size: D.
         weight: a tensor's name in the graph → its name in ONNX.
@@ -50,7 +50,7 @@ def _plain(operator: str) -> Translation:
 
 
 def _function(name: str) -> Translation:
-    """One of ``Nodes``' functions; attributes go to its arguments of the same name."""
+    """Translates by a function of ``Nodes``; the attributes become its arguments of the same name."""
     return lambda nodes, inputs, _, attributes: getattr(nodes, name)(inputs[0], **attributes)
 
 
@@ -85,7 +85,7 @@ def _mish(nodes: Nodes, inputs: Sequence[str], _: Any, __: Any) -> str:
 
 
 def _layer_norm(nodes: Nodes, inputs: Sequence[str], shapes: Sequence[Shape], attributes: Mapping[str, Any]) -> str:
-    """Not LayerNormalization, whose statistics are float32."""
+    """Avoids ONNX's LayerNormalization, which computes its statistics in float32."""
     axes = list(range(-attributes["dims"], 0))
     centred = nodes.node("Sub", inputs[0], nodes.node("ReduceMean", inputs[0], axes=axes))
     variance = nodes.node("ReduceMean", nodes.node("Mul", centred, centred), axes=axes)
@@ -151,7 +151,7 @@ TRANSLATIONS: Mapping[str, Translation] = {
     "log1p": lambda nodes, inputs, _, __: nodes.node("Log", nodes.plus(inputs[0], 1.0)),
     "sqrt": _plain("Sqrt"),
     "sin": _plain("Sin"),
-    "cos": lambda nodes, inputs, _, __: nodes.node("Sin", nodes.plus(inputs[0], math.pi / 2)),  # Cos: float32 alone
+    "cos": lambda nodes, inputs, _, __: nodes.node("Sin", nodes.plus(inputs[0], math.pi / 2)),  # Cos: only float32
     "erf": _function("erf"),
     "pow": lambda nodes, inputs, _, attributes: nodes.node("Pow", *inputs, nodes.constant(attributes["exponent"])),
     "tanh": _plain("Tanh"),
@@ -179,4 +179,4 @@ TRANSLATIONS: Mapping[str, Translation] = {
     "permute": _permute,
     "expand": _expand,
 }
-"""Operation of a policy graph → what it is in ONNX."""
+"""Operation of a policy graph → its translation into ONNX."""

@@ -1,9 +1,9 @@
-"""A policy as ONNX, node by node from the network's specification and weights.
+"""Writes a policy as ONNX, node by node from the network's specification and weights.
 
-Written with ``onnx.helper`` rather than ``torch.onnx.export``: that one needs onnxscript, chooses operators by torch's
-version and cannot be told what to compute in which precision. Weights are stored in float32
-and cast in the graph, which runtimes do once. Opset 17, so that runtimes since 2022 read it. ``metadata_props`` holds
-the bundle's card as JSON, its content hash, the mode and the precision.
+It uses ``onnx.helper``, not ``torch.onnx.export``, which needs onnxscript, chooses operators by torch's version and
+cannot be told in which precision to compute which part. The file holds the weights in float32; the graph casts them,
+which runtimes do once. Runtimes since 2022 read its opset, 17. ``metadata_props`` holds the bundle's card as JSON, its
+content hash, the mode and the precision.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BATCH = "batch"
 
 
 def build(bundle: PriorBundle, mode: Mode = "distribution", precision: Precision = "float64") -> onnx.ModelProto:
-    """The policy as a checked ONNX model.
+    """Builds and checks the ONNX model of a policy.
 
     Args:
         bundle: the policy.
@@ -92,7 +92,7 @@ def save(bundle: PriorBundle, file: Path, mode: Mode = "distribution", precision
 
 
 def check_file(bundle: PriorBundle, file: Path, mode: Mode, precision: Precision) -> float:
-    """Deviation of an ONNX file from the bundle (see ``policy.check``), by ONNX's own evaluator."""
+    """Returns the deviation of an ONNX file from the bundle (see ``policy.check``), by ONNX's own evaluator."""
     return check(partial(_run, file), bundle, mode, precision)
 
 
@@ -116,9 +116,9 @@ def _onnx() -> Any:
 
 
 def _normalized(nodes: Nodes, spec: NetworkSpec) -> str:
-    """The normalised observation; in double precision to the bit as ``PolicyNetwork.normalize`` has it.
+    """Adds the normalised observation; in double precision it equals ``PolicyNetwork.normalize`` to the bit.
 
-    In single precision the mean is taken off in two parts, as an observation that hardly varies needs its low digits.
+    In single precision it subtracts the mean in two parts: an observation that hardly varies needs its low digits.
     """
     if not spec.normalize_observations:
         return INPUT
@@ -138,7 +138,7 @@ def _normalized(nodes: Nodes, spec: NetworkSpec) -> str:
 
 
 def _network(nodes: Nodes, spec: NetworkSpec, x: str) -> str:
-    """The outputs of the network, a graph or a perceptron, at the normalised observation ``x``."""
+    """Adds the network, a graph or a perceptron, and returns its outputs at the normalised observation ``x``."""
     x = nodes.cast(x)
     if spec.graph is not None:
         return graph_outputs(nodes, spec.graph, x, spec.observation_size, lambda name: nodes.weight(f"graph.{name}"))
@@ -151,7 +151,7 @@ def _network(nodes: Nodes, spec: NetworkSpec, x: str) -> str:
 
 
 def _outputs(nodes: Nodes, spec: NetworkSpec, out: str, mode: Mode) -> None:
-    """The named outputs, of the network's own outputs."""
+    """Adds the named outputs, computed from the network's own outputs."""
     if spec.distribution == "categorical":
         nodes.output("logits", out)
         best = nodes.node("ArgMax", "logits", axis=-1, keepdims=0)

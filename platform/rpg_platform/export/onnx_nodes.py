@@ -1,7 +1,7 @@
-"""Building an ONNX graph: nodes, constants, and the functions that runtimes do not have, or do not have in float64.
+"""Builds an ONNX graph from nodes, constants, and functions that runtimes lack, or lack in float64.
 
-Everything is built of operators that onnxruntime has in float64 too. Min and Max stand for Clip, which in some runtimes
-turns NaN into a bound; 1 / (1 + exp(-x)) for Sigmoid, whose fast versions do not go to 0.
+It uses only operators that onnxruntime has in float64 too. Min and Max replace Clip, which in some runtimes turns NaN
+into a bound; 1 / (1 + exp(-x)) replaces Sigmoid, whose fast versions do not go to 0.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# erfc's Chebyshev coefficients, of erfccheb in Press et al., Numerical Recipes, 3rd edition, section 6.2.2; cut
-# where they are below 1e-11.
+# Chebyshev coefficients of erfc, from erfccheb in Press et al., Numerical Recipes, 3rd edition, section 6.2.2; those
+# below 1e-11 are left out.
 _ERFC = (
     *(-1.3026537197817094, 6.4196979235649026e-1, 1.9476473204185836e-2, -9.561514786808631e-3, -9.46595344482036e-4),
     *(3.66839497852761e-4, 4.2523324806907e-5, -2.0278578112534e-5, -1.624290004647e-6, 1.303655835580e-6),
@@ -23,7 +23,7 @@ _ERFC = (
 
 
 class Nodes:
-    """Nodes and constants as they come, for a network computed in float64 or float32; values have running numbers."""
+    """Collects nodes and constants of a network that is computed in float64 or float32; numbers the values."""
 
     def __init__(self, weights: dict[str, NDArray[Any]], *, double: bool) -> None:
         self.weights, self.double = weights, double
@@ -33,7 +33,7 @@ class Nodes:
         self._cast_weights: dict[str, str] = {}
 
     def node(self, operator: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
-        """Adds a node and returns its output, which is called ``name`` or by a running number."""
+        """Adds a node and returns the name of its output: ``name``, or a name with a running number."""
         from onnx import helper
 
         name = name or f"{operator.lower()}_{len(self.nodes)}"
@@ -41,7 +41,7 @@ class Nodes:
         return name
 
     def constant(self, value: Any, dtype: Any = None) -> str:
-        """Adds a constant, of the network's precision unless ``dtype`` is given."""
+        """Adds a constant and returns its name; its precision is the network's unless ``dtype`` is given."""
         from onnx import numpy_helper
 
         name = f"constant_{len(self.constants)}"
@@ -49,11 +49,11 @@ class Nodes:
         return name
 
     def indices(self, *values: int) -> str:
-        """A vector of integers, as Reshape, Slice and others take it."""
+        """Adds a vector of integers, as Reshape, Slice and others take it."""
         return self.constant(list(values), np.int64)
 
     def weight(self, key: str) -> str:
-        """One of the bundle's weights, stored as it is there and cast to the network's precision."""
+        """Adds one of the bundle's weights, stored unchanged and cast to the network's precision in the graph."""
         from onnx import numpy_helper
 
         if key not in self._cast_weights:
@@ -63,13 +63,13 @@ class Nodes:
         return self._cast_weights[key]
 
     def cast(self, value: str) -> str:
-        """A float32 value in the network's precision."""
+        """Casts a float32 value to the network's precision."""
         from onnx import TensorProto
 
         return self.node("Cast", value, to=TensorProto.DOUBLE) if self.double else value
 
     def output(self, name: str, value: str) -> None:
-        """Names an output, which is float32 whatever the network's precision."""
+        """Names an output of the model, which is float32 at any precision of the network."""
         from onnx import TensorProto
 
         self.node("Cast", value, name=name, to=TensorProto.FLOAT)
@@ -77,7 +77,7 @@ class Nodes:
     # ---- functions ------------------------------------------------------------------------------
 
     def between(self, x: str, low: Any = None, high: Any = None, dtype: Any = None) -> str:
-        """Clipped from below and above, where the bound is not None; bounds may be vectors."""
+        """Clips from below and above where the bound is not None; bounds may be vectors."""
         if low is not None:
             x = self.node("Max", x, self.constant(low, dtype))
         return x if high is None else self.node("Min", x, self.constant(high, dtype))
@@ -91,19 +91,19 @@ class Nodes:
         return self.node("Mul", x, self.constant(number))
 
     def below_and_above(self, x: str, below: Callable[[str], str]) -> str:
-        """max(x, 0) + below(min(x, 0)), for activations that are the identity above 0 and 0 at 0."""
+        """Computes max(x, 0) + below(min(x, 0)), for activations that are the identity above 0, and 0 at 0."""
         zero = self.constant(0.0)
         return self.node("Add", self.node("Max", x, zero), below(self.node("Min", x, zero)))
 
     def expm1(self, x: str) -> str:
-        """exp(x) - 1, to the precision's epsilon absolutely."""
+        """Computes exp(x) - 1 with an absolute error of the precision's epsilon."""
         return self.plus(self.node("Exp", x), -1.0)
 
     def elu(self, x: str, alpha: float = 1.0) -> str:
         return self.below_and_above(x, lambda below: self.times(self.expm1(below), alpha))
 
     def logistic_denominator(self, x: str) -> str:
-        """1 + exp(-x)."""
+        """Computes 1 + exp(-x)."""
         return self.plus(self.node("Exp", self.node("Neg", x)), 1.0)
 
     def sigmoid(self, x: str) -> str:
@@ -113,12 +113,12 @@ class Nodes:
         return self.node("Div", x, self.logistic_denominator(x))
 
     def softplus(self, x: str) -> str:
-        """max(x, 0) + log(1 + exp(-|x|))."""
+        """Computes max(x, 0) + log(1 + exp(-|x|))."""
         small = self.node("Log", self.plus(self.node("Exp", self.node("Neg", self.node("Abs", x))), 1.0))
         return self.node("Add", self.node("Max", x, self.constant(0.0)), small)
 
     def erf(self, x: str) -> str:
-        """Runtimes have Erf in float32 alone."""
+        """Computes erf itself in float64, because runtimes have Erf only in float32."""
         if not self.double:
             return self.node("Erf", x)
         z = self.node("Abs", x)

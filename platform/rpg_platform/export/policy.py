@@ -1,6 +1,6 @@
-"""What an exported policy computes, whatever its format, and the check that it does.
+"""Defines what an exported policy of any format computes, and checks an export against its bundle.
 
-In goes one array, out come named ones:
+The policy takes one array and returns named ones:
 
     obs      float32 [B, D]   raw observations, flattened (one-hot for a Discrete space); the normaliser is inside
     action   float32 [B, A]   the deterministic action as the environment takes it: clipped, or tanh to its bounds
@@ -10,8 +10,8 @@ In goes one array, out come named ones:
 
 Precision ``float64`` normalises exactly as the bundle does, computes the network in float64 and rounds
 once, at the end: each output is the float32 next to the bundle's exact value, on every machine and for every batch
-size. ``float32`` is for runtimes without float64; it is as exact as float32 sums are, which for large inputs that
-cancel each other is far from 1e-6, as it is in the bundle's own float32 arithmetic.
+size. ``float32`` is for runtimes without float64. It is only as exact as float32 sums, which large inputs that cancel
+each other make far less exact than 1e-6; the bundle's own float32 arithmetic is no better.
 
 Dimension letters: B batch, D observation size, A action dimensions, K actions.
 """
@@ -39,14 +39,14 @@ _CHECKED_STATES = 64
 
 
 def output_names(spec: NetworkSpec, mode: Mode) -> tuple[str, ...]:
-    """Names of the outputs, in their order."""
+    """Returns the names of the outputs, in their order."""
     if mode == "deterministic":
         return ("action",)
     return ("action", "logits") if spec.distribution == "categorical" else ("action", "mean", "log_std")
 
 
 def exact(bundle: PriorBundle, obs: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """What the bundle's policy is at ``obs`` ``[B, D]``, in float64 after its own normaliser; the reference."""
+    """Returns the reference: the outputs of the bundle's policy at ``obs`` ``[B, D]``, computed in float64."""
     network = bundle.build()
     spec = network.spec
     with torch.no_grad():
@@ -64,7 +64,7 @@ def exact(bundle: PriorBundle, obs: NDArray[np.float32]) -> dict[str, NDArray[An
 
 
 def typical_states(bundle: PriorBundle, n: int, seed: int = 0) -> NDArray[np.float32]:
-    """``[n, D]`` observations as the normaliser has seen them; standard normal ones without a normaliser."""
+    """Draws ``[n, D]`` observations like those that the normaliser has seen; without one, standard normal ones."""
     states = np.random.default_rng(seed).standard_normal((n, bundle.network_spec.observation_size))
     if "normalizer.mean" in bundle.weights:
         states = bundle.weights["normalizer.mean"] + np.sqrt(bundle.weights["normalizer.var"]) * states
@@ -74,16 +74,16 @@ def typical_states(bundle: PriorBundle, n: int, seed: int = 0) -> NDArray[np.flo
 def check(
     run: Callable[[NDArray[np.float32]], Outputs], bundle: PriorBundle, mode: Mode, precision: Precision
 ) -> float:
-    """The largest deviation of an exported policy from its bundle, |difference| / (1 + |value|).
+    """Returns the largest deviation of an exported policy from its bundle, |difference| / (1 + |value|).
 
     Args:
         run: the exported policy.
-        bundle: what it was made from.
-        mode: which outputs it has.
-        precision: how it computes.
+        bundle: the bundle that was exported.
+        mode: which outputs the policy has.
+        precision: the precision in which it computes.
 
     Raises:
-        RuntimeError: it deviates by more than ``TOLERANCE``; a defect of the export.
+        RuntimeError: the policy deviates by more than ``TOLERANCE``; this is a defect of the export.
     """
     obs = typical_states(bundle, _CHECKED_STATES)
     expected, found = exact(bundle, obs), run(obs)
@@ -93,7 +93,7 @@ def check(
         if got.shape != wanted.shape:
             raise RuntimeError(f"the exported policy's {name!r} is {got.shape}, expected {wanted.shape}")
         if name == "action" and bundle.network_spec.distribution == "categorical":
-            logits = expected["logits"]  # of two that are equal but for rounding either may win
+            logits = expected["logits"]  # if two are equal but for rounding, either may be chosen
             chosen = logits[np.arange(len(obs)), got - bundle.network_spec.action_start]
             got, wanted = chosen, logits.max(-1)
         worst = max(worst, float(np.max(np.abs(got - wanted) / (1.0 + np.abs(wanted)))))

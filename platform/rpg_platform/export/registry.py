@@ -1,6 +1,6 @@
-"""Promoting a policy: a version in MLflow's model registry with an alias, its lineage and a link to the run it is from.
+"""Promotes a policy: makes a version in MLflow's model registry, with an alias, its lineage and a link to its run.
 
-Only the client is used, with the store's address each time: MLflow's global state stays as it was.
+It uses only MLflow's client, and gives it the store's address each time, so MLflow's global state stays unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 EXPERIMENT = "promoted"
-TRIAL_BUNDLES = ("bundle", "bundle_best")  # what a trial leaves: its last policy, and its best
+TRIAL_BUNDLES = ("bundle", "bundle_best")  # the folders of a trial's last and best policy
 _ALIAS = re.compile(r"(?!v\d+$)(?!latest$)[A-Za-z0-9_-]{1,255}", re.IGNORECASE)
 _CANDIDATES = 50
 _MAX_TAG = 5_000
@@ -38,12 +38,12 @@ _MAX_TAG = 5_000
 
 @dataclass(frozen=True)
 class Promotion:
-    """What a promotion came to.
+    """The result of a promotion.
 
     Attributes:
         name, version, alias: the registered version.
-        created: it is new; otherwise the same policy had been registered before, and only the alias moved.
-        run_id: MLflow's run that trained the policy; None where the store has none.
+        created: True if the version is new; otherwise the policy had been registered before and only the alias moved.
+        run_id: the MLflow run that trained the policy; None if the store has no such run.
         tracking_uri: the store.
     """
 
@@ -72,14 +72,14 @@ def promote(
 
     Args:
         source: the bundle's folder.
-        name: registered model; made if it is missing.
-        alias: set to this version; taken from another version that has it.
-        tracking_uri: store of runs and models; must exist.
+        name: the registered model, which is made if it is missing.
+        alias: is moved to this version, from another version that has it.
+        tracking_uri: the store of runs and models, which must exist.
         mode: ``deterministic`` leaves the distribution's parameters out.
         precision: see ``policy``.
 
     Raises:
-        ValueError: a name or alias that MLflow does not take, no store there, or a damaged bundle.
+        ValueError: MLflow does not take the name or alias, there is no store, or the bundle is damaged.
     """
     from mlflow import MlflowClient
 
@@ -97,7 +97,7 @@ def promote(
 
 
 def default_store(source: Path) -> str:
-    """The embedded store that a policy's sweep was recorded in, else that of the default storage.
+    """Returns the embedded store that recorded the policy's sweep, or else the store of the default storage.
 
     Args:
         source: the bundle's folder.
@@ -111,7 +111,7 @@ def default_store(source: Path) -> str:
 
 
 def find_run(client: MlflowClient, card: PriorCard) -> Run | None:
-    """The run of the trial that made a policy: by its tags, and only if the bundle that it left is this very one."""
+    """Finds the run of the trial that made a policy: by its tags, and only if its bundle is exactly this policy."""
     trial, sweep = card.made_by.get("trial"), card.made_by.get("sweep")
     if not all(isinstance(each, str) and each and "'" not in each for each in (trial, sweep)):
         return None
@@ -124,7 +124,7 @@ def find_run(client: MlflowClient, card: PriorCard) -> Run | None:
 
 
 def lineage_tags(card: PriorCard) -> dict[str, str]:
-    """What a version's tags say: prior → weights → result, each in one line."""
+    """Returns the tags of a version, which say in single lines: prior → weights → result."""
     nearest = card.lineage[0] if card.lineage else None
     made = card.made_by
     weights = made.get("weights")
@@ -149,7 +149,7 @@ def lineage_tags(card: PriorCard) -> dict[str, str]:
 
 
 def _registered(client: MlflowClient, name: str, card: PriorCard) -> ModelVersion | None:
-    """The version of ``name`` that is this very policy."""
+    """Returns the version of ``name`` that is exactly this policy, if there is one."""
     token = None
     while True:
         page = client.search_model_versions(f"name = '{name}'", page_token=token)
@@ -206,7 +206,7 @@ def _register(
         description=lineage_text(card),
         model_id=logged.model_id if server else None,
     )
-    link = json.dumps([{"name": name, "version": version.version}])  # as MLflow's own registering leaves it
+    link = json.dumps([{"name": name, "version": version.version}])  # as MLflow's own registration writes it
     client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
     return version
 
@@ -225,7 +225,7 @@ def _experiment(client: MlflowClient, tracking_uri: str) -> str:
 
 
 def _left_bundle(client: MlflowClient, run_id: str, folder: str) -> str | None:
-    """Content hash of a bundle among a run's artifacts; None where there is none or it cannot be read."""
+    """Returns the content hash of a bundle among a run's artifacts; None if there is none or it cannot be read."""
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as local, _without_progress_bars():
@@ -249,7 +249,7 @@ def _check_names(name: str, alias: str) -> None:
 
 @contextlib.contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """MLflow draws one for a file of three kilobytes; it reads this from the environment only."""
+    """Switches off the bars that MLflow draws even for 3 kB; it takes the setting only from the environment."""
     name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
     before = os.environ.get(name)
     os.environ[name] = "false"
@@ -274,7 +274,7 @@ def _already_there() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _refused(tracking_uri: str) -> Iterator[None]:
-    """Turns what the store refuses into a ``ValueError`` that names the store."""
+    """Turns an error of the store into a ``ValueError`` that names the store."""
     from mlflow.exceptions import MlflowException
 
     try:

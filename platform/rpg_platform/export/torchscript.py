@@ -1,4 +1,4 @@
-"""A policy as TorchScript: the bundle's own network, traced, so that there is no second implementation of it.
+"""Writes a policy as TorchScript by tracing the bundle's own network, so there is no second implementation.
 
 ``torch.jit.load(file)`` returns a module that maps observations ``[B, D]`` to a dictionary of named tensors
 (see ``policy``). The extra file ``card.json`` in the archive is the bundle's card.
@@ -35,7 +35,7 @@ _jit: Any = torch.jit  # mostly untyped
 
 
 class _Exported(nn.Module):
-    """The bundle's network, its outputs named and its action as the environment takes it."""
+    """The bundle's network with named outputs and with the action as the environment takes it."""
 
     low: Tensor
     high: Tensor
@@ -70,7 +70,7 @@ def save(bundle: PriorBundle, file: Path, mode: Mode = "distribution", precision
 
     Args:
         bundle: the policy.
-        file: where to; replaced.
+        file: the file to write or replace.
         mode: ``deterministic`` leaves the distribution's parameters out.
         precision: see ``policy``.
 
@@ -94,6 +94,6 @@ def _run(file: Path, obs: NDArray[np.float32]) -> Outputs:
 @contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as such: the format is what was asked for
-        warnings.simplefilter("ignore", _jit.TracerWarning)  # of numbers that are constants, as they should be
+        warnings.simplefilter("ignore", DeprecationWarning)  # about TorchScript as such, which is asked for
+        warnings.simplefilter("ignore", _jit.TracerWarning)  # about numbers that become constants, as intended
         yield

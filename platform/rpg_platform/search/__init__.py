@@ -1,1 +1,1 @@
-"""Searching the weights: which setting is tried next, and which of them are trained to the end."""
+"""The search decides which setting of the weights is tried next, and which settings are trained to the end."""

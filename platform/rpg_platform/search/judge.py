@@ -1,8 +1,9 @@
-"""Which settings are ended early: verdicts at rungs, on the mean over a setting's seeds, kept in the sweep's folder.
+"""The judge ends settings early: it passes verdicts at rungs, on the mean over a setting's seeds.
 
-Free of Tune. A setting's seeds report the validation figures of every rung that they have passed, in each report and so
-in each checkpoint. Once all seeds of a setting have reported a rung, the setting is judged there, once; a seed that is
-ahead trains on until then. The verdict is kept before it takes effect, so that a resumed sweep holds to it.
+It does not need Tune. A setting's seeds report the validation figures of every rung that they have passed, in each
+report and so in each checkpoint. Once all seeds of a setting have reported a rung, the setting is judged there, once; a
+seed that is ahead trains on until then. The sweep's folder keeps the verdict before it takes effect, so a resumed sweep
+holds to it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rpg_platform.spec.sweep import TrialSpec
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided of a setting at a rung.
+    """The decision about one setting at one rung.
 
     Attributes:
         group: the setting: its trials' id without the seed.
@@ -31,7 +32,7 @@ class Verdict:
         by: name of the scheduler.
         goes_on: whether it is trained further.
         figures: its validation figures there, means over its seeds; NaN is None.
-        prior: the prior's, where constraints are relative to them.
+        prior: the prior's figures, where constraints are relative to them.
     """
 
     group: str
@@ -51,19 +52,19 @@ class Verdict:
         return cls(**data)
 
     def key(self, objective: Objective) -> Key:
-        """By what it is compared, as settings in a table are: smaller is better."""
+        """Returns the key by which settings are compared, as in a table: smaller is better."""
         return rung_key(self.figures, self.prior, objective)
 
 
 class Judge:
-    """Passes a sweep's verdicts.
+    """Passes the verdicts of a sweep.
 
     Args:
         scheduler: from the specification.
-        objective: what is better, and the constraints.
-        seeds: of every setting.
-        keep: called with each new verdict, as data, before it counts; makes it durable.
-        verdicts: those that an earlier attempt has passed.
+        objective: which figure is maximised, and the constraints.
+        seeds: the seeds of every setting.
+        keep: stores a new verdict, given as data; the judge calls it before the verdict counts.
+        verdicts: the verdicts that an earlier attempt has passed.
     """
 
     def __init__(
@@ -88,26 +89,26 @@ class Judge:
         return self._scheduler.name
 
     def trial(self, config: Mapping[str, Any]) -> TrialSpec:
-        """A trial by its specification as data, which Tune hands over with every report; read once."""
+        """Reads a trial's specification from the data that Tune hands over with every report; reads each trial once."""
         trial_id = str(config["trial_id"])
         if trial_id not in self._trials:
             self._trials[trial_id] = TrialSpec.model_validate(config)
         return self._trials[trial_id]
 
     def stopping(self, group: str) -> Verdict | None:
-        """The verdict that ends a setting, if there is one."""
+        """Returns the verdict that ends a setting, if there is one."""
         return next((each for each in self._verdicts.values() if each.group == group and not each.goes_on), None)
 
     def stops(self, trial: TrialSpec, report: Report) -> bool:
-        """Whether a trial ends with this report: its setting was ended, and it has come to that rung itself."""
+        """Says whether a trial ends with this report: its setting was ended, and it has reached that rung itself."""
         verdict = self.stopping(trial.group) if trial.rungs else None
         return verdict is not None and env_steps(report) >= verdict.rung
 
     def report(self, trial: TrialSpec, report: Report) -> None:
-        """Takes a trial's figures at the rungs that it has passed; passes the verdicts that are due.
+        """Takes a trial's figures at the rungs that it has passed, and passes the verdicts that are due.
 
         Args:
-            trial: which.
+            trial: the trial that reported.
             report: flat, ``rung/<env steps>/<figure>`` among its keys.
         """
         if not trial.rungs:
@@ -122,7 +123,7 @@ class Judge:
         self._judge(trial.group, trial.rungs)
 
     def lose(self, trial: TrialSpec) -> None:
-        """A trial failed for good: its setting is judged by the other seeds."""
+        """Notes that a trial failed for good; its setting is judged by the other seeds."""
         if trial.rungs:
             self._lost.setdefault(trial.group, set()).add(trial.seed)
             self._judge(trial.group, trial.rungs)
@@ -158,12 +159,12 @@ class Judge:
 def rung_key(
     figures: Mapping[str, float | None], prior: Mapping[str, float | None] | None, objective: Objective
 ) -> Key:
-    """By what settings are compared at a rung: smaller is better.
+    """Returns the key by which settings are compared at a rung: smaller is better.
 
     Args:
         figures: validation figures, means over seeds.
-        prior: the prior's, where constraints are relative to them.
-        objective: what is better, and the constraints.
+        prior: the prior's figures, where constraints are relative to them.
+        objective: which figure is maximised, and the constraints.
     """
     numbers = _numbers(figures)
     broken = violations(objective.constraints, numbers, None if prior is None else _numbers(prior))
@@ -171,12 +172,12 @@ def rung_key(
 
 
 def means_of(reported: Sequence[Figures]) -> dict[str, float | None]:
-    """Each figure's mean over seeds."""
+    """Returns each figure's mean over seeds."""
     return {name: finite(statistics.fmean(each[name] for each in reported)) for name in reported[0]}
 
 
 def finite(value: float) -> float | None:
-    """A figure as JSON has it: NaN and infinity are None."""
+    """Returns a figure as JSON holds it: NaN and infinity become None."""
     return value if math.isfinite(value) else None
 
 

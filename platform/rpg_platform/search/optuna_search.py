@@ -1,4 +1,4 @@
-"""Settings chosen by Optuna: a tree-structured Parzen estimator, for one objective or several."""
+"""Optuna chooses settings by a tree-structured Parzen estimator, for one objective or several."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rpg_platform.spec.space import SearchSpace, Setting, dump
 
 
 def require_optuna() -> ModuleType:
-    """The package ``optuna``.
+    """Imports the package ``optuna`` and returns it.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: the package is not installed.
     """
     try:
         import optuna
@@ -28,13 +28,13 @@ def require_optuna() -> ModuleType:
 
 
 class OptunaSearch:
-    """A study of settings, made anew for each question from all that is known.
+    """Asks a new study for each setting, which it makes from all earlier settings.
 
-    So an answer is a function of the search's seed and of what came of the settings before, in their order; there is no
-    state to lose. Settings that are still running count as running, which keeps the estimator away from them.
+    So the answer depends only on the search's seed and on the outcomes of the earlier settings, in their order, and no
+    state can be lost. Settings that are still running count as running, which keeps the estimator away from them.
 
     Args:
-        objectives: what is looked at; the KL is minimised, the rest maximised.
+        objectives: the measures to trade off; the KL is minimised, the rest maximised.
         startup: how many settings are drawn before there is anything to model.
     """
 
@@ -44,14 +44,14 @@ class OptunaSearch:
         self._directions = ["minimize" if BY_NAME[name].minimise else "maximize" for name in objectives]
 
     def __call__(self, spaces: Mapping[str, SearchSpace], past: Sequence[Outcome], seed: int) -> dict[str, Setting]:
-        """The next setting; a function of its arguments."""
+        """Returns the next setting, which depends only on the arguments."""
         distributions = {name: self._distribution(space) for name, space in spaces.items()}
         study = self.study(spaces, past, seed)
         asked = study.ask(distributions)
         return {name: _value(space, asked.params[name]) for name, space in spaces.items()}
 
     def study(self, spaces: Mapping[str, SearchSpace], past: Sequence[Outcome], seed: int) -> Any:
-        """An ``optuna.Study`` that holds ``past``."""
+        """Returns an ``optuna.Study`` that holds ``past``."""
         sampler = self._optuna.samplers.TPESampler(n_startup_trials=self._startup, seed=seed, constant_liar=True)
         study = self._optuna.create_study(directions=self._directions, sampler=sampler)
         distributions = {name: self._distribution(space) for name, space in spaces.items()}
@@ -81,7 +81,7 @@ class OptunaSearch:
 
 
 def _name(space: SearchSpace, value: Setting) -> Any:
-    """A setting as Optuna takes it: a choice by its JSON, as choices may be schedules."""
+    """Returns a setting as Optuna takes it: a choice as JSON text, because choices may be schedules."""
     return value if space.size is None else json.dumps(dump(value))
 
 

@@ -1,10 +1,10 @@
-"""Population-based training over the weights, decided for settings rather than for single seeds. Free of Tune.
+"""Population-based training over the weights. It decides for settings, not for single seeds, and does not need Tune.
 
 Jaderberg et al. 2017, "Population Based Training of Neural Networks" (arXiv 1711.09846), in its synchronous form: at
-each rung all settings wait for each other; those in the lowest quantile *exploit*, taking policy, critic, optimizer and
-weights of a setting in the highest one, seed by seed, and *explore*, perturbing the weights. What was decided at a rung
-is kept before it takes effect, so that a resumed sweep holds to it. A setting's weights over time are a schedule over
-env steps, that of the policy which it has.
+each rung all settings wait for each other. A setting in the lowest quantile *exploits*: it takes policy, critic,
+optimizer and weights of a setting in the highest quantile, seed by seed. Then it *explores*: it perturbs the weights.
+The sweep's folder keeps the decision of a rung before it takes effect, so a resumed sweep holds to it. A setting's
+weights over time are a schedule over env steps: the schedule under which its present policy was trained.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 Weights: TypeAlias = Mapping[str, float]
 History: TypeAlias = tuple[tuple[int, Mapping[str, float]], ...]
-"""From which env step on which weights: the first from 0."""
+"""Pairs of an env step and the weights that hold from that step on; the first step is 0."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What was decided of a population at a rung.
+    """The decision about a population at one rung.
 
     Attributes:
         rung: env steps.
         figures: setting (its trials' id without the seed) → its validation figures, means over seeds; NaN is None.
-        sources: setting → whose policy it goes on with: mostly its own.
+        sources: setting → the setting with whose policy it goes on: mostly itself.
         weights: setting → the searched weights that it goes on with.
         until: trial id → env steps at which it waited.
         prior: the prior's figures, where constraints are relative to them.
@@ -61,13 +61,13 @@ class Generation:
 
 
 def explore(pbt: Pbt, spaces: Mapping[str, SearchSpace], weights: Weights, rng: random.Random) -> dict[str, float]:
-    """Weights near those of a better setting: each is drawn anew, or moved a step either way within its space.
+    """Returns weights near those of a better setting: draws each anew, or moves it one step either way in its space.
 
     Args:
-        pbt: how far, and how often drawn anew.
-        spaces: of the searched weights, of numbers.
-        weights: of the better setting.
-        rng: for all choices.
+        pbt: says how far a weight moves and how often it is drawn anew.
+        spaces: the spaces of the searched weights; spaces of numbers.
+        weights: the better setting's weights.
+        rng: makes all choices.
     """
     found: dict[str, float] = {}
     for name, space in spaces.items():
@@ -81,7 +81,7 @@ def explore(pbt: Pbt, spaces: Mapping[str, SearchSpace], weights: Weights, rng: 
 
 
 def _moved(space: SearchSpace, value: float, up: bool, factor: float) -> float:
-    """A step up or down: by a factor, or to the next value of a list, within the space."""
+    """Moves a weight up or down within its space: by a factor, or to the next value of a list."""
     if space.size is None:
         low, high = (float(cast(float, bound)) for bound in space.values)
         return min(max(value * factor if up else value / factor, low), high)
@@ -95,11 +95,11 @@ class Population:
 
     Args:
         spec: the sweep; its scheduler is ``pbt``.
-        trials: all trials as planned; those with rungs are the population.
-        spaces: of the searched weights.
-        keep: called with each new generation before it counts; makes it durable.
+        trials: all trials as planned; the trials with rungs are the population.
+        spaces: the spaces of the searched weights.
+        keep: stores a new generation; the population calls it before the generation counts.
         start: rung and trial id → address of the copy of that trial's checkpoint at the rung.
-        generations: those that an earlier attempt has decided.
+        generations: the generations that an earlier attempt has decided.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Population:
     # --- what is told
 
     def report(self, trial_id: str, report: Mapping[str, Any]) -> None:
-        """Takes a trial's figures at the rungs that it has passed; of others than the population's, nothing."""
+        """Takes a trial's figures at the rungs that it has passed; ignores a trial that is not in the population."""
         if trial_id not in self._trials:
             return
         self._env_steps[trial_id] = int(env_steps(report))
@@ -147,7 +147,7 @@ class Population:
                 self._reported[rung].setdefault(trial_id, figures)
 
     def leave(self, trial_id: str) -> None:
-        """A trial ended: its setting takes no further part; its other seeds go on as they are."""
+        """Notes that a trial ended: its setting takes no further part, and its other seeds go on as they are."""
         if trial_id in self._trials:
             self._lost.add(self._trials[trial_id].group)
 
@@ -155,11 +155,11 @@ class Population:
 
     @property
     def rung(self) -> int | None:
-        """The rung that comes next; None after the last."""
+        """The next rung; None after the last one."""
         return self._rungs[self._decided] if self._decided < len(self._rungs) else None
 
     def planned(self, trial_id: str) -> TrialSpec:
-        """A trial of the population as it was planned."""
+        """Returns a trial of the population as it was planned."""
         return self._trials[trial_id]
 
     @property
@@ -168,17 +168,17 @@ class Population:
         return [name for name, trial in self._trials.items() if trial.group not in self._lost]
 
     def waits(self, trial_id: str) -> bool:
-        """Whether a trial has come to the next rung, and the others have not."""
+        """Says whether a trial has reached the next rung, where it waits for the others."""
         rung = self.rung
         return rung is not None and trial_id in self._reported[rung] and trial_id in self.waited_for
 
     def is_due(self) -> bool:
-        """Whether all have come to the next rung."""
+        """Says whether all trials have reached the next rung."""
         waiting = self.waited_for
         return self.rung is not None and bool(waiting) and all(map(self.waits, waiting))
 
     def current(self, trial: TrialSpec) -> TrialSpec:
-        """A trial as it is by now: with its weights as a schedule, and with the checkpoint that it takes over."""
+        """Returns a trial as it is now: with its weights as a schedule, and with the checkpoint that it takes over."""
         if trial.trial_id not in self._trials:
             return trial
         schedules = {name: _schedule(self._history[trial.group], name) for name in self._spaces}
@@ -188,7 +188,7 @@ class Population:
     # --- a generation
 
     def decide(self) -> Generation:
-        """What the next rung comes to; nothing has changed yet. Only when ``is_due``."""
+        """Decides the next rung without changing anything yet. Call it only if ``is_due``."""
         assert self.rung is not None
         groups = [group for group in self._members if group not in self._lost]
         figures = {group: self._means(group) for group in groups}
@@ -206,12 +206,12 @@ class Population:
         return Generation(self.rung, figures, sources, weights, until, self._prior)
 
     def adopt(self, generation: Generation) -> None:
-        """Keeps a generation and lets it take effect; the copies of checkpoints that it needs are there."""
+        """Keeps a generation and lets it take effect. The checkpoints that it needs must have been copied before."""
         self._keep(generation)
         self._take(generation)
 
     def donors(self, generation: Generation) -> list[str]:
-        """The trials whose checkpoints others take over."""
+        """Returns the trials whose checkpoints other trials take over."""
         taken = {source for group, source in generation.sources.items() if source != group}
         return [trial.trial_id for group in sorted(taken) for trial in self._members[group]]
 
@@ -240,7 +240,7 @@ class Population:
 
 
 def _schedule(history: History, name: str) -> WeightValue:
-    """One weight over env steps: constant from one change to the next."""
+    """Returns one weight over env steps: constant from one change to the next."""
     points: list[tuple[int, float]] = [(0, history[0][1][name])]
     for step, weights in history[1:]:
         if weights[name] != points[-1][1]:
@@ -249,12 +249,12 @@ def _schedule(history: History, name: str) -> WeightValue:
 
 
 def searched_weights(spec: SweepSpec) -> dict[str, SearchSpace]:
-    """The weights that a population explores."""
+    """Returns the weights that a population explores."""
     return {name: space for name, space in spec.weights.items() if isinstance(space, SearchSpace)}
 
 
 def population_of(spec: SweepSpec, trials: Iterable[TrialSpec], folder: SweepFolder) -> Population:
-    """The population of a sweep whose scheduler is ``pbt``, as far as its folder says that it has come."""
+    """Rebuilds the population of a sweep whose scheduler is ``pbt`` from the generations in the sweep's folder."""
 
     def keep(generation: Generation) -> None:
         folder.keep_generation(generation.rung, generation.to_json())

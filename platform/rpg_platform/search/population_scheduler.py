@@ -1,4 +1,4 @@
-"""A population in Tune: a scheduler that lets trials wait at a rung, and go on as the population decides."""
+"""Runs a population in Tune, by a scheduler that lets trials wait at a rung and go on as the population decides."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rpg_platform.spec.sweep import trial_id_of
 
 
 class PopulationTraining(FIFOScheduler):
-    """Pauses every trial of the population at a rung; when all have been saved there, they go on.
+    """Pauses every trial of the population at a rung; when all have been saved, they go on.
 
     A trial that takes over another's policy is given a new specification, with the weights as a schedule and with a
     copy of the other's checkpoint to start from (``TrialSpec.starts_from``).
 
     Args:
-        population: decides.
-        copy: rung, trial id and Tune's checkpoint of it: makes a copy that stays.
+        population: decides which trial takes over which policy.
+        copy: makes a lasting copy of a checkpoint; takes the rung, the trial id and Tune's checkpoint of that trial.
     """
 
     def __init__(self, population: Population, copy: Callable[[int, str, Any], None]) -> None:
@@ -29,28 +29,28 @@ class PopulationTraining(FIFOScheduler):
         self._copy: Callable[[int, str, Any], None] | None = copy
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles it with its own state, which is never read back: a sweep is rebuilt from its folder."""
+        """Leaves everything out: Tune pickles the scheduler, but a sweep is rebuilt from its folder."""
         return {"_population": None, "_copy": None}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
-        """Whether a trial goes on after its report, or waits for the others."""
+        """Says whether a trial goes on after its report or waits for the others."""
         assert self._population is not None
         self._population.report(trial_id_of(trial.config), result)
         waits: str = self.PAUSE if self._population.waits(trial_id_of(trial.config)) else self.CONTINUE
         return waits
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> None:
-        """A trial ended."""
+        """Takes a trial that ended out of the population."""
         assert self._population is not None
         self._population.leave(trial_id_of(trial.config))
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial failed for good."""
+        """Takes a trial that failed for good out of the population."""
         assert self._population is not None
         self._population.leave(trial_id_of(trial.config))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The next trial to start or to go on with."""
+        """Returns the next trial to start or to continue."""
         assert self._population is not None
         trials = list(tune_controller.get_trials())
         self._exchange({trial_id_of(trial.config): trial for trial in trials})
@@ -61,7 +61,7 @@ class PopulationTraining(FIFOScheduler):
         return None
 
     def _exchange(self, trials: Mapping[str, Trial]) -> None:
-        """Decides the next rung once all that it needs have come to it and are saved."""
+        """Decides the next rung once all trials that it needs have reached it and are saved."""
         population = self._population
         assert population is not None
         assert self._copy is not None

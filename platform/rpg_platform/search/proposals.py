@@ -1,8 +1,8 @@
-"""An adaptive search's table: what was proposed, what came of it, and what comes next. Free of Tune.
+"""The table of an adaptive search holds the proposed settings and their outcomes, and proposes the next setting.
 
-A setting is proposed to an optimiser as the mean over its seeds: each proposal is one trial a seed, and counts as
-finished when all of them have ended. Every proposal is kept before its trials start, and what is proposed next depends
-on the specification and this table alone, so a table rebuilt from the sweep's folder goes on as it would have.
+It does not need Tune. An optimiser sees a setting as the mean over its seeds: a proposal is one trial per seed, and is
+finished when all of them have ended. Every proposal is kept before its trials start, and the next proposal depends
+only on the specification and this table. So a table that is rebuilt from the sweep's folder goes on as before.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ if TYPE_CHECKING:
 Point: TypeAlias = Mapping[str, Setting]
 State: TypeAlias = Literal["running", "finished", "stopped", "failed"]
 
-WORST = 1e6  # by how much an unknown figure breaks a constraint
+WORST = 1e6  # the excess over a constraint that an unknown figure counts for
 _TRIES = 20
-_SPARE_POINTS = 1_000  # of a space of few choices the last is found among some twenty times as many points
+_SPARE_POINTS = 1_000  # enough points to find the last choice of a small space: some twenty times its size
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a proposal.
+    """The outcome of a proposal.
 
     Attributes:
         point: the setting.
         state: `running` until all of its seeds have ended, then `failed` if one failed or a figure is not finite,
             `stopped` if one was ended early.
         values: the objectives, means over seeds: of the final evaluation, or at the last rung if it was stopped.
-        violation: by how much the constraint that is broken worst is broken, as a share of its bound; 0: none is.
+        violation: how far the setting is beyond the constraint that it breaks worst, as a share of the bound; 0 if it
+            breaks none.
         rung: env steps of ``values`` if it was stopped.
     """
 
@@ -59,26 +60,26 @@ class Outcome:
 
 
 class Optimiser(Protocol):
-    """Chooses settings from those before."""
+    """Chooses the next setting from the outcomes of earlier ones."""
 
     def __call__(self, spaces: Mapping[str, SearchSpace], past: Sequence[Outcome], seed: int) -> dict[str, Setting]:
-        """The next setting; a function of its arguments."""
+        """Returns the next setting, which depends only on the arguments."""
 
 
 def objectives(spec: SweepSpec) -> tuple[str, ...]:
-    """What an adaptive search looks at: what it is asked to trade off, or what is maximised alone."""
+    """Returns the measures that an adaptive search looks at: those it trades off, or the single maximised one."""
     return spec.search.objectives or (spec.objective.maximize,)
 
 
 class Proposals:
-    """The table.
+    """The table of proposals.
 
     Args:
         spec: the sweep; its search is adaptive.
-        optimiser: chooses what comes after the first, quasi-random settings.
-        keep: makes the n-th proposal durable; called before it is handed out.
-        kept: those of an earlier attempt, in order.
-        taken: groups of trials that have these settings already, of baselines.
+        optimiser: chooses the settings after the first, quasi-random ones.
+        keep: stores the n-th proposal; called before the proposal is handed out.
+        kept: the proposals of an earlier attempt, in order.
+        taken: groups of trials, such as baselines, whose settings must not be proposed again.
     """
 
     def __init__(
@@ -103,20 +104,20 @@ class Proposals:
 
     @property
     def to_come(self) -> int:
-        """How many settings are still to be proposed."""
+        """The number of settings that are still to be proposed."""
         return max(0, (self._spec.samples or 0) - len(self))
 
     def end(self, trial_id: str, report: Mapping[str, Any] | None) -> None:
-        """A trial ended: the prior's row, or one that was proposed.
+        """Notes that a trial ended: the prior's row, or a proposed one.
 
         Args:
-            trial_id: which.
-            report: its last; None: it failed.
+            trial_id: the trial.
+            report: its last report; None if it failed.
         """
         self._ended[trial_id] = report
 
     def propose(self) -> list[TrialSpec] | None:
-        """The next setting's trials, one a seed; None when there are as many as asked for, or no more to be had."""
+        """Returns the next setting's trials, one for each seed; None after the last one, or if the space is used up."""
         if not self.to_come:
             return None
         past = self.outcomes()
@@ -128,7 +129,7 @@ class Proposals:
         return next((trials for point in spare if (trials := self._new(point))), None)
 
     def _first(self, attempt: int) -> dict[str, Setting] | None:
-        """One of the settings to begin with, or None when there have been as many."""
+        """Returns the next quasi-random setting of the start-up, or None when the start-up is over."""
         number = len(self) + attempt
         if len(self) >= self._spec.search.startup:
             return None
@@ -138,7 +139,7 @@ class Proposals:
         return (self._spec.search_seed * 1_000_003 + len(self) * _TRIES + attempt) % 2**32
 
     def _new(self, point: Point) -> list[TrialSpec] | None:
-        """Adds a setting unless there is one like it: two trials of one name would be one."""
+        """Adds a setting, unless the table has it already: two trials of the same name would be one trial."""
         if trials_of(self._spec, point)[0].group in self._taken:
             return None
         written = {"number": len(self), "setting": {name: dump(value) for name, value in point.items()}}
@@ -179,12 +180,12 @@ class Proposals:
         return Outcome(point, "finished", values, min(max((v.excess for v in broken), default=0.0), WORST))
 
     def _figures(self, reports: Sequence[Mapping[str, Any]]) -> Figures:
-        """Means over seeds, of the final evaluation."""
+        """Returns the figures of the final evaluation, as means over seeds."""
         return _means([figures(report, FINAL, self._spec.objective.mode) for report in reports])
 
 
 def _stopped(point: Point, names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Outcome:
-    """A setting that was ended early, at the last rung that all of its seeds have passed."""
+    """Returns the outcome of a setting that was ended early, at the last rung that all of its seeds have passed."""
     rung = max(set.intersection(*map(rungs_passed, reports)), default=0)
     there = [at_rung(report, rung) for report in reports]
     values = tuple(statistics.fmean(each.get(name, math.nan) for each in there) for name in names)
@@ -198,7 +199,7 @@ def _means(each: Sequence[Figures]) -> Figures:
 
 
 def _read(setting: Mapping[str, Any]) -> dict[str, Setting]:
-    """A setting as JSON has it: a list is a schedule."""
+    """Reads a setting from JSON, in which a list is a schedule."""
     return {
         name: tuple((int(step), float(level)) for step, level in value) if isinstance(value, list) else value
         for name, value in setting.items()
@@ -206,7 +207,7 @@ def _read(setting: Mapping[str, Any]) -> dict[str, Setting]:
 
 
 def known_trials(spec: SweepSpec, folder: SweepFolder) -> list[TrialSpec]:
-    """The sweep's trials as far as they are known: all of them, or for an adaptive search those proposed so far."""
+    """Returns the trials that are known: all of the sweep's, or for an adaptive search those proposed so far."""
     if spec.scheduler is not None and spec.scheduler.pbt is not None:
         planned = [trial for trial, _ in make_trials(spec)]
         return list(map(population_of(spec, planned, folder).current, planned))

@@ -1,4 +1,4 @@
-"""The judge's verdicts in Tune: a scheduler that ends trials, and a callback that notes it in their last report."""
+"""Carries out the judge's verdicts in Tune: a scheduler ends trials, and a callback notes it in their last report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rpg_platform.search.judge import Judge
 
 
 class EarlyStopping(FIFOScheduler):
-    """Ends the trials of settings that the judge has ended; else first come, first served.
+    """Ends the trials of settings that the judge has ended; starts trials in their order.
 
     Args:
         judge: passes the verdicts.
@@ -24,11 +24,11 @@ class EarlyStopping(FIFOScheduler):
         self._judge: Judge | None = judge
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles it with its own state, which is never read back: a sweep is rebuilt from its folder."""
+        """Leaves everything out: Tune pickles the scheduler, but a sweep is rebuilt from its folder."""
         return {"_judge": None}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-        """Whether a trial goes on after its report."""
+        """Says whether a trial goes on after its report."""
         assert self._judge is not None
         spec = self._judge.trial(trial.config["trial"])
         self._judge.report(spec, result)
@@ -40,20 +40,20 @@ class EarlyStoppingNotes(Callback):
     """Notes in a trial's last report that it was ended early; comes before the callbacks that record reports.
 
     Args:
-        judge: the scheduler's.
+        judge: the judge that the scheduler has.
     """
 
     def __init__(self, judge: Judge) -> None:
         self._judge: Judge | None = judge
 
     def __getstate__(self) -> dict[str, Any]:
-        """As of the scheduler."""
+        """Leaves everything out, as the scheduler does."""
         return {"_judge": None}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial reported; the scheduler does not see its last report, as it ends by itself."""
+        """Takes a trial's report; the scheduler never sees the last report of a trial that ends by itself."""
         assert self._judge is not None
         spec = self._judge.trial(trial.config["trial"])
         if FAILED in result:
@@ -63,6 +63,6 @@ class EarlyStoppingNotes(Callback):
             result[STOPPED_BY] = self._judge.name
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed for good."""
+        """Tells the judge that a trial failed for good."""
         assert self._judge is not None
         self._judge.lose(self._judge.trial(trial.config["trial"]))

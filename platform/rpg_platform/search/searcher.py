@@ -1,4 +1,4 @@
-"""An adaptive search in Tune: trials come as they are asked for, setting by setting, seed by seed."""
+"""Runs an adaptive search in Tune: hands out trials when Tune asks for them, setting by setting, seed by seed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rpg_platform.spec.sweep import TrialSpec
 class SettingSearcher(Searcher):
     """Hands Tune the trials that are known, then those of one proposed setting after another.
 
-    A setting's seeds follow each other, and the table sees it when all of them have ended: one seed alone is nothing to
-    learn from. Tune keeps nothing of this: the table is rebuilt from the sweep's folder.
+    The seeds of a setting follow each other, and the table learns of the setting when all of them have ended: one seed
+    alone teaches nothing. Tune keeps none of this: the table is rebuilt from the sweep's folder.
 
     Args:
         proposals: the table.
-        known: trials to run before anything is proposed: the prior's row, baselines, what an earlier attempt has begun.
-        max_concurrent: most trials at once; None: as many as fit.
+        known: trials to run before the first proposal: the prior's row, baselines, trials of an earlier attempt.
+        max_concurrent: how many trials may run at once; None for as many as fit.
     """
 
     def __init__(self, proposals: Proposals, known: Iterable[TrialSpec], max_concurrent: int | None = None) -> None:
@@ -33,11 +33,11 @@ class SettingSearcher(Searcher):
         self._limit = max_concurrent
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles it with its own state, which is never read back."""
+        """Leaves everything out: Tune pickles the searcher, but never reads it back."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's configuration; None while as many run as may."""
+        """Returns the next trial's configuration; None while as many trials run as may."""
         if self._limit is not None and len(self._live) >= self._limit:
             return None
         if not self._queue:
@@ -50,7 +50,7 @@ class SettingSearcher(Searcher):
         return trial.as_config()
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """A trial ended; one that was interrupted has not, and goes on another time."""
+        """Notes that a trial ended. An interrupted trial has not ended; it goes on in a later attempt."""
         trial = self._live.pop(trial_id, None)
         if trial is None:
             return
@@ -60,4 +60,4 @@ class SettingSearcher(Searcher):
             self._proposals.end(trial.trial_id, report)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing is kept here."""
+        """Saves nothing, see the class."""

@@ -1,4 +1,4 @@
-"""What Tune runs: trials that are known, or one setting after another; and what ends some of them early."""
+"""Sets up the search of one attempt: the trials that Tune runs, and the scheduler that ends some of them early."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Report = Mapping[str, Any]
 def table_of(
     spec: SweepSpec, kept: Sequence[Mapping[str, Any]] = (), keep: Callable[[int, Report], None] | None = None
 ) -> Proposals | None:
-    """The table of an adaptive search; None where all trials are known up front.
+    """Returns the table of an adaptive search; None if all trials are known before the start.
 
     Args:
         spec: the sweep.
-        kept: proposals that were made.
-        keep: makes the n-th proposal durable.
+        kept: the proposals that were made before.
+        keep: stores the n-th proposal.
     """
     if not spec.search.is_adaptive:
         return None
@@ -41,19 +41,19 @@ def table_of(
 
 
 def first_trials(spec: SweepSpec) -> list[TrialSpec]:
-    """Trials of the setting that an adaptive search proposes first: all others differ from them in numbers only."""
+    """Returns the trials of the first proposed setting; all later ones differ from them only in numbers."""
     table = table_of(spec)
     return [] if table is None else table.propose() or []
 
 
 class SearchRun:
-    """One attempt's search, rebuilt from the sweep's folder.
+    """The search of one attempt, rebuilt from the sweep's folder.
 
     Args:
         spec: the sweep.
-        fixed: the trials that are known from the specification alone.
-        folder: of the sweep.
-        states: trials that an earlier attempt has begun.
+        fixed: the trials that the specification alone determines.
+        folder: the sweep's folder.
+        states: the trials that an earlier attempt has begun.
     """
 
     def __init__(
@@ -85,23 +85,23 @@ class SearchRun:
 
     @property
     def trials(self) -> list[TrialSpec]:
-        """The trials that are known by now."""
+        """The trials that are known so far."""
         proposed = [] if self._table is None else [trial for trials in self._table.trials for trial in trials]
         fixed = self._fixed if self._population is None else list(map(self._population.current, self._fixed))
         return [*fixed, *proposed]
 
     @property
     def to_come(self) -> int:
-        """How many trials are not known yet."""
+        """The number of trials that are not known yet."""
         return 0 if self._table is None else self._table.to_come * len(self._spec.seeds)
 
     @property
     def callbacks(self) -> list[Callback]:
-        """Come before those that record reports."""
+        """The callbacks of the search, which must come before those that record reports."""
         return [] if self._judge is None else [EarlyStoppingNotes(self._judge)]
 
     def for_tuner(self, todo: Sequence[TrialSpec]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Arguments of ``Tuner`` and of ``TuneConfig``.
+        """Returns the arguments of ``Tuner`` and of ``TuneConfig``.
 
         Args:
             todo: known trials that are not finished.
