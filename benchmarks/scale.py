@@ -49,8 +49,7 @@ def simulate(trials: int, tracked: bool) -> Cost:
     from rpg_platform.run.progress import Progress
     from rpg_platform.spec.checks import expand
     from rpg_platform.spec.sweep import SweepSpec
-    from rpg_platform.storage.location import default_tracking_uri
-    from rpg_platform.tracking.spool import spool_folder
+    from rpg_platform.storage.sweep import Sweep
     from rpg_platform.tracking.tracker import MlflowTracker
 
     class Idle(tune.Trainable):
@@ -88,8 +87,8 @@ def simulate(trials: int, tracked: bool) -> Cost:
 
         callbacks: list[Any] = [JsonLoggerCallback()]
         if tracked:
-            spool = spool_folder(folder, spec.name)
-            tracker = MlflowTracker(default_tracking_uri(folder), spec.name, spec, plan, spool)
+            sweep = Sweep.resolve(spec.model_copy(update={"storage": folder}))
+            tracker = MlflowTracker(sweep, plan)
             tracker.start()
             callbacks += [tracker, Progress(plan, Console(quiet=True))]
         started = time.perf_counter()

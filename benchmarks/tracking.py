@@ -153,9 +153,8 @@ def counting_proxy(target: int) -> Iterator[tuple[int, list[str]]]:
 
 def tracker_of(uri: str, trials: int, folder: Path) -> tuple[Any, list[Any]]:
     """A tracker for a sweep of so many trials, and what Tune would hand it for each."""
-    from rpg_platform.spec.checks import expand
     from rpg_platform.spec.sweep import SweepSpec
-    from rpg_platform.tracking.spool import spool_folder
+    from rpg_platform.storage.sweep import Sweep
     from rpg_platform.tracking.tracker import MlflowTracker
 
     settings = -(-trials // MOST_SEEDS)
@@ -167,10 +166,13 @@ def tracker_of(uri: str, trials: int, folder: Path) -> tuple[Any, list[Any]]:
             "weights": {"alpha": {"grid": [0.1 * (1 + i) for i in range(settings)]}},
             "seeds": trials // settings,
             "budget": {"env_steps": 10_000},
+            "storage": str(folder),
+            "tracking": {"uri": uri},
         }
     )
-    plan = expand(spec)
-    tracker = MlflowTracker(uri, spec.name, spec, plan, spool_folder(str(folder), spec.name))
+    sweep = Sweep.resolve(spec)
+    plan = sweep.trials
+    tracker = MlflowTracker(sweep, plan)
     tune_trials = [
         SimpleNamespace(config={"trial": trial.model_dump(mode="json")}, checkpoint=None, last_result={})
         for trial in plan

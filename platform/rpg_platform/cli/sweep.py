@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,7 @@ from rpg_platform.spec.yaml_file import load_spec
 
 if TYPE_CHECKING:
     from rpg_platform.run.run import SweepOutcome
+    from rpg_platform.storage.sweep import Sweep
 
 SweepName = Annotated[str, typer.Argument(help="A sweep's name.", metavar="NAME")]
 Where = Annotated[str | None, typer.Option(help="Where the sweep's results are; default: ~/rpg_results.")]
@@ -61,11 +63,12 @@ def sweep(
         if resume:
             _continue(spec, address, as_json)
         else:
-            _run(spec, file.read_text(encoding="utf-8"), address, as_json)
+            _run(_resolved(spec, file), address, as_json)
 
 
 def resume(name: SweepName, storage: Where = None, address: Address = None, as_json: AsJson = False) -> None:
     """Continues a sweep after whatever ended it: only what has no result yet is run, from its last checkpoint."""
+    from rpg_platform.storage.location import storage_path
     from rpg_platform.storage.sweep_folder import SweepFolder
 
     with refusals():
@@ -84,6 +87,7 @@ def extend(
 ) -> None:
     """Gives a sweep more env steps, seeds or grid points and runs what is new; nothing that it has is run again."""
     from rpg_platform.spec.extension import extended
+    from rpg_platform.storage.location import storage_path
     from rpg_platform.storage.sweep_folder import SweepFolder
 
     with refusals():
@@ -94,23 +98,22 @@ def extend(
         _continue(spec.model_copy(update={"storage": storage or spec.storage}), address, as_json)
 
 
-def storage_path(storage: str | None) -> str:
-    """A storage as given on the command line, or the default one: an absolute path or a URI."""
-    from rpg_platform.storage.location import DEFAULT_STORAGE
-
-    text = storage or DEFAULT_STORAGE
-    return text if "://" in text else str(Path(text).expanduser().resolve())
-
-
 def _continue(spec: SweepSpec, address: str | None, as_json: bool) -> None:
     """Resumes the sweep that ``spec`` describes, if it is the one in its folder."""
     from rpg_platform.spec.extension import check_same
-    from rpg_platform.storage.location import storage_of
+    from rpg_platform.storage.location import storage_path
+    from rpg_platform.storage.sweep import Sweep
     from rpg_platform.storage.sweep_folder import SweepFolder
 
-    folder = SweepFolder(storage_of(spec), spec.name)
+    folder = SweepFolder(storage_path(spec.storage), spec.name)
     check_same(folder.spec(), spec)
-    _run(spec, folder.source(), address, as_json, resume=True)
+    _run(Sweep.resolve(spec, source=folder.source(), resume=True), address, as_json)
+
+
+def _resolved(spec: SweepSpec, file: Path) -> Sweep:
+    from rpg_platform.storage.sweep import Sweep
+
+    return Sweep.resolve(spec, source=file.read_text(encoding="utf-8"))
 
 
 def train(
@@ -122,16 +125,17 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Trains the one policy that FILE describes and leaves it as a prior bundle."""
-    from rpg_platform.spec.checks import expand
+    from rpg_platform.spec.methods import METHODS
     from rpg_platform.spec.trials import count_trials
 
     with refusals():
         spec = load_for(file, name, storage)
-        trained = [t for t in expand(spec) if t.method != "prior"]
+        sweep = _resolved(spec, file)
+        trained = [trial for trial in sweep.trials if METHODS[trial.method].trains]
         if spec.search.is_adaptive or len(trained) != 1:
             count = count_trials(spec) - (spec.prior is not None)
             raise ValueError(f"{file}: describes {count} trainings; `rpg train` runs one, `rpg sweep` runs many")
-        checkpoints = _run(spec, file.read_text(encoding="utf-8"), address, as_json)
+        checkpoints = _run(sweep, address, as_json)
         if out is not None:
             from rpg_platform.trial.trainable import copy_bundle
 
@@ -140,55 +144,46 @@ def train(
             console.print(f"The policy: {out}", soft_wrap=True, highlight=False)
 
 
-def _run(
-    spec: SweepSpec, source: str | None, address: str | None, as_json: bool, resume: bool = False
-) -> dict[str, str]:
+def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
     """Runs a sweep and prints its outcome; exits with 1 when a trial has no result."""
     from rpg_platform.results.picture import tradeoff_png
     from rpg_platform.results.rows import summarise
     from rpg_platform.results.table import render_table, rows_to_json
     from rpg_platform.run.run import run_sweep
-    from rpg_platform.spec.task import get_task
 
     console = stdout_console()
-    outcome = run_sweep(
-        spec,
-        address=address,
-        console=Console(stderr=True) if as_json else console,
-        source=source,
-        resume=resume,
-    )
+    outcome = run_sweep(sweep, address=address, console=Console(stderr=True) if as_json else console)
     rows = summarise(outcome.results)
     if as_json:
         typer.echo(rows_to_json(rows))
     else:
-        console.print(render_table(rows, metric_name=get_task(spec.task).metric_name))
-        picture = tradeoff_png(rows, title=spec.description)
-        if picture is not None and Path(outcome.folder).is_dir():
-            file = Path(outcome.folder) / "tradeoff.png"
+        tell = functools.partial(console.print, soft_wrap=True, highlight=False)
+        folder = sweep.folder.uri
+        console.print(render_table(rows, metric_name=sweep.task.metric_name))
+        picture = tradeoff_png(rows, title=sweep.spec.description)
+        if picture is not None and Path(folder).is_dir():
+            file = Path(folder) / "tradeoff.png"
             file.write_bytes(picture)
-            console.print(f"Picture     {file}", soft_wrap=True, highlight=False)
-        console.print(f"Results     {outcome.folder}", soft_wrap=True, highlight=False)
-        console.print(f"MLflow      {outcome.parent_url or outcome.tracking_uri}", soft_wrap=True, highlight=False)
+            tell(f"Picture     {file}")
+        tell(f"Results     {folder}")
+        tell(f"MLflow      {outcome.parent_url or sweep.tracking_uri}")
         if outcome.parent_url is None:
-            console.print(
-                f"Dashboard   rpg ui --storage {Path(outcome.folder).parent}", soft_wrap=True, highlight=False
-            )
+            tell(f"Dashboard   rpg ui --storage {sweep.storage}")
     if outcome.failed:
-        _explain(outcome, spec)
+        _explain(outcome)
         raise typer.Exit(FAILED)
     return outcome.checkpoints
 
 
-def _explain(outcome: SweepOutcome, spec: SweepSpec) -> None:
+def _explain(outcome: SweepOutcome) -> None:
     """Says what has no result, why, and the command that runs only that."""
     from rpg_platform.results.endings import without_result
-    from rpg_platform.storage.location import storage_of
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     what = "have no result: the sweep was stopped" if outcome.interrupted else "failed"
     console.print(f"{outcome.failed} of {len(outcome.results)} trials {what}", style="red")
     for line in without_result(outcome.results):
         console.print(f"  {line}", markup=False)
-    where = "" if spec.storage is None else f" --storage {shlex.quote(storage_of(spec))}"
+    spec = outcome.sweep.spec
+    where = "" if spec.storage is None else f" --storage {shlex.quote(outcome.sweep.storage)}"
     console.print(f"Run only these: rpg resume {spec.name}{where}", markup=False)

@@ -18,7 +18,7 @@ import rpg_algorithms
 from rpg_algorithms.policies.bundle import CARD_FILE, PriorCard, load_bundle, save_bundle
 from rpg_algorithms.policies.spaces import same_space
 from rpg_platform.priors import formats
-from rpg_platform.priors.environment import bare_task, spaces_of
+from rpg_platform.priors.environment import bare_task
 from rpg_platform.priors.formats import Format
 from rpg_platform.priors.hashing import hash_of
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError

@@ -11,17 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.logger import JsonLoggerCallback
 from rich.console import Console
 
-from rpg_algorithms.policies.bundle import PriorBundle, load_bundle
-from rpg_algorithms.policies.network import spec_for_spaces
-from rpg_platform.bundles import resolve_prior
-from rpg_platform.planning.cluster import check_address, cluster_nodes, placement
+from rpg_platform.planning.cluster import cluster_nodes, placement
 from rpg_platform.planning.estimate import SweepPlan
 from rpg_platform.planning.preflight import head_lines, plan_of, watchers
 from rpg_platform.results.report import FAILED, TrialResult, is_over
@@ -29,24 +25,13 @@ from rpg_platform.run.progress import Progress
 from rpg_platform.run.status import StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
 from rpg_platform.search.start import SearchRun, first_trials
-from rpg_platform.spec.checks import expand
-from rpg_platform.spec.methods import METHODS
-from rpg_platform.spec.sweep import SweepSpec, TrialSpec, trial_id_of
-from rpg_platform.spec.task import get_task
-from rpg_platform.storage.location import default_tracking_uri
-from rpg_platform.storage.sweep_folder import SweepFolder
-from rpg_platform.tasks.conformance import probe
-from rpg_platform.tasks.environments import make_env
-from rpg_platform.tracking.spool import spool_folder
+from rpg_platform.spec.sweep import TrialSpec, trial_id_of
+from rpg_platform.storage.sweep import Sweep
 from rpg_platform.tracking.tracker import MlflowTracker
-from rpg_platform.trial.trainable import CustomizationTrial, algorithm_config, running_code
+from rpg_platform.trial.config import check_trials
+from rpg_platform.trial.trainable import CustomizationTrial, running_code
 
 logger = logging.getLogger(__name__)
-DEFAULT_STORAGE = "~/rpg_results"
-
-
-class SweepError(ValueError):
-    """A sweep that cannot be started as asked; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +39,15 @@ class SweepOutcome:
     """What a sweep came to.
 
     Attributes:
+        sweep: what was run.
         results: each trial with its last report, or with why it has none.
-        folder: where Tune left the trials' files.
-        tracking_uri: MLflow store.
-        experiment: MLflow experiment.
         parent_url: address of the parent run, where the store is a server.
         checkpoints: trial id → folder of its last checkpoint (a local path or a URI).
         interrupted: it was stopped (Ctrl-C, SIGTERM) before every trial had ended.
     """
 
+    sweep: Sweep
     results: Sequence[TrialResult]
-    folder: str
-    tracking_uri: str
-    experiment: str
     parent_url: str | None
     checkpoints: dict[str, str]
     interrupted: bool = False
@@ -75,28 +56,6 @@ class SweepOutcome:
     def failed(self) -> int:
         """Number of trials without a final evaluation that were not ended early by the sweep's own scheduler."""
         return sum(error is not None or not is_over(result) for _, result, error in self.results)
-
-
-def storage_of(spec: SweepSpec) -> str:
-    """Where a sweep's results go: an absolute local path, or a URI as given."""
-    text = spec.storage or DEFAULT_STORAGE
-    return text if "://" in text else str(Path(text).expanduser().resolve())
-
-
-def tracking_uri_of(spec: SweepSpec) -> str:
-    """The MLflow store of a sweep: as given, or the embedded one beside its results.
-
-    Raises:
-        SweepError: the storage is remote and no server is given.
-    """
-    if spec.tracking.uri is not None:
-        return spec.tracking.uri
-    storage = storage_of(spec)
-    if "://" in storage:
-        raise SweepError(
-            f"storage={storage!r} is remote: give tracking.uri, the embedded MLflow store needs a local path"
-        )
-    return default_tracking_uri(storage)
 
 
 def quiet() -> None:
@@ -108,127 +67,43 @@ def quiet() -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 
 
-def start_ray(address: str | None) -> None:
-    """Connects to the cluster at ``address`` (or to the one that a job runs in), or starts Ray on this machine.
-
-    Token authentication stays as the environment sets it (``RAY_AUTH_MODE``); a local Ray without it set has none, as
-    it listens on this machine alone.
-
-    Raises:
-        ValueError: there is no cluster at the address.
-    """
-    if ray.is_initialized():
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        return
-    check_address(address)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:  # "auto" where there is none
-        raise SweepError(f"--address {address}: {error}") from error
-
-
-def run_sweep(
-    spec: SweepSpec,
-    *,
-    address: str | None = None,
-    console: Console | None = None,
-    source: str | None = None,
-    resume: bool = False,
-) -> SweepOutcome:
-    """Runs every trial of ``spec`` and records it; with ``resume`` those that are not finished yet.
+def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | None = None) -> SweepOutcome:
+    """Runs every trial of a sweep and records it; of a sweep that is resumed those that are not finished yet.
 
     Args:
-        spec: the sweep.
+        sweep: from ``Sweep.resolve``. A resumed one goes on from its folder: finished trials are not run again, the
+            others go on from their newest complete checkpoints.
         address: Ray cluster; None for a local one.
         console: where progress is shown.
-        source: the YAML as the user wrote it, for the record.
-        resume: continue the sweep of this name from its storage: finished trials are not run again, the others go on
-            from their newest complete checkpoints.
 
     Raises:
         SweepError: the cluster can never run a trial.
-        SweepFolderError: the name is taken in this storage, or there is no such sweep to resume.
-        SpecError: the specification contradicts itself.
+        SweepFolderError: the sweep's name is taken in its storage, or another driver runs it.
+        ValueError: RLlib refuses a setting.
     """
     console = console or Console()
     quiet()
-    folder, prior = check_sweep(spec, resume=resume)
+    check_trials(sweep, [*sweep.trials, *first_trials(sweep)])
     start_ray(address)
-    plan = plan_of(spec, prior, cluster_nodes(), folder, resume=resume)
+    plan = plan_of(sweep, cluster_nodes())
     for line in head_lines(plan):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if not resume:
-        folder.create(spec, source, prior)
-    with folder.lock():
-        return _run(spec, plan, prior, folder, source, console, resume)
+    if not sweep.is_resumed:
+        sweep.folder.create(sweep.spec, sweep.source, sweep.prior)
+    with sweep.folder.lock():
+        return _run(sweep, plan, console)
 
 
-def check_sweep(spec: SweepSpec, *, resume: bool = False) -> tuple[SweepFolder, PriorBundle | None]:
-    """Refuses what is wrong with a sweep, cluster and disks apart, before anything is started.
-
-    Args:
-        spec: the sweep.
-        resume: the one of this name is to go on.
-
-    Returns:
-        Its folder, which a new sweep does not have yet, and its prior.
-
-    Raises:
-        ValueError: says what is wrong.
-    """
-    trials = expand(spec)
-    tracking_uri_of(spec)
-    folder = SweepFolder(storage_of(spec), spec.name)
-    if not resume:
-        folder.check_free()
-    prior = _prior_of(spec, folder if resume else None)
-    _check_trials([*trials, *first_trials(spec)], prior)
-    return folder, prior
-
-
-def _prior_of(spec: SweepSpec, resumed: SweepFolder | None) -> PriorBundle | None:
-    """The sweep's prior: from where the specification says, or what a sweep that is resumed has kept of it."""
-    if spec.prior is None:
-        return None
-    kept = None if resumed is None else resumed.prior()
-    return kept or load_bundle(resolve_prior(spec.prior))
-
-
-def _run(
-    spec: SweepSpec,
-    plan: SweepPlan,
-    prior: PriorBundle | None,
-    folder: SweepFolder,
-    source: str | None,
-    console: Console,
-    resume: bool,
-) -> SweepOutcome:
+def _run(sweep: Sweep, plan: SweepPlan, console: Console) -> SweepOutcome:
     """Runs what is not finished and collects everything."""
-    tracking_uri, experiment = tracking_uri_of(spec), spec.tracking.experiment or spec.name
+    spec, folder = sweep.spec, sweep.folder
     states = folder.trials()
-    search = SearchRun(spec, expand(spec), folder, states)
+    search = SearchRun(sweep, states)
     trials = search.trials
     states = {trial.trial_id: states[trial.trial_id] for trial in trials if trial.trial_id in states}
     finished = {t.trial_id for t in trials if t.trial_id in states and states[t.trial_id].finishes(t)}
     tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    prior_hash = None if prior is None else prior.card.content_hash
-    spool = spool_folder(folder.storage, spec.name)
-    tracker = MlflowTracker(
-        tracking_uri,
-        experiment,
-        spec,
-        trials,
-        spool,
-        source=source,
-        prior_hash=prior_hash,
-        resume=resume,
-        run_key=folder.run_key(),
-        to_come=search.to_come,
-    )
+    tracker = MlflowTracker(sweep, trials, run_key=folder.run_key(), to_come=search.to_come)
     progress = Progress(
         trials,
         console,
@@ -256,11 +131,11 @@ def _run(
     try:
         status.start()
         if todo or search.to_come:
-            parameters = {"prior": prior, "checkpoints": {name: state.checkpoint for name, state in states.items()}}
+            kept = {name: state.checkpoint for name, state in states.items()}
             with progress, stop.on_signals(), _no_automatic_loggers():
                 watching = watchers(plan, folder, stop, tell)
                 callbacks = [*search.callbacks, tracker, progress, stop, watchdog, *watching]
-                grid = _tuner(spec, search.for_tuner(todo), parameters, folder, callbacks, stop).fit()
+                grid = _tuner(sweep, search.for_tuner(todo), kept, callbacks, stop).fit()
             results, newer = _collect(search.trials, reports, grid)
             checkpoints |= newer
             why = progress.failures()  # as the tracker has it too
@@ -269,9 +144,7 @@ def _run(
         interrupted = search.to_come > 0 or any(error is None and not is_over(result) for _, result, error in results)
     finally:
         status.stop(tracker.finish(results, interrupted=interrupted, tell=tell))
-    return SweepOutcome(
-        results, folder.uri, tracking_uri, experiment, tracker.parent_url, checkpoints, interrupted=interrupted
-    )
+    return SweepOutcome(sweep, results, tracker.parent_url, checkpoints, interrupted=interrupted)
 
 
 @contextlib.contextmanager
@@ -288,42 +161,19 @@ def _no_automatic_loggers() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _check_trials(trials: Sequence[TrialSpec], prior: PriorBundle | None) -> None:
-    """Lets RLlib refuse a setting here rather than in every trial's process.
-
-    Raises:
-        ValueError: names the trial and what does not fit.
-    """
-    task = get_task(trials[0].task)  # a sweep's trials share it
-    if not isinstance(trials[0].task, str) and (refused := probe(task)):
-        raise SweepError("\n".join(map(str, refused)))
-    env = make_env(task)
-    if prior is not None:
-        prior.check_spaces(env.observation_space, env.action_space, task.env_id)
-    for trial in trials:
-        if not METHODS[trial.method].trains:
-            continue
-        uses_prior = METHODS[trial.method].uses_prior
-        try:
-            algorithm_config(trial, task, prior if uses_prior else None).validate()
-            if trial.training.network is not None:
-                spec_for_spaces(env.observation_space, env.action_space, trial.training.network.distribution)
-        except ValueError as error:
-            raise ValueError(f"{trial.trial_id}: {error}") from error
-
-
 def _tuner(
-    spec: SweepSpec,
+    sweep: Sweep,
     arguments: tuple[dict[str, Any], dict[str, Any]],
-    parameters: Mapping[str, Any],
-    folder: SweepFolder,
+    checkpoints: Mapping[str, str],
     callbacks: list[Any],
     stop: GracefulStop,
 ) -> Tuner:
+    spec = sweep.spec
     trainable = tune.with_resources(
-        tune.with_parameters(CustomizationTrial, **parameters), PlacementGroupFactory(placement(spec))
+        tune.with_parameters(CustomizationTrial, prior=sweep.prior, checkpoints=dict(checkpoints)),
+        PlacementGroupFactory(placement(spec)),
     )
-    storage, name = folder.next_attempt()
+    storage, name = sweep.folder.next_attempt()
     for_tuner, for_config = arguments
     return Tuner(
         trainable,

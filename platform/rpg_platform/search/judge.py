@@ -72,7 +72,7 @@ class Judge:
         scheduler: Scheduler,
         objective: Objective,
         seeds: Iterable[int],
-        keep: Callable[[Mapping[str, Any]], None],
+        keep: Callable[[Verdict], None],
         verdicts: Iterable[Verdict] = (),
     ) -> None:
         self._scheduler, self._objective, self._keep = scheduler, objective, keep
@@ -151,7 +151,7 @@ class Judge:
             assert self._scheduler.median is not None
             goes_on = median_goes_on(key, others, self._scheduler.median.min_settings)
         verdict = Verdict(group, rung, self.name, goes_on, means, self._prior)
-        self._keep(verdict.to_json())
+        self._keep(verdict)
         self._verdicts[group, rung] = verdict
         return verdict
 

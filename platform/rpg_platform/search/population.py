@@ -21,6 +21,7 @@ from rpg_platform.search.judge import finite, means_of, rung_key
 from rpg_platform.spec.search import Pbt
 from rpg_platform.spec.space import SearchSpace, WeightValue
 from rpg_platform.spec.sweep import StartFrom, SweepSpec, TrialSpec
+from rpg_platform.spec.trials import searched_weights
 
 if TYPE_CHECKING:
     from rpg_platform.storage.sweep_folder import SweepFolder
@@ -246,11 +247,6 @@ def _schedule(history: History, name: str) -> WeightValue:
         if weights[name] != points[-1][1]:
             points += [(step, points[-1][1]), (step + 1, weights[name])]
     return points[0][1] if len(points) == 1 else tuple(points)
-
-
-def searched_weights(spec: SweepSpec) -> dict[str, SearchSpace]:
-    """Returns the weights that a population explores."""
-    return {name: space for name, space in spec.weights.items() if isinstance(space, SearchSpace)}
 
 
 def population_of(spec: SweepSpec, trials: Iterable[TrialSpec], folder: SweepFolder) -> Population:

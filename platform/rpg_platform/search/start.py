@@ -16,33 +16,34 @@ from rpg_platform.search.population_scheduler import PopulationTraining
 from rpg_platform.search.proposals import Optimiser, Proposals, objectives
 from rpg_platform.search.scheduler import EarlyStopping, EarlyStoppingNotes
 from rpg_platform.search.searcher import SettingSearcher
-from rpg_platform.spec.checks import expand
-from rpg_platform.spec.sweep import SweepSpec, TrialSpec
-from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
+from rpg_platform.spec.sweep import TrialSpec
+from rpg_platform.storage.sweep import Sweep
+from rpg_platform.storage.sweep_folder import TrialState
 
 Report = Mapping[str, Any]
 
 
 def table_of(
-    spec: SweepSpec, kept: Sequence[Mapping[str, Any]] = (), keep: Callable[[int, Report], None] | None = None
+    sweep: Sweep, kept: Sequence[Mapping[str, Any]] = (), keep: Callable[[int, Report], None] | None = None
 ) -> Proposals | None:
     """Returns the table of an adaptive search; None if all trials are known before the start.
 
     Args:
-        spec: the sweep.
+        sweep: the sweep.
         kept: the proposals that were made before.
         keep: stores the n-th proposal.
     """
+    spec = sweep.spec
     if not spec.search.is_adaptive:
         return None
     optimiser: Optimiser = OptunaSearch(objectives(spec), spec.search.startup)
-    taken = [trial.group for trial in expand(spec)]
+    taken = [trial.group for trial in sweep.trials]
     return Proposals(spec, optimiser, keep or (lambda number, proposal: None), kept, taken)
 
 
-def first_trials(spec: SweepSpec) -> list[TrialSpec]:
+def first_trials(sweep: Sweep) -> list[TrialSpec]:
     """Returns the trials of the first proposed setting; all later ones differ from them only in numbers."""
-    table = table_of(spec)
+    table = table_of(sweep)
     return [] if table is None else table.propose() or []
 
 
@@ -50,18 +51,15 @@ class SearchRun:
     """The search of one attempt, rebuilt from the sweep's folder.
 
     Args:
-        spec: the sweep.
-        fixed: the trials that the specification alone determines.
-        folder: the sweep's folder.
+        sweep: the sweep; the specification alone determines its trials.
         states: the trials that an earlier attempt has begun.
     """
 
-    def __init__(
-        self, spec: SweepSpec, fixed: Sequence[TrialSpec], folder: SweepFolder, states: Mapping[str, TrialState]
-    ) -> None:
-        self._spec, self._fixed = spec, list(fixed)
+    def __init__(self, sweep: Sweep, states: Mapping[str, TrialState]) -> None:
+        spec, folder = sweep.spec, sweep.folder
+        self._spec, self._fixed = spec, list(sweep.trials)
         kept = folder.proposals() if spec.search.is_adaptive else ()
-        self._table = table_of(spec, kept, folder.keep_proposal)
+        self._table = table_of(sweep, kept, folder.keep_proposal)
         self._judge: Judge | None = None
         self._population: Population | None = None
         self._folder = folder
@@ -69,7 +67,7 @@ class SearchRun:
             self._population = population_of(spec, self._fixed, folder)
         elif spec.scheduler is not None:
             verdicts = map(Verdict.from_json, folder.verdicts())
-            self._judge = Judge(spec.scheduler, spec.objective, spec.seeds, folder.keep_verdict, verdicts)
+            self._judge = Judge(spec.scheduler, spec.objective, spec.seeds, self._keep, verdicts)
         for trial in self.trials:
             state = states.get(trial.trial_id)
             if state is None:
@@ -82,6 +80,9 @@ class SearchRun:
                     self._population.leave(trial.trial_id)
             if self._table is not None and state.finishes(trial):
                 self._table.end(trial.trial_id, state.report if is_over(state.report) else None)
+
+    def _keep(self, verdict: Verdict) -> None:
+        self._folder.keep_verdict(verdict.to_json())
 
     @property
     def trials(self) -> list[TrialSpec]:
@@ -111,7 +112,12 @@ class SearchRun:
         if self._population is not None:
             config = {"scheduler": PopulationTraining(self._population, self._folder.keep_start)}
         if self._table is None:
-            trials = tune.grid_search([trial.model_dump(mode="json") for trial in todo])
-            return {"param_space": {"trial": trials}}, {**config, "max_concurrent_trials": limit}
+            return {"param_space": grid_of(todo)}, {**config, "max_concurrent_trials": limit}
         searcher = SettingSearcher(self._table, todo, limit)
         return {}, {**config, "search_alg": searcher, "num_samples": len(todo) + self.to_come}
+
+
+def grid_of(trials: Sequence[TrialSpec]) -> dict[str, Any]:
+    """Makes the Tune search space that runs each of the trials once."""
+    configs = [trial.as_config() for trial in trials]
+    return {name: tune.grid_search([config[name] for config in configs]) for name in (configs[0] if configs else ())}

@@ -6,7 +6,6 @@ import importlib.util
 import math
 from collections.abc import Iterator
 
-from rpg_platform.search.population import searched_weights
 from rpg_platform.spec.errors import Problem
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.space import SearchSpace
@@ -16,6 +15,7 @@ from rpg_platform.spec.trials import (
     arms,
     rungs,
     searched,
+    searched_weights,
     warmup_env_steps,
 )
 from rpg_platform.wording import Path

@@ -88,6 +88,11 @@ def searched(spec: SweepSpec, arm: Arm) -> dict[str, SearchSpace]:
     return {**spaces, **{name: training[name] for name in names}}
 
 
+def searched_weights(spec: SweepSpec) -> dict[str, SearchSpace]:
+    """Returns the weights that a population explores."""
+    return {name: space for name, space in spec.weights.items() if isinstance(space, SearchSpace)}
+
+
 def count_trials(spec: SweepSpec) -> int:
     """How many trials the specification asks for, at most, without making them."""
     total = 1 if spec.prior is not None else 0

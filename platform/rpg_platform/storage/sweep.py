@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -112,7 +111,3 @@ def _prior_of(spec: SweepSpec, resumed: SweepFolder | None) -> PriorBundle | Non
     from rpg_platform.bundles import resolve_prior
 
     return load_bundle(resolve_prior(spec.prior))
-
-
-def check_trials(sweep: Sweep, trials: Sequence[TrialSpec]) -> None:
-    raise NotImplementedError

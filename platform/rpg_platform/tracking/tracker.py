@@ -14,7 +14,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
 from uuid import uuid4
 
@@ -47,14 +46,15 @@ from rpg_platform.tracking.sender import (
     read_identity,
     write_identity,
 )
-from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError
+from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError, spool_folder
 from rpg_platform.tracking.store import without_login
 from rpg_platform.tracking.tune_trial import checkpoint_address, error_text
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
-    from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+    from rpg_platform.spec.sweep import TrialSpec
+    from rpg_platform.storage.sweep import Sweep
     from rpg_platform.storage.sweep_folder import TrialState
 
 __all__ = ["MlflowTracker", "TrackerState"]
@@ -97,7 +97,7 @@ class MlflowTracker(Callback):
     Made by ``sweep`` before the Tuner, given to it as its *first* callback (so that no file has a report that the spool
     has not), and told the end by ``finish``::
 
-        tracker = MlflowTracker(uri, experiment, spec, trials, spool_folder(storage, spec.name))
+        tracker = MlflowTracker(sweep, sweep.trials, run_key=sweep.folder.run_key())
         tracker.start()
         try:
             ...  # Tuner(run_config=RunConfig(callbacks=[tracker, ...])).fit()
@@ -108,41 +108,23 @@ class MlflowTracker(Callback):
     by what the earlier one left in the spool's folder, which is sent first; where that folder is gone, by ``run_key``.
 
     Args:
-        tracking_uri: MLflow server, or ``sqlite:///…`` (``store.default_tracking_uri``).
-        experiment: MLflow experiment; made if it is missing.
-        spec: the sweep.
+        sweep: the sweep. One that is resumed goes on with the spool that an earlier driver left; a new one refuses it.
         trials: all of its trials, or those that are known before an adaptive search begins.
-        folder: of the spool, see ``spool.spool_folder``.
-        source: text of the YAML file as the user wrote it; None: the spec is written out.
-        resume: this goes on with a sweep that was begun before; else it is refused to use that one's spool.
-        run_key: what tells this sweep from another of the same name; with ``resume``, the same key reopens its runs.
+        run_key: what tells this sweep from another of the same name; the same key reopens a resumed sweep's runs.
             None: the spool's own, or of a new sweep a new one.
-        prior_hash: content hash of the sweep's prior.
         to_come: how many trials more a search will make.
     """
 
     def __init__(
-        self,
-        tracking_uri: str,
-        experiment: str,
-        spec: SweepSpec,
-        trials: Sequence[TrialSpec],
-        folder: Path,
-        *,
-        source: str | None = None,
-        resume: bool = False,
-        run_key: str | None = None,
-        prior_hash: str | None = None,
-        to_come: int = 0,
+        self, sweep: Sweep, trials: Sequence[TrialSpec], *, run_key: str | None = None, to_come: int = 0
     ) -> None:
-        self.tracking_uri = tracking_uri
-        self.experiment = experiment
-        self.folder = folder
+        self.tracking_uri, self.experiment = sweep.tracking_uri, sweep.experiment
+        self.folder = spool_folder(sweep.storage, sweep.spec.name)
         self.run_key = run_key
-        self._resume = resume
-        self._spec: dict[str, Any] = json.loads(without_login(json.dumps(spec.model_dump(mode="json"))))
-        self._source = None if source is None else without_login(source)
-        self._prior_hash = prior_hash
+        self._resume = sweep.is_resumed
+        self._spec: dict[str, Any] = json.loads(without_login(json.dumps(sweep.spec.model_dump(mode="json"))))
+        self._source = None if sweep.source is None else without_login(sweep.source)
+        self._prior_hash = None if sweep.prior is None else sweep.prior.card.content_hash
         self._trials = {trial.trial_id: trial.model_dump(mode="json", include=_PLANNED) for trial in trials}
         self._to_come, self._planned = to_come, len(trials) + to_come
         self._open: set[str] = set()  # trials whose run has been opened here and not been closed

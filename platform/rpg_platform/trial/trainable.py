@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pyarrow.fs import LocalFileSystem
 from ray import tune
@@ -24,27 +24,25 @@ import rpg_platform
 from rpg_algorithms.addons import part_names
 from rpg_algorithms.policies.bundle import PriorBundle, PriorCard, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork
-from rpg_algorithms.rllib.module import NetworkConfig
 from rpg_algorithms.rllib.rollout import NonFiniteError
 from rpg_platform.evaluation.episode_file import EvaluatedPolicy, Which, write_episodes
 from rpg_platform.evaluation.play import as_card_returns, as_metrics, evaluate_both
 from rpg_platform.evaluation.validation import Validation
 from rpg_platform.results.report import BEST, ENV_STEPS, ENV_STEPS_PER_S, FAILED, FINISHED, KL_ESTIMATED
 from rpg_platform.run.disk_guard import checkpoint_bytes, checkpoint_room, parameters
-from rpg_platform.spec.methods import METHODS, training_arguments
+from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.spec.task import get_task, task_label
 from rpg_platform.storage.trial_state import read_state, write_state
-from rpg_platform.tasks.environments import make_env, register
-from rpg_platform.tasks.task import Task
+from rpg_platform.tasks.environments import make_env
+from rpg_platform.trial.config import METRIC, algorithm_config
 
 if TYPE_CHECKING:
-    from rpg_algorithms import SPG, SPGConfig
+    from rpg_algorithms import SPG
 
 REPORTS_PER_TRIAL = 200
 _STEPS = "num_env_steps_sampled_lifetime"
 _REPLACING_PAUSE_S = 0.5
-METRIC = "metric"  # name under which the algorithm averages the task's metric
 _LEARNER_KEYS = {
     "reward_basic_term": "reward_basic_term",
     "reward_addon_term": "reward_addon_term",
@@ -67,54 +65,6 @@ _EPISODE_KEYS = {
     f"episode_{METRIC}_mean": "task_metric",
     "episode_len_mean": "episode_length",
 }
-
-
-def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) -> SPGConfig:
-    """The RLlib configuration that a trial trains with.
-
-    Args:
-        trial: the trial; its method must be one that trains.
-        task: its task.
-        prior: its prior, where the method uses one.
-
-    Raises:
-        ValueError: the method trains nothing, or a setting does not fit.
-    """
-    weights = training_arguments(trial.method, trial.weights)
-    settings, resources = trial.training, trial.resources
-    config: SPGConfig = METHODS[trial.method].make_config()
-    envs = resources.envs_per_runner * max(1, resources.env_runners)
-    config.environment(register(task))
-    config.env_runners(num_env_runners=resources.env_runners, num_envs_per_env_runner=resources.envs_per_runner)
-    config.learners(
-        num_learners=resources.learners, num_gpus_per_learner=resources.gpus_per_trial if resources.learners else 0
-    )
-    # Environments that raise are made anew; so is the process of an env runner that died, without a minute's pause.
-    config.fault_tolerance(restart_failed_sub_environments=True, delay_between_env_runner_restarts_s=1.0)
-    config.debugging(seed=trial.seed, log_level="ERROR")
-    config.training(
-        **cast(dict[str, Any], weights),
-        prior=prior,
-        start_from_prior=settings.start_from_prior,
-        critic_warmup_iterations=settings.critic_warmup_iterations,
-        addon_reward=task.addon,
-        step_metrics={METRIC: task.metric},
-        lr=[[0, settings.lr], [trial.env_steps, 0.0]] if settings.anneal_lr else settings.lr,
-        gamma=settings.gamma,
-        lambda_=settings.lambda_,
-        clip_param=settings.clip_param,
-        vf_loss_coeff=settings.vf_loss_coeff,
-        grad_clip=settings.grad_clip,
-        target_kl=settings.target_kl,
-        normalize_advantages=settings.normalize_advantages,
-        scale_rewards=settings.scale_rewards,
-        num_epochs=settings.num_epochs,
-        minibatch_size=settings.minibatch_size,
-        train_batch_size_per_learner=settings.rollout_length * envs // max(1, resources.learners),
-    )
-    if settings.network is not None:
-        config.rl_module(model_config=NetworkConfig(**settings.network.model_dump()))
-    return config
 
 
 class CustomizationTrial(tune.Trainable):

@@ -24,6 +24,7 @@ from rpg_platform.priors.ancestry import lineage_lines
 from rpg_platform.run.run import run_sweep
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.sweep import Sweep
 from rpg_platform.tracking.store import create_embedded_store, embedded_database
 from rpg_platform.trial.trainable import CustomizationTrial
 
@@ -52,7 +53,7 @@ def chain(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> list[Pat
     """Folders of two trials, the second of which customised what the first left: a sweep's, and one run alone."""
     storage = tmp_path_factory.mktemp("results")
     first = storage / "first" / TRIAL
-    run_sweep(specification(PRIOR, "first", storage), console=Console(file=io.StringIO()))
+    run_sweep(Sweep.resolve(specification(PRIOR, "first", storage)), console=Console(file=io.StringIO()))
     spec = specification(str(first), "second", storage)
     (trial,) = (each for each in expand(spec) if each.method == "rpg")
     prior = load_bundle(resolve_prior(str(spec.prior)))

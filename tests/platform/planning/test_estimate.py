@@ -35,6 +35,7 @@ from rpg_platform.planning.rates import (
 from rpg_platform.run import disk_guard as disk
 from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import TrialState
 
 PRIOR = "halfcheetah-spg"
@@ -211,7 +212,7 @@ def swept(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sw
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     try:
-        outcome = run_sweep(wanted, console=Console(file=text, width=200))
+        outcome = run_sweep(Sweep.resolve(wanted), console=Console(file=text, width=200))
     finally:
         os.environ.pop("XDG_CACHE_HOME")
         if before is not None:
@@ -222,9 +223,9 @@ def swept(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sw
 def test_a_trials_folder_has_the_planned_size(swept: tuple[SweepSpec, SweepOutcome, str, list[Path]]) -> None:
     """Within a tenth for a checkpoint, a quarter for a trial, and a factor of two for the whole storage."""
     wanted, outcome, _, _ = swept
-    plan = planned(Path(outcome.folder).parent, wanted)
+    plan = planned(Path(outcome.sweep.folder.uri).parent, wanted)
     [_, trained] = outcome.results
-    folder = Path(outcome.folder) / trained[0].trial_id
+    folder = Path(outcome.sweep.folder.uri) / trained[0].trial_id
     checkpoints = sorted(folder.glob("checkpoint_*"))
     assert len(checkpoints) == 2
     assert disk.written(checkpoints[-1]) == pytest.approx(plan.checkpoint_bytes, rel=0.1)
@@ -234,7 +235,7 @@ def test_a_trials_folder_has_the_planned_size(swept: tuple[SweepSpec, SweepOutco
 
     expected = disk.trial_bytes(trained[0], disk.parameters(trained[0], make_env(get_task(trained[0].task)), prior))
     assert disk.written(folder) == pytest.approx(expected, rel=0.25)
-    everything = disk.written(Path(outcome.folder).parent)
+    everything = disk.written(Path(outcome.sweep.folder.uri).parent)
     assert everything / 2 < plan.storage_bytes < everything * 2
     lines = (folder / "result.json").read_text().splitlines()
     assert len(lines) == disk.reports(trained[0])
@@ -248,7 +249,9 @@ def test_a_sweep_begins_with_its_plan_and_leaves_its_rate(
     assert "known after the first reports" in text
     reports = [
         json.loads(line)
-        for line in (Path(outcome.folder) / outcome.results[1][0].trial_id / "result.json").read_text().splitlines()
+        for line in (Path(outcome.sweep.folder.uri) / outcome.results[1][0].trial_id / "result.json")
+        .read_text()
+        .splitlines()
     ]
     rate = json.loads(kept.read_text())
     assert rate["source"] == "reports of an earlier sweep"
@@ -257,7 +260,7 @@ def test_a_sweep_begins_with_its_plan_and_leaves_its_rate(
     assert rate["evaluation_steps_per_s"] > 100
     cache.mkdir(parents=True)
     (cache / kept.name).write_bytes(kept.read_bytes())
-    plan = planned(Path(outcome.folder).parent, wanted, rate=None)  # as another sweep of this kind finds it
+    plan = planned(Path(outcome.sweep.folder.uri).parent, wanted, rate=None)  # as another sweep of this kind finds it
     assert plan.rate is not None
     assert plan.rate.env_steps_per_s == rate["env_steps_per_s"]
     played = evaluated_steps(outcome.results[1][0], outcome.results[1][1] or {})

@@ -13,7 +13,7 @@ from tests.platform.results.trials import evaluated, trials_of
 
 from rpg_platform.results.picture import MOST_NUMBERED, tradeoff_png
 from rpg_platform.results.report import TrialResult
-from rpg_platform.results.rows import Row, summarise
+from rpg_platform.results.rows import Evaluation, Row, summarise
 from rpg_platform.spec.sections import Objective
 
 GOLD = (255, 215, 0)
@@ -71,7 +71,7 @@ def test_bars_are_the_interval_over_seeds() -> None:
 def changed(row: Row, **figures: Any) -> Row:
     """The row with other figures of its basic return."""
     basic = replace(row.deterministic.basic_return, **figures)
-    return replace(row, deterministic=replace(row.deterministic, basic_return=basic))
+    return replace(row, deterministic=Evaluation(row.deterministic | {"basic_return": basic}))
 
 
 def test_pareto_rim_and_pale_points() -> None:

@@ -29,6 +29,7 @@ from rpg_platform.run.disk_guard import (
 from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.storage.trial_state import read_state
 from rpg_platform.trial.trainable import CustomizationTrial
@@ -149,7 +150,7 @@ def raw_spec(storage: Path, mlflow: Path) -> dict[str, Any]:
 
 def sweep(storage: Path, mlflow: Path, resume: bool = False) -> tuple[SweepOutcome, str]:
     text, spec = io.StringIO(), SweepSpec.model_validate(raw_spec(storage, mlflow))
-    outcome = run_sweep(spec, console=Console(file=text, width=500), resume=resume)
+    outcome = run_sweep(Sweep.resolve(spec, resume=resume), console=Console(file=text, width=500))
     return outcome, text.getvalue()
 
 

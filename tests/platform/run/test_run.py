@@ -28,9 +28,10 @@ from rpg_platform.cli.main import app
 from rpg_platform.evaluation.episode_file import read_episodes
 from rpg_platform.planning.cluster import CapacityError
 from rpg_platform.results.rows import summarise
-from rpg_platform.run.run import SweepError, SweepOutcome, run_sweep
+from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.storage.location import default_tracking_uri, storage_of, tracking_uri_of
+from rpg_platform.storage.location import default_tracking_uri, storage_path, tracking_uri_of
+from rpg_platform.storage.sweep import Sweep, SweepError
 from rpg_platform.storage.sweep_folder import SweepFolderError
 from rpg_platform.trial.trainable import running_code
 
@@ -61,11 +62,11 @@ def raw_spec(**changes: Any) -> dict[str, Any]:
 def run_small(storage: Path, **changes: Any) -> tuple[SweepOutcome, str]:
     text = io.StringIO()
     spec = SweepSpec.model_validate(raw_spec(storage=str(storage), **changes))
-    return run_sweep(spec, console=Console(file=text, width=200)), text.getvalue()
+    return run_sweep(Sweep.resolve(spec), console=Console(file=text, width=200)), text.getvalue()
 
 
 def reports(outcome: SweepOutcome, trial: str) -> list[dict[str, Any]]:
-    lines = (Path(outcome.folder) / trial / "result.json").read_text().splitlines()
+    lines = (Path(outcome.sweep.folder.uri) / trial / "result.json").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -141,8 +142,8 @@ def test_checkpoints_hold_bundles_that_know_where_they_come_from(swept: tuple[Sw
 
 def test_mlflow_has_one_parent_and_its_children(swept: tuple[SweepOutcome, str], read_sweep: ReadSweep) -> None:
     outcome, _ = swept
-    assert outcome.tracking_uri == default_tracking_uri(str(Path(outcome.folder).parent))
-    runs = read_sweep(outcome.tracking_uri, outcome.experiment)
+    assert outcome.sweep.tracking_uri == default_tracking_uri(str(Path(outcome.sweep.folder.uri).parent))
+    runs = read_sweep(outcome.sweep.tracking_uri, outcome.sweep.experiment)
     assert runs.parent.info.status == "FINISHED"
     assert set(runs.children) == {"prior", A, B}
     for trial, result, _ in outcome.results:
@@ -236,7 +237,7 @@ def test_killed_worker_restarts_from_its_checkpoint(local_ray: None, tmp_path: P
     after = next(row for row in rows if row["pid"] != pid)
     assert after["env_steps"] > every, "it went on from its checkpoint, not from the start"
     assert (after["env_steps"] - 512) % every == 0, "checkpoints come at the env steps that were asked for"
-    runs = read_sweep(outcome.tracking_uri, outcome.experiment)  # fails on a second run of a trial
+    runs = read_sweep(outcome.sweep.tracking_uri, outcome.sweep.experiment)  # fails on a second run of a trial
     assert runs.children[trial].data.tags["restarts"] == "1"
     assert runs.parent.info.status == "FINISHED"
 
@@ -363,8 +364,9 @@ def test_settings_that_rllib_refuses_are_refused_before_ray_starts(case: str, tm
         "import json, sys, ray\n"
         "from rpg_platform.spec.sweep import SweepSpec\n"
         "from rpg_platform.run.run import run_sweep\n"
+        "from rpg_platform.storage.sweep import Sweep\n"
         "try:\n"
-        "    run_sweep(SweepSpec.model_validate(json.loads(sys.argv[1])))\n"
+        "    run_sweep(Sweep.resolve(SweepSpec.model_validate(json.loads(sys.argv[1]))))\n"
         "except ValueError as error:\n"
         "    print(json.dumps([str(error), ray.is_initialized()]))\n"
     )
@@ -379,10 +381,10 @@ def test_settings_that_rllib_refuses_are_refused_before_ray_starts(case: str, tm
 
 def test_remote_storage_needs_a_server() -> None:
     spec = SweepSpec.model_validate(raw_spec(storage="s3://bucket/sweeps"))
-    assert storage_of(spec) == "s3://bucket/sweeps"
+    assert storage_path(spec.storage) == "s3://bucket/sweeps"
     with pytest.raises(SweepError, match=r"storage='s3://bucket/sweeps' is remote: give tracking\.uri"):
         tracking_uri_of(spec)
     given = SweepSpec.model_validate(raw_spec(storage="s3://bucket/sweeps", tracking={"uri": "http://mlflow:5000"}))
     assert tracking_uri_of(given) == "http://mlflow:5000"
-    assert storage_of(SweepSpec.model_validate(raw_spec(storage="~/x"))) == str(Path.home() / "x")
-    assert storage_of(SweepSpec.model_validate(raw_spec())) == str(Path.home() / "rpg_results")
+    assert storage_path("~/x") == str(Path.home() / "x")
+    assert storage_path(None) == str(Path.home() / "rpg_results")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ray import tune
 from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
+from tests.platform.resolved import resolved
 
 from rpg_platform.results.endings import outcomes_of
 from rpg_platform.results.leader import Standing
@@ -17,7 +18,6 @@ from rpg_platform.results.rows import summarise
 from rpg_platform.results.table import render_table, rows_to_markdown
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.search.start import SearchRun
-from rpg_platform.spec.checks import expand
 from rpg_platform.spec.extension import ResumeError, extended
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.spec.trials import count_trials
@@ -98,7 +98,7 @@ class After(tune.Stopper):
 def attempt(sweep: SweepSpec, folder: SweepFolder, stop_after: int | None = None) -> SearchRun:
     """Runs what is to run, or of it as much as there is until ``stop_after`` trials have finished."""
     states = folder.trials()
-    search = SearchRun(sweep, expand(sweep), folder, states)
+    search = SearchRun(resolved(sweep, folder.storage), states)
     todo = [t for t in search.trials if t.trial_id not in states or not states[t.trial_id].finishes(t)]
     if not todo and not search.to_come:
         return search
@@ -156,11 +156,11 @@ def test_a_search_with_early_ends_runs_stops_and_goes_on_from_its_folder(tmp_pat
     assert {trial.trial_id for trial in known_trials(sweep, folder)} == set(states)
 
     # Alone, the seeds' returns of -10 and 10 would tell nothing; their means are the settings'.
-    stops = {verdict.group for verdict in folder.verdicts() if not verdict.goes_on}
+    stops = {verdict["group"] for verdict in folder.verdicts() if not verdict["goes_on"]}
     assert stops
     for verdict in folder.verdicts():
-        setting = float(verdict.group.split("omega_prime=")[1].split("-")[0])
-        assert verdict.figures["total_return"] == pytest.approx(-abs(setting - 0.3), abs=1e-5)
+        setting = float(verdict["group"].split("omega_prime=")[1].split("-")[0])
+        assert verdict["figures"]["total_return"] == pytest.approx(-abs(setting - 0.3), abs=1e-5)
     assert all(
         state.stopped == (name.rpartition("-seed=")[0] in stops)
         for name, state in states.items()

@@ -24,8 +24,8 @@ def test_proposals_and_verdicts_are_read_back_in_order(place: str, request: pyte
         for w in (0.1, 0.2)
     ]
     for verdict in verdicts:
-        folder.keep_verdict(verdict)
+        folder.keep_verdict(verdict.to_json())
     again = SweepFolder(storage, "kept")
     assert again.proposals() == proposals
-    assert again.verdicts() == verdicts
+    assert list(map(Verdict.from_json, again.verdicts())) == verdicts
     assert again.trials() == {}, "none of these files is a trial"

@@ -10,19 +10,16 @@ from typing import Any
 import pytest
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from tests.platform.resolved import resolved
 
-from rpg_platform.search.population import (
-    Generation,
-    Population,
-    explore,
-    searched_weights,
-)
+from rpg_platform.search.population import Generation, Population, explore
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.search.start import SearchRun
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.search import Pbt
 from rpg_platform.spec.space import SearchSpace
 from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.spec.trials import searched_weights
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.storage.trial_state import read_state, write_state
 
@@ -168,7 +165,7 @@ class Grower(tune.Trainable):
 def attempt(sweep: SweepSpec, folder: SweepFolder, until: int | None = None) -> dict[str, float]:
     """Runs what is to run, each trial to ``until`` at most; trial id → return."""
     states = folder.trials()
-    search = SearchRun(sweep, expand(sweep), folder, states)
+    search = SearchRun(resolved(sweep, folder.storage), states)
     todo = [t for t in search.trials if t.trial_id not in states or not states[t.trial_id].finishes(t)]
     for_tuner, for_config = search.for_tuner(todo)
     storage, name = folder.next_attempt()

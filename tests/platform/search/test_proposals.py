@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
+from tests.platform.resolved import resolved
 
 from rpg_platform.results.ranking import pareto_set
 from rpg_platform.search.proposals import Proposals
@@ -49,7 +50,7 @@ def hill(weights: Mapping[str, Any]) -> dict[str, float]:
 
 def table(spec: SweepSpec, kept: Sequence[Mapping[str, Any]] = ()) -> tuple[Proposals, list[Mapping[str, Any]]]:
     written = list(kept)
-    made = table_of(spec, kept, lambda number, proposal: written.insert(number, proposal))
+    made = table_of(resolved(spec, "/nowhere"), kept, lambda number, proposal: written.insert(number, proposal))
     assert made is not None
     return made, written
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.platform.resolved import tracker_of
+
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.storage.sweep_folder import TrialState
-from rpg_platform.tracking.tracker import MlflowTracker
 
 if TYPE_CHECKING:
     from tests.platform.servers import TrackedSweep
@@ -30,7 +31,7 @@ def test_what_was_ended_early_is_neither_missing_nor_failed(tmp_path: Path, read
     uri, report = default_tracking_uri(tmp_path), {"env_steps": 20_000.0, "total_return": 7.0, "stopped_by": "asha"}
     (tmp_path / "checkpoint" / "bundle").mkdir(parents=True)
     for attempt in range(2):  # and resumed once more: nothing changes
-        tracker = MlflowTracker(uri, "early", spec, [trial], tmp_path / "spool", resume=attempt > 0, to_come=0)
+        tracker = tracker_of(uri, "early", spec, [trial], tmp_path / "spool", resume=attempt > 0, to_come=0)
         tracker.start()
         tracker.adopt(trial, TrialState(str(tmp_path / "checkpoint"), 20_000, report))
         assert tracker.finish([(trial, report, None)]) == "FINISHED"
@@ -55,7 +56,7 @@ def test_trials_that_a_search_did_not_come_to_are_missing(tmp_path: Path, read_s
     }
     spec = SweepSpec.model_validate(raw)
     uri = default_tracking_uri(tmp_path)
-    tracker = MlflowTracker(uri, "cut", spec, [], tmp_path / "spool", to_come=3)
+    tracker = tracker_of(uri, "cut", spec, [], tmp_path / "spool", to_come=3)
     tracker.start()
     assert tracker.finish([], interrupted=True) == "KILLED"
     tags = read_sweep(uri, "cut").parent.data.tags

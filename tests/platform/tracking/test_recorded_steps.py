@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.platform.resolved import tracker_of
 
 from rpg_platform.results.report import TrialResult
 from rpg_platform.spec.checks import expand
@@ -93,7 +94,7 @@ def tune_trial(spec: TrialSpec, last: dict[str, Any]) -> Any:
 def make(uri: str, experiment: str, folder: Path, **arguments: Any) -> tuple[MlflowTracker, TrialSpec]:
     spec = SweepSpec.model_validate(RAW | {"budget": {"env_steps": 10_000}})
     [trial] = expand(spec)
-    tracker = MlflowTracker(uri, experiment, spec, [trial], folder, **arguments)
+    tracker = tracker_of(uri, experiment, spec, [trial], folder, **arguments)
     tracker.start()
     return tracker, trial
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.platform.proxy import Proxy
+from tests.platform.resolved import tracker_of
 from typer.testing import CliRunner, Result
 
 from rpg_platform.cli.main import app
@@ -44,7 +45,7 @@ def sweep_of(name: str) -> tuple[SweepSpec, list[TrialSpec]]:
 def begin(uri: str, name: str, storage: Path, *, resume: bool = False) -> tuple[MlflowTracker, list[TrialSpec]]:
     """A driver whose two trials have reported twice each."""
     spec, trials = sweep_of(name)
-    tracker = MlflowTracker(uri, name, spec, trials, spool_folder(str(storage), name), resume=resume)
+    tracker = tracker_of(uri, name, spec, trials, spool_folder(str(storage), name), resume=resume)
     tracker.start()
     for trial in trials:
         run: Any = SimpleNamespace(config={"trial": trial.model_dump(mode="json")}, checkpoint=None)
@@ -148,7 +149,7 @@ def test_a_trial_that_the_next_driver_never_comes_to_is_ended_too(
     tracker, trials = begin(embedded_store, "twice", tmp_path)
     die(tracker)
     spec, _ = sweep_of("twice")
-    resumed = MlflowTracker(embedded_store, "twice", spec, trials, tracker.folder, resume=True)
+    resumed = tracker_of(embedded_store, "twice", spec, trials, tracker.folder, resume=True)
     resumed.start()
     resumed.finish([(trials[0], FINAL, None)], interrupted=True)
     found = read_sweep(embedded_store, "twice")
@@ -196,7 +197,7 @@ def test_every_report_of_a_real_sweep_whose_driver_is_killed(
         "ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
         "toy.STEPS = 100_000; spec, trials = toy.toy_sweep(); folder = Path(sys.argv[1])\n"
         "spool = folder / 'tune' / 'tracking'\n"
-        "tracker = toy.MlflowTracker(sys.argv[2], 'killed', spec, trials, spool); tracker.start()\n"
+        "tracker = toy.tracker_of(sys.argv[2], 'killed', spec, trials, spool); tracker.start()\n"
         "toy.make_tuner(tracker, trials, folder, faults={}).fit()\n"
     )
     root = Path(__file__).resolve().parents[3]

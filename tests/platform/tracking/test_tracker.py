@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from mlflow.entities import Run
 from ray import tune
+from tests.platform.resolved import tracker_of
 from tests.platform.tracking.toy_sweep import (
     HAPPENED_ONCE,
     PRIOR,
@@ -76,7 +77,7 @@ def sweep(
     spec, trials = toy_sweep()
     restarted, broken = (trial.trial_id for trial in trials if trial.method == "rpg")
     spool = spool_folder(str(folder), "tune")
-    tracker = MlflowTracker(mlflow_server.uri, "on-server", spec, trials, spool, source=SOURCE, prior_hash=PRIOR_HASH)
+    tracker = tracker_of(mlflow_server.uri, "on-server", spec, trials, spool, source=SOURCE, prior_hash=PRIOR_HASH)
     before = len(mlflow_server.requests())
     faults = {restarted: str(folder / "once"), broken: str(folder / "always")}
     grid = make_tuner(tracker, trials, folder, faults=faults, retries=1).fit()
@@ -220,7 +221,7 @@ def test_nothing_global_is_left_behind(sweep: Sweep) -> None:
 def test_a_restored_sweep_goes_on_in_its_own_runs(read_sweep: ReadSweep, local_ray: None, tmp_path: Path) -> None:
     spec, trials = toy_sweep(weights={"omega_prime": 0.1, "alpha_hat": 0.02}, baselines=[])
     uri = default_tracking_uri(tmp_path)
-    tracker = MlflowTracker(uri, "restored", spec, trials, spool_folder(str(tmp_path), "tune"))
+    tracker = tracker_of(uri, "restored", spec, trials, spool_folder(str(tmp_path), "tune"))
     tracker.start()  # as the command line does, before the Tuner pickles its callbacks
     broken = next(trial.trial_id for trial in trials if trial.method == "rpg")
     faults = {broken: str(tmp_path / "once")}
@@ -253,7 +254,7 @@ def test_a_new_driver_finds_its_runs_and_another_sweep_makes_new_ones(
     spec, trials = toy_sweep()
 
     def tracker(folder: str, **arguments: Any) -> MlflowTracker:
-        made = MlflowTracker(embedded_store, "rebuilt", spec, trials, tmp_path / folder, **arguments)
+        made = tracker_of(embedded_store, "rebuilt", spec, trials, tmp_path / folder, **arguments)
         made.start()
         made.on_trial_start(0, [], trial_of(trials[0]))
         return made
@@ -285,7 +286,7 @@ def test_interrupted_sweeps_are_killed_and_the_open_trial_too(
     embedded_store: str, read_sweep: ReadSweep, tmp_path: Path
 ) -> None:
     spec, trials = toy_sweep()
-    tracker = MlflowTracker(embedded_store, "interrupted", spec, trials, tmp_path)
+    tracker = tracker_of(embedded_store, "interrupted", spec, trials, tmp_path)
     tracker.start()
     done, running, *_ = trials
     for trial in (done, running):
@@ -312,7 +313,7 @@ def test_a_dead_tracker_does_not_stop_training(
     monkeypatch.setattr("rpg_platform.tracking.tracker.FINAL_PATIENCE_S", 0.2)
     spec, trials = toy_sweep(weights={"omega_prime": 0.1, "alpha_hat": 0.02}, baselines=[])
     uri = f"http://me:secret@127.0.0.1:{unused_port}"
-    tracker = MlflowTracker(uri, "away", spec, trials, spool_folder(str(tmp_path), "tune"))
+    tracker = tracker_of(uri, "away", spec, trials, spool_folder(str(tmp_path), "tune"))
     said: list[str] = []
     with caplog.at_level(logging.WARNING, "rpg_platform"):
         grid = make_tuner(tracker, trials, tmp_path, faults={}).fit()
@@ -381,7 +382,7 @@ def test_the_commit_is_that_of_the_checkout_and_no_other(tmp_path: Path) -> None
 @pytest.mark.parametrize("hook", ["on_trial_start", "on_trial_result", "on_trial_complete", "on_trial_error"])
 def test_a_defect_of_the_tracker_stays_in_the_tracker(embedded_store: str, hook: str, tmp_path: Path) -> None:
     spec, trials = toy_sweep()
-    tracker = MlflowTracker(embedded_store, "defect", spec, trials, tmp_path)
+    tracker = tracker_of(embedded_store, "defect", spec, trials, tmp_path)
     call: Callable[..., None] = getattr(tracker, hook)
     arguments: dict[str, object] = {"result": {}} if hook == "on_trial_result" else {}
     call(iteration=0, trials=[], trial=object(), **arguments)  # not what Tune hands over
@@ -391,7 +392,7 @@ def test_a_defect_of_the_tracker_stays_in_the_tracker(embedded_store: str, hook:
 def test_a_folder_that_cannot_be_written_stops_nothing(embedded_store: str, tmp_path: Path) -> None:
     spec, trials = toy_sweep()
     (tmp_path / "file").touch()
-    tracker = MlflowTracker(embedded_store, "nowhere", spec, trials, tmp_path / "file" / "tracking")
+    tracker = tracker_of(embedded_store, "nowhere", spec, trials, tmp_path / "file" / "tracking")
     tracker.start()
     tracker.on_trial_start(0, [], trial_of(trials[0]))
     assert tracker.finish([]) == "FAILED"

@@ -23,11 +23,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from mlflow import MlflowClient
+from tests.platform.resolved import tracker_of
 
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.tracking import sender, spool
-from rpg_platform.tracking.tracker import MlflowTracker
 
 TRIALS, STEPS, KEYS = 3, 5, 4
 REQUESTS = ("create_run", "create_experiment", "log_batch", "update_run", "set_terminated", "log_text")
@@ -120,7 +120,7 @@ def drive(folder: Path, uri: str, experiment: str, points: Points, incarnation: 
     points.inside_appends()
     done = [line for line in (folder / "appended").read_text().splitlines() if line.startswith("did ")]
     spec, trials = specs()
-    tracker = MlflowTracker(uri, experiment, spec, trials, folder / "tracking", resume=True)
+    tracker = tracker_of(uri, experiment, spec, trials, folder / "tracking", resume=True)
     tracker.start()
     for hook, index, step in events():
         told = json.dumps([hook, index, step])

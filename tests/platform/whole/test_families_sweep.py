@@ -17,6 +17,7 @@ from rpg_platform.results.rows import summarise
 from rpg_platform.results.table import render_table, rows_to_json, rows_to_markdown
 from rpg_platform.run.run import run_sweep
 from rpg_platform.spec.yaml_file import load_spec
+from rpg_platform.storage.sweep import Sweep
 
 if TYPE_CHECKING:
     from tests.platform.servers import TrackedSweep
@@ -42,7 +43,7 @@ resources: {max_concurrent: 1}
 @pytest.mark.usefixtures("local_ray")
 def test_kl_is_estimated_and_says_so(tmp_path: Path, read_sweep: Callable[[str, str], TrackedSweep]) -> None:
     (tmp_path / "sweep.yaml").write_text(SPEC + f"storage: {tmp_path / 'results'}\n")
-    outcome = run_sweep(load_spec(tmp_path / "sweep.yaml"), console=Console(file=io.StringIO()))
+    outcome = run_sweep(Sweep.resolve(load_spec(tmp_path / "sweep.yaml")), console=Console(file=io.StringIO()))
     assert outcome.failed == 0
     [(trial, report, _)] = [each for each in outcome.results if each[0].method == "rpg"]
     assert report is not None
@@ -50,7 +51,7 @@ def test_kl_is_estimated_and_says_so(tmp_path: Path, read_sweep: Callable[[str, 
     assert math.isfinite(report["eval/kl_to_prior"])
     assert report["eval/kl_to_prior"] > 1.0  # a policy from scratch
     assert report["kl_to_prior"] > 1.0
-    bundle = load_bundle(Path(outcome.folder) / outcome.checkpoints[trial.trial_id] / "bundle")
+    bundle = load_bundle(Path(outcome.sweep.folder.uri) / outcome.checkpoints[trial.trial_id] / "bundle")
     assert bundle.network_spec.distribution == "squashed_gaussian"
     rows = summarise(outcome.results)
     assert {row.method: row.kl_estimated for row in rows} == {"rpg": True, "prior": False}
@@ -60,7 +61,7 @@ def test_kl_is_estimated_and_says_so(tmp_path: Path, read_sweep: Callable[[str, 
         assert table.count("≈") == 2  # the cell and the caption
         assert "KL estimated, as policy and prior are of different families" in " ".join(table.split())
     assert [row["kl_estimated"] for row in json.loads(rows_to_json(rows))] == [row.kl_estimated for row in rows]
-    tracked = read_sweep(outcome.tracking_uri, "other-family")
+    tracked = read_sweep(outcome.sweep.tracking_uri, "other-family")
     run = tracked.children[trial.trial_id]
     assert run.data.tags["kl_to_prior"] == "estimated"
     assert run.data.metrics["kl_to_prior_estimated"] == 1.0

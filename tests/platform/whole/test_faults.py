@@ -21,6 +21,7 @@ from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.run.status import status_of
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.trial.trainable import CustomizationTrial
 
@@ -113,9 +114,9 @@ def last_report(storage: Path) -> dict[str, Any]:
     return dict(json.loads(lines[-1])) if lines else {"env_steps": 0}
 
 
-def run(asked: SweepSpec, **arguments: Any) -> tuple[SweepOutcome, str]:
+def run(asked: SweepSpec, resume: bool = False) -> tuple[SweepOutcome, str]:
     text = io.StringIO()
-    return run_sweep(asked, console=Console(file=text, width=200), **arguments), text.getvalue()
+    return run_sweep(Sweep.resolve(asked, resume=resume), console=Console(file=text, width=200)), text.getvalue()
 
 
 @pytest.mark.timeout(2 * LIMIT_S)
@@ -153,7 +154,7 @@ def test_a_trial_that_hangs_is_ended_retried_and_at_last_named(
     found = status_of(folder)
     assert (found.state, found.command) == ("failed", "rpg resume faulty")
     assert found.content["failures"] == [{"trial": TRIAL, "error": error}]
-    runs = read_sweep(outcome.tracking_uri, "faulty")
+    runs = read_sweep(outcome.sweep.tracking_uri, "faulty")
     assert (runs.parent.info.status, runs.children[TRIAL].info.status) == ("FAILED", "FAILED")
     assert runs.children[TRIAL].data.tags["error"] == error
     assert runs.children[TRIAL].data.tags["restarts"] == "1"
@@ -166,5 +167,5 @@ def test_a_trial_that_hangs_is_ended_retried_and_at_last_named(
     first = json.loads(next(storage.glob(f"faulty/attempt-2/{TRIAL}/result.json")).read_text().splitlines()[0])
     assert first["env_steps"] == reached + PER_ITERATION, "from its checkpoint"
     assert status_of(folder).state == "finished"
-    runs = read_sweep(outcome.tracking_uri, "faulty")
+    runs = read_sweep(outcome.sweep.tracking_uri, "faulty")
     assert (runs.parent.info.status, runs.children[TRIAL].info.status) == ("FINISHED", "FINISHED")

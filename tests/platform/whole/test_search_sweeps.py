@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from rpg_platform.results.ranking import pareto_set
+from rpg_platform.search.judge import Verdict
 from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.storage.sweep_folder import SweepFolder
 
@@ -157,7 +158,7 @@ def test_asha_ends_settings_is_killed_and_holds_to_it(tmp_path: Path, read_sweep
     assert len(states) == 1 + 8 * 2
     stopped = {name for name, state in states.items() if state.stopped}
     assert 4 <= len(stopped) < 16
-    ended = {verdict.group: verdict for verdict in sweep.verdicts() if not verdict.goes_on}
+    ended = {each["group"]: Verdict.from_json(each) for each in sweep.verdicts() if not each["goes_on"]}
     for name, state in states.items():
         group = name.rpartition("-seed=")[0]
         assert state.stopped != state.finished

@@ -24,13 +24,10 @@ from rpg_platform.priors.formats.content import Content
 from rpg_platform.priors.hashing import hash_of
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError, printable
 from rpg_platform.priors.recognise import (
-    READ,
-    Kind,
-    kind_of_file,
+    format_of,
     recognise,
 )
 from rpg_platform.tracking.store import check_store, without_login
-from rpg_platform.priors.recognise import format_of, recognise
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,12 +86,6 @@ def read(source: Path | str, options: ImportOptions, read_path: ReadPath, store:
 
 def _read_address(address: str, options: ImportOptions, read_path: ReadPath, tracking_uri: str) -> Imported:
     from mlflow.exceptions import MlflowException
-
-<<<<<<< HEAD
-    from rpg_platform.priors.sources import hash_of
-=======
-    from rpg_platform.tracking.errors import without_login
->>>>>>> formats
 
     try:
         located = _locate(address, tracking_uri)
