@@ -36,12 +36,15 @@ def plan(
 
     with refusals():
         spec = load_for(file, name, storage)
-        from rpg_platform.planning.preflight import nodes_of, plan_of, render
+        from rpg_platform.planning.cluster import nodes_of
+        from rpg_platform.planning.preflight import plan_of
+        from rpg_platform.planning.words import render
         from rpg_platform.run.run import check_sweep, quiet
+        from rpg_platform.storage.sweep import Sweep
 
         quiet()
-        folder, prior = check_sweep(spec)
-        made = plan_of(spec, prior, nodes_of(address), folder, calibrate=calibrate)
+        check_sweep(spec)
+        made = plan_of(Sweep.resolve(spec), nodes_of(address), calibrate=calibrate)
     if as_json:
         typer.echo(json.dumps(made.as_json(), indent=2))
         return

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.execution.placement_groups import PlacementGroupFactory
@@ -21,19 +20,22 @@ from rich.console import Console
 from rpg_algorithms.policies.bundle import PriorBundle, load_bundle
 from rpg_algorithms.policies.network import spec_for_spaces
 from rpg_platform.bundles import resolve_prior
-from rpg_platform.planning.cluster import check_address, cluster_nodes, placement
+from rpg_platform.planning.cluster import cluster_nodes, placement, start_ray
 from rpg_platform.planning.estimate import SweepPlan
-from rpg_platform.planning.preflight import head_lines, plan_of, watchers
+from rpg_platform.planning.preflight import plan_of
+from rpg_platform.planning.words import head_lines
 from rpg_platform.results.report import FAILED, TrialResult, is_over
 from rpg_platform.run.progress import Progress
 from rpg_platform.run.status import StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
+from rpg_platform.run.watchers import watchers
 from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec, trial_id_of
 from rpg_platform.spec.task import get_task
 from rpg_platform.storage.location import default_tracking_uri
+from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.tasks.conformance import probe
 from rpg_platform.tasks.environments import make_env
@@ -108,29 +110,6 @@ def quiet() -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 
 
-def start_ray(address: str | None) -> None:
-    """Connects to the cluster at ``address`` (or to the one that a job runs in), or starts Ray on this machine.
-
-    Token authentication stays as the environment sets it (``RAY_AUTH_MODE``); a local Ray without it set has none, as
-    it listens on this machine alone.
-
-    Raises:
-        ValueError: there is no cluster at the address.
-    """
-    if ray.is_initialized():
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        return
-    check_address(address)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:  # "auto" where there is none
-        raise SweepError(f"--address {address}: {error}") from error
-
-
 def run_sweep(
     spec: SweepSpec,
     *,
@@ -150,7 +129,7 @@ def run_sweep(
             from their newest complete checkpoints.
 
     Raises:
-        SweepError: the cluster can never run a trial.
+        CapacityError: there is no cluster at the address, or it can never run a trial.
         SweepFolderError: the name is taken in this storage, or there is no such sweep to resume.
         SpecError: the specification contradicts itself.
     """
@@ -158,7 +137,9 @@ def run_sweep(
     quiet()
     folder, prior = check_sweep(spec, resume=resume)
     start_ray(address)
-    plan = plan_of(spec, prior, cluster_nodes(), folder, resume=resume)
+    states = folder.trials() if resume else {}
+    sweep = Sweep.resolve(spec, source=source, resume=resume)
+    plan = plan_of(sweep, cluster_nodes(), states)
     for line in head_lines(plan):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not resume:
