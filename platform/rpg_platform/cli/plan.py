@@ -36,12 +36,18 @@ def plan(
 
     with refusals():
         spec = load_for(file, name, storage)
-        from rpg_platform.planning.preflight import nodes_of, plan_of, render
-        from rpg_platform.run.run import check_sweep, quiet
+        from rpg_platform.planning.cluster import nodes_of
+        from rpg_platform.planning.preflight import plan_of
+        from rpg_platform.planning.words import render
+        from rpg_platform.run.run import quiet
+        from rpg_platform.search.start import first_trials
+        from rpg_platform.storage.sweep import Sweep
+        from rpg_platform.trial.config import check_trials
 
         quiet()
-        folder, prior = check_sweep(spec)
-        made = plan_of(spec, prior, nodes_of(address), folder, calibrate=calibrate)
+        sweep = Sweep.resolve(spec)
+        check_trials(sweep, [*sweep.trials, *first_trials(sweep)])
+        made = plan_of(sweep, nodes_of(address), calibrate=calibrate)
     if as_json:
         typer.echo(json.dumps(made.as_json(), indent=2))
         return

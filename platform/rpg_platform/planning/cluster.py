@@ -1,11 +1,17 @@
-"""What a trial asks of a cluster, whether a cluster can ever hold it, and how many it holds at once."""
+"""The cluster: connecting to it, what a trial asks of it, whether it can ever hold one, and how many at once."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
+from collections import Counter
 from collections.abc import Mapping, Sequence
+
+import ray
+import torch
+from ray._private.utils import get_num_cpus
 
 from rpg_platform.spec.sweep import SweepSpec
 
@@ -17,9 +23,77 @@ _CONNECT_S = 10.0
 
 
 class CapacityError(ValueError):
-    """A trial that could never start; the message names what is asked for and what there is."""
+    """There is no such cluster, or it could never start a trial; the message names what is asked and what there is."""
 
 
+# ---- connecting ----------------------------------------------------------------------------------
+def start_ray(address: str | None) -> None:
+    """Connects to the cluster at ``address`` (or to the one that a job runs in), or starts Ray on this machine.
+
+    Token authentication stays as the environment sets it (``RAY_AUTH_MODE``); a local Ray without it set has none, as
+    it listens on this machine alone.
+
+    Raises:
+        CapacityError: there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    check_address(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:  # "auto" where there is none
+        raise CapacityError(f"--address {address}: {error}") from error
+
+
+def check_address(address: str) -> None:
+    """Refuses a cluster that does not answer, for which Ray itself would wait for minutes.
+
+    Args:
+        address: ``HOST:PORT`` of its head, or ``auto``, which is not looked at.
+
+    Raises:
+        CapacityError: nothing listens there.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        if address not in ("auto", "local"):
+            raise CapacityError(f"--address {address}: expected auto or HOST:PORT")
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise CapacityError(f"--address {address}: no Ray cluster answers there ({error})") from error
+
+
+def nodes_of(address: str | None) -> list[dict[str, float]]:
+    """Resources of the cluster at ``address`` (or that ``RAY_ADDRESS`` names), else of this machine, without Ray.
+
+    Raises:
+        CapacityError: there is no cluster at that address.
+    """
+    if address is None and not os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
+        return [this_machine()]
+    start_ray(address)
+    return cluster_nodes()
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """Resources of each live node of the cluster that this process is connected to."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def this_machine() -> dict[str, float]:
+    """Resources of a Ray that is started on this machine; Ray is not started for it."""
+    gpus = torch.cuda.device_count()  # of those that CUDA_VISIBLE_DEVICES leaves
+    return {"CPU": float(get_num_cpus()), **({"GPU": float(gpus)} if gpus else {})}
+
+
+# ---- what fits -----------------------------------------------------------------------------------
 def placement(spec: SweepSpec) -> list[dict[str, float]]:
     """Resource bundles of one trial: its own process, then its env runners, then its learners."""
     resources = spec.resources
@@ -29,6 +103,11 @@ def placement(spec: SweepSpec) -> list[dict[str, float]]:
     if gpus:
         (learner if resources.learners else main)["GPU"] = gpus
     return [main, *[{"CPU": 1.0}] * resources.env_runners, *[learner] * resources.learners]
+
+
+def total(all_: Sequence[Amounts], name: str) -> float:
+    """The amount of one resource in all of them together."""
+    return sum(each.get(name, 0.0) for each in all_)
 
 
 def check_capacity(bundles: Sequence[Amounts], nodes: Sequence[Amounts]) -> None:
@@ -42,17 +121,14 @@ def check_capacity(bundles: Sequence[Amounts], nodes: Sequence[Amounts]) -> None
         CapacityError: names the resource, what is asked for and what there is.
     """
     for name in _RESOURCES:
-        asked, there = (sum(each.get(name, 0.0) for each in all_) for all_ in (bundles, nodes))
-        if asked > there:
-            raise CapacityError(
-                f"a trial asks for {asked:g} {name} (resources), the cluster has {there:g}: no trial could ever start"
-            )
-        asked, there = (max((each.get(name, 0.0) for each in all_), default=0.0) for all_ in (bundles, nodes))
-        if asked > there:
-            raise CapacityError(
-                f"a trial's process asks for {asked:g} {name} (resources), the largest node has {there:g}: "
-                "no trial could ever start"
-            )
+        for who, holder, asked, there in (
+            ("a trial", "the cluster", total(bundles, name), total(nodes, name)),
+            ("a trial's process", "the largest node", _largest(bundles, name), _largest(nodes, name)),
+        ):
+            if asked > there:
+                raise CapacityError(
+                    f"{who} asks for {asked:g} {name} (resources), {holder} has {there:g}: no trial could ever start"
+                )
     if trials_at_once(bundles, nodes, 1) == 0:
         raise CapacityError(
             f"a trial asks for {_shown(bundles)} (resources), the nodes have {_shown(nodes)}: "
@@ -78,57 +154,15 @@ def trials_at_once(bundles: Sequence[Amounts], nodes: Sequence[Amounts], wanted:
     return wanted
 
 
-def check_address(address: str) -> None:
-    """Refuses a cluster that does not answer, for which Ray itself would wait for minutes.
-
-    Args:
-        address: ``HOST:PORT`` of its head, or ``auto``, which is not looked at.
-
-    Raises:
-        CapacityError: nothing listens there.
-    """
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not port.isdigit():
-        if address not in ("auto", "local"):
-            raise CapacityError(f"--address {address}: expected auto or HOST:PORT")
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        raise CapacityError(f"--address {address}: no Ray cluster answers there ({error})") from error
-
-
-def cluster_nodes() -> list[dict[str, float]]:
-    """Resources of each live node of the cluster that this process is connected to."""
-    import ray
-
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-
-
-def this_machine() -> dict[str, float]:
-    """What a Ray that is started on this machine would have; Ray is not started for it."""
-    from ray._private.utils import get_num_cpus
-
-    try:
-        import torch
-
-        gpus = torch.cuda.device_count()
-    except (ImportError, RuntimeError):
-        gpus = 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        gpus = min(gpus, len([each for each in visible.split(",") if each.strip()]))
-    return {"CPU": float(get_num_cpus()), **({"GPU": float(gpus)} if gpus else {})}
-
-
 def rounds(trials: int, at_once: int) -> int:
     """In how many rounds ``trials`` run, ``at_once`` of them at a time."""
     return math.ceil(trials / at_once) if at_once else 0
 
 
+def _largest(all_: Sequence[Amounts], name: str) -> float:
+    return max((each.get(name, 0.0) for each in all_), default=0.0)
+
+
 def _shown(all_: Sequence[Amounts]) -> str:
-    counted: dict[str, int] = {}
-    for each in all_:
-        text = " and ".join(f"{each[name]:g} {name}" for name in _RESOURCES if each.get(name))
-        counted[text] = counted.get(text, 0) + 1
-    return ", ".join(f"{count} x {text}" if count > 1 else text for text, count in counted.items())
+    texts = Counter(" and ".join(f"{each[name]:g} {name}" for name in _RESOURCES if each.get(name)) for each in all_)
+    return ", ".join(f"{count} x {text}" if count > 1 else text for text, count in texts.items())

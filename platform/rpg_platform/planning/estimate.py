@@ -1,48 +1,40 @@
 """What a sweep comes to before it starts: trials, env steps, time, the cluster's room, disk.
 
-`plan.expand` says which trials there are; this adds what they cost, and refuses what cannot run.
+`expand` says which trials there are; this adds what they cost, and refuses what cannot run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import heapq
-import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
-from rpg_algorithms.policies.bundle import PriorBundle
-from rpg_platform.planning.cluster import (
-    Amounts,
-    check_capacity,
-    placement,
-    rounds,
-    trials_at_once,
-)
-from rpg_platform.planning.rates import Rate, known_rate, rate_key
+from rpg_platform.planning.cluster import Amounts, check_capacity, placement, rounds, total, trials_at_once
+from rpg_platform.planning.rates import Rate
 from rpg_platform.results.ranking import needed, needs_prior
-from rpg_platform.run import disk_guard as disk
-from rpg_platform.spec.checks import expand
 from rpg_platform.spec.methods import METHODS
-from rpg_platform.spec.space import SearchSpace, Setting
-from rpg_platform.spec.sweep import SweepSpec, TrialSpec
-from rpg_platform.spec.task import get_task
+from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.spec.trials import arms, searched, trials_of
+from rpg_platform.storage.location import default_tracking_uri
+from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import TrialState
-from rpg_platform.tasks.environments import make_env
+from rpg_platform.trial.room import free_bytes
+from rpg_platform.trial.sizes import Networks, bundle_bytes, checkpoint_bytes, networks_of, reports, trial_bytes
 
 START_S = 12.0
 """Seconds to start Ray and to import everything in the trials' processes."""
 DEFAULT_EPISODE = 1_000
 """Env steps of an episode where the task sets no limit."""
-_MLFLOW_EMPTY, _MLFLOW_FIGURE, _FIGURES_PER_REPORT = 1_100_000, 300, 25
-_OF_SWEEP, _OF_TRIAL_IN_STATE = 250_000, 80_000
-
-
-class PlanError(ValueError):
-    """A sweep that cannot run as it is planned; the message says what is missing."""
+NOTHING_DONE: Mapping[str, TrialState] = MappingProxyType({})
+"""How far the trials of a new sweep are."""
+_GRADIENT_STEP = 20_000  # its fixed cost, calls and Adam's bookkeeping, in parameters
+# Bytes: MLflow's empty store, its rows of a report, of a trial beside its bundles; Tune's state of a sweep and a trial.
+_MLFLOW, _MLFLOW_REPORT, _MLFLOW_TRIAL, _SWEEP, _TRIAL_STATE = 1_100_000, 7_500, 48_000, 250_000, 80_000
 
 
 @dataclass(frozen=True)
@@ -128,164 +120,111 @@ class SweepPlan:
 
     def as_json(self) -> dict[str, Any]:
         """The whole plan as data."""
-        counted = {"trials": self.trials, "trials_left": self.left}
-        rate = None
+        data = dataclasses.asdict(self) | {"trials": self.trials, "trials_left": self.left}
         if self.rate is not None:
-            at = datetime.fromtimestamp(self.rate.at, tz=UTC).isoformat(timespec="seconds")
-            rate = dataclasses.asdict(self.rate) | {"at": at}
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            **fields,
-            **counted,
-            "methods": [dataclasses.asdict(each) for each in self.methods],
-            "nodes": [{name: node[name] for name in ("CPU", "GPU") if name in node} for node in self.nodes],
-            "rate": rate,
-        }
+            data["rate"]["at"] = datetime.fromtimestamp(self.rate.at, tz=UTC).isoformat(timespec="seconds")
+        return data
 
 
-def heaviest(trials: Sequence[TrialSpec], prior: PriorBundle | None) -> TrialSpec | None:
-    """The trial with the most arithmetic per env step; None where nothing is trained."""
-    trained = [trial for trial in trials if METHODS[trial.method].trains]
-    if not trained:
-        return None
-    env = make_env(get_task(trained[0].task))
-    fixed_cost = 20_000  # of a gradient step, in parameters: calls and Adam's bookkeeping
+def all_trials(sweep: Sweep, begun: Collection[str] = ()) -> list[TrialSpec]:
+    """The trials of a sweep; those that an adaptive search chooses as it goes are represented by others of their kind.
 
-    def cost(trial: TrialSpec) -> float:
-        sizes = disk.parameters(trial, env, prior)
-        per_sample = sizes.policy + sizes.critic + sizes.prior / 3
-        return trial.training.num_epochs * (per_sample + fixed_cost * 256 / trial.training.minibatch_size)
-
-    try:
-        return max(trained, key=cost)
-    finally:
-        env.close()  # type: ignore[no-untyped-call]
-
-
-def all_trials(spec: SweepSpec, begun: Collection[str] = ()) -> list[TrialSpec]:
-    """The trials of a sweep; those that a search chooses as it goes are represented by others of their kind.
+    The stand-ins are as many as there will be, half of them at either end of the searched spaces.
 
     Args:
-        spec: the sweep.
-        begun: ids of the trials that it has, on resuming.
+        sweep: the sweep.
+        begun: ids of the trials that it has, on resuming; what the search has chosen of them takes a stand-in's place.
     """
-    known = expand(spec)
-    ids = {trial.trial_id for trial in known}
-    chosen = sorted(trial_id for trial_id in begun if trial_id not in ids)
-    stand_ins = _adaptive(spec)
-    for index, stand_in in enumerate(stand_ins):
-        its = next((each for each in chosen if each.endswith(f"-seed={stand_in.seed}")), None)
-        if its is not None:
-            chosen.remove(its)
-            stand_ins[index] = stand_in.model_copy(update={"trial_id": its})
-    return known + stand_ins
-
-
-def _adaptive(spec: SweepSpec) -> list[TrialSpec]:
-    """Stand-ins for the settings that an adaptive search will propose: of the right number, at the spaces' ends."""
+    spec = sweep.spec
     if not spec.search.is_adaptive:
-        return []
+        return list(sweep.trials)
     spaces = searched(spec, arms(spec)[0])
-    kinds = [trials_of(spec, {name: _end(space, which) for name, space in spaces.items()}) for which in (0, -1)]
-    made: list[TrialSpec] = []
+    kinds = [trials_of(spec, {name: space.values[end] for name, space in spaces.items()}) for end in (0, -1)]
+    chosen: dict[str, list[str]] = defaultdict(list)
+    for trial_id in sorted(set(begun) - {trial.trial_id for trial in sweep.trials}, reverse=True):
+        chosen[trial_id.rpartition("-seed=")[2]].append(trial_id)
+    stand_ins = []
     for index in range(spec.samples or 1):
-        name = f"{spec.algorithm}-{index}"
-        made += [each.model_copy(update={"trial_id": f"{name}-seed={each.seed}"}) for each in kinds[index % len(kinds)]]
-    return made
-
-
-def _end(space: SearchSpace, which: int) -> Setting:
-    return space.values[which]
+        for kind in kinds[index % len(kinds)]:
+            its = chosen[str(kind.seed)]
+            trial_id = its.pop() if its else f"{spec.algorithm}-{index}-seed={kind.seed}"
+            stand_ins.append(kind.model_copy(update={"trial_id": trial_id}))
+    return [*sweep.trials, *stand_ins]
 
 
 def make_plan(
-    spec: SweepSpec,
-    trials: Sequence[TrialSpec],
-    prior: PriorBundle | None,
+    sweep: Sweep,
     nodes: Sequence[Amounts],
-    storage: str,
-    *,
-    tracking_is_local: bool,
-    states: Mapping[str, TrialState] | None = None,
-    rate: Rate | None = None,
+    rate_of: Callable[[TrialSpec], Rate | None],
+    states: Mapping[str, TrialState] = NOTHING_DONE,
 ) -> SweepPlan:
-    """Counts and estimates what is left of a sweep.
+    """Counts and estimates what is left of a sweep, in time linear in its trials.
 
     Args:
-        spec: the sweep.
-        trials: all its trials (`all_trials`).
-        prior: its prior.
+        sweep: the sweep.
         nodes: resources of the machines that it will run on.
-        storage: where its results go.
-        tracking_is_local: MLflow's store is in the storage.
+        rate_of: gives the rate of the heaviest trial, which it is called with; None if that is not known.
         states: how far its trials are, on resuming.
-        rate: of the heaviest trials; None: the one that is known from earlier.
 
     Raises:
         CapacityError: no trial could ever start.
-        PlanError: the storage's disk has too little room.
     """
+    spec, storage, trials = sweep.spec, sweep.storage, all_trials(sweep, states)
     bundles = placement(spec)
     check_capacity(bundles, nodes)
-    states = states or {}
     left = [t for t in trials if t.trial_id not in states or not states[t.trial_id].finishes(t)]
     at_once = trials_at_once(bundles, nodes, min(len(left), spec.resources.max_concurrent or len(left)))
-    hardest = heaviest(trials, prior)
-    if rate is None and hardest is not None:
-        rate = known_rate(rate_key(hardest, nodes))
-    episode, assumed = _episode(spec)
-    work = [_steps(trial, states.get(trial.trial_id), episode) for trial in left]
-    sizes = _Sizes.of(trials, left, prior, states)
-    in_storage = sizes.trials + (sizes.mlflow if tracking_is_local else 0) + _OF_SWEEP + _OF_TRIAL_IN_STATE * len(left)
-    plan = SweepPlan(
+    episode = sweep.max_episode_steps or sweep.task.max_episode_steps
+    work = [_steps(t, states.get(t.trial_id), episode or DEFAULT_EPISODE) for t in left]
+    networks = {t.trial_id: networks_of(t, sweep.observation_space, sweep.action_space, sweep.prior) for t in trials}
+    sizes = [(t, networks[t.trial_id]) for t in left]
+    checkpoint = max((checkpoint_bytes(*each) for each in sizes), default=0)
+    mlflow = _MLFLOW + sum(_MLFLOW_REPORT * reports(t) + _MLFLOW_TRIAL + 2 * bundle_bytes(n) for t, n in sizes)
+    in_storage = _SWEEP + sum(trial_bytes(*each) + _TRIAL_STATE for each in sizes)
+    is_beside = "://" not in storage and sweep.tracking_uri == default_tracking_uri(storage)
+    trained = [t for t in trials if METHODS[t.method].trains]
+    rate = rate_of(max(trained, key=lambda t: _cost(t, networks[t.trial_id]))) if trained else None
+    training = [arm for arm in arms(spec) if METHODS[arm.entry.method].trains]
+    drawn = any(space.is_random for arm in training for space in searched(spec, arm).values())
+    return SweepPlan(
         sweep=spec.name,
-        task=get_task(spec.task).name,
-        methods=_methods(trials, {trial.trial_id for trial in left}, len(spec.seeds)),
+        task=sweep.task.name,
+        methods=_methods(trials, {t.trial_id for t in left}, len(spec.seeds)),
         seeds=len(spec.seeds),
-        chosen_by=spec.search.method if any(s.is_random for arm in arms(spec) for s in _spaces(spec, arm)) else None,
-        env_steps=sum(trial.env_steps for trial in trials),
+        chosen_by=spec.search.method if drawn else None,
+        env_steps=sum(t.env_steps for t in trials),
         env_steps_left=sum(training for training, _ in work),
         evaluation_steps=sum(evaluating for _, evaluating in work),
-        assumed_episode=assumed,
+        assumed_episode=None if episode else DEFAULT_EPISODE,
         rate=rate,
         **_times(work, rate, bundles, at_once),
-        nodes=[dict(node) for node in nodes],
-        per_trial={name: sum(b.get(name, 0.0) for b in bundles) for name in ("CPU", "GPU")},
+        nodes=[{name: node[name] for name in ("CPU", "GPU") if name in node} for node in nodes],
+        per_trial={name: total(bundles, name) for name in ("CPU", "GPU")},
         at_once=at_once,
         rounds=rounds(len(left), at_once),
         storage=storage,
-        checkpoint_bytes=sizes.checkpoint,
-        storage_bytes=in_storage,
-        mlflow_bytes=sizes.mlflow,
-        temporary_bytes=sizes.checkpoint * at_once,
-        free_bytes=None if "://" in storage else disk.free_bytes(storage),
+        checkpoint_bytes=checkpoint,
+        storage_bytes=in_storage + (mlflow if is_beside else 0),
+        mlflow_bytes=mlflow,
+        temporary_bytes=checkpoint * at_once,
+        free_bytes=None if "://" in storage else free_bytes(storage),
         ends_early=spec.scheduler is not None and spec.scheduler.ends_early,
     )
-    _check_disk(plan)
-    return plan
-
-
-def _spaces(spec: SweepSpec, arm: Any) -> Collection[SearchSpace]:
-    return searched(spec, arm).values() if METHODS[arm.entry.method].trains else ()
 
 
 def _methods(trials: Sequence[TrialSpec], left: Collection[str], seeds: int) -> list[MethodPlan]:
     found = []
     for method in dict.fromkeys(trial.method for trial in trials):
         its = [trial for trial in trials if trial.method == method]
-        settings = 1 if not METHODS[method].trains else len(its) // seeds
+        settings = len(its) // seeds if METHODS[method].trains else 1
         found.append(MethodPlan(method, settings, len(its), sum(trial.trial_id in left for trial in its)))
     return found
 
 
-def _episode(spec: SweepSpec) -> tuple[int, int | None]:
-    """Longest episode, and the same where it is only assumed."""
-    env = make_env(get_task(spec.task))
-    try:
-        limit = getattr(env.spec, "max_episode_steps", None) or get_task(spec.task).max_episode_steps
-    finally:
-        env.close()  # type: ignore[no-untyped-call]
-    return (int(limit), None) if limit else (DEFAULT_EPISODE, DEFAULT_EPISODE)
+def _cost(trial: TrialSpec, networks: Networks) -> float:
+    """A trial's arithmetic per env step, to compare it with others'."""
+    per_sample = networks.policy + networks.critic + networks.prior / 3
+    return trial.training.num_epochs * (per_sample + _GRADIENT_STEP * 256 / trial.training.minibatch_size)
 
 
 def _steps(trial: TrialSpec, state: TrialState | None, episode: int) -> tuple[int, int]:
@@ -303,71 +242,20 @@ def _steps(trial: TrialSpec, state: TrialState | None, episode: int) -> tuple[in
 
 def _times(
     work: Sequence[tuple[int, int]], rate: Rate | None, bundles: Sequence[Amounts], at_once: int
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """Seconds of the longest trial and of the sweep, CPU- and GPU-hours, and the share of evaluations."""
-    names = ("trial_s", "wall_s", "cpu_hours", "gpu_hours", "evaluation_share")
     if rate is None:
-        return dict.fromkeys(names)
-    training = [steps / rate.env_steps_per_s for steps, _ in work]
+        return dict.fromkeys(("trial_s", "wall_s", "cpu_hours", "gpu_hours", "evaluation_share"))
     evaluating = [steps / rate.evaluation_steps_per_s for _, steps in work]
-    each = [rate.setup_s + t + e for t, e in zip(training, evaluating, strict=True)]
+    each = [rate.setup_s + s / rate.env_steps_per_s + e for (s, _), e in zip(work, evaluating, strict=True)]
     slots = [0.0] * max(1, at_once)
     for seconds in each:  # in their order, each where a place becomes free first, as Tune does
         heapq.heapreplace(slots, slots[0] + seconds)
-    wall = max(slots) + (START_S if each else 0.0)
     hours = sum(each) / 3_600
-    cpus, gpus = (sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU"))
-    share = sum(evaluating) / sum(each) if sum(each) else 0.0
-    return dict(zip(names, (max(each, default=0.0), wall, hours * cpus, hours * gpus, share), strict=True))
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    checkpoint: int
-    trials: int
-    mlflow: int
-
-    @classmethod
-    def of(
-        cls,
-        trials: Sequence[TrialSpec],
-        left: Sequence[TrialSpec],
-        prior: PriorBundle | None,
-        states: Mapping[str, TrialState],
-    ) -> _Sizes:
-        env = make_env(get_task(trials[0].task))
-        try:
-            each = [(trial, disk.parameters(trial, env, prior)) for trial in left]
-        finally:
-            env.close()  # type: ignore[no-untyped-call]
-        checkpoint = max((disk.checkpoint_bytes(trial, sizes) for trial, sizes in each), default=0)
-        of_trials = sum(disk.trial_bytes(trial, sizes) for trial, sizes in each)
-        figures = sum(_FIGURES_PER_REPORT * disk.reports(trial) + 60 for trial, _ in each)
-        artifacts = sum(2 * disk.bundle_bytes(sizes) + 30_000 for _, sizes in each)
-        return cls(checkpoint, of_trials, _MLFLOW_EMPTY + _MLFLOW_FIGURE * figures + artifacts)
-
-
-def _check_disk(plan: SweepPlan) -> None:
-    if plan.free_bytes is not None and plan.storage_bytes + disk.RESERVE > plan.free_bytes:
-        raise PlanError(
-            f"{plan.storage}: {disk.size_text(plan.free_bytes)} are free, and the sweep needs "
-            f"{disk.size_text(plan.storage_bytes)} and {disk.size_text(disk.RESERVE)} to spare: "
-            "make room, give another --storage, or keep fewer checkpoints (checkpoint.keep)"
-        )
-
-
-def check_writable(storage: str) -> None:
-    """Refuses a local storage that cannot be written to.
-
-    Raises:
-        PlanError: says which folder is at fault.
-    """
-    if "://" in storage:
-        return
-    folder = disk.existing(storage)
-    if not folder.is_dir():
-        raise PlanError(f"storage={storage!r}: {folder} is a file, expected a folder")
-    try:
-        tempfile.TemporaryFile(dir=folder).close()  # has no name: nothing is seen of it
-    except OSError as error:
-        raise PlanError(f"storage={storage!r}: {folder} cannot be written to: {error.strerror}") from error
+    return {
+        "trial_s": max(each, default=0.0),
+        "wall_s": max(slots) + (START_S if each else 0.0),
+        "cpu_hours": hours * total(bundles, "CPU"),
+        "gpu_hours": hours * total(bundles, "GPU"),
+        "evaluation_share": sum(evaluating) / sum(each) if each else 0.0,
+    }

@@ -17,16 +17,19 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.logger import JsonLoggerCallback
 from rich.console import Console
 
-from rpg_platform.planning.cluster import cluster_nodes, placement
+from rpg_platform.planning.cluster import cluster_nodes, placement, start_ray
 from rpg_platform.planning.estimate import SweepPlan
-from rpg_platform.planning.preflight import head_lines, plan_of, watchers
+from rpg_platform.planning.preflight import plan_of
+from rpg_platform.planning.words import head_lines
 from rpg_platform.results.report import FAILED, TrialResult, is_over
 from rpg_platform.run.progress import Progress
 from rpg_platform.run.status import StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
+from rpg_platform.run.watchers import watchers
 from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.spec.sweep import TrialSpec, trial_id_of
 from rpg_platform.storage.sweep import Sweep
+from rpg_platform.storage.sweep_folder import TrialState
 from rpg_platform.tracking.tracker import MlflowTracker
 from rpg_platform.trial.config import check_trials
 from rpg_platform.trial.trainable import CustomizationTrial, running_code
@@ -77,7 +80,7 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
         console: where progress is shown.
 
     Raises:
-        SweepError: the cluster can never run a trial.
+        CapacityError: there is no cluster at the address, or it can never run a trial.
         SweepFolderError: the sweep's name is taken in its storage, or another driver runs it.
         ValueError: RLlib refuses a setting.
     """
@@ -85,19 +88,23 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
     quiet()
     check_trials(sweep, [*sweep.trials, *first_trials(sweep)])
     start_ray(address)
-    plan = plan_of(sweep, cluster_nodes())
-    for line in head_lines(plan):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if not sweep.is_resumed:
-        sweep.folder.create(sweep.spec, sweep.source, sweep.prior)
-    with sweep.folder.lock():
-        return _run(sweep, plan, console)
+    with contextlib.ExitStack() as held:
+        states: Mapping[str, TrialState] = {}
+        if sweep.is_resumed:
+            held.enter_context(sweep.folder.lock())  # nobody else moves the trials that are read now
+            states = sweep.folder.trials()
+        plan = plan_of(sweep, cluster_nodes(), states)
+        for line in head_lines(plan):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if not sweep.is_resumed:
+            sweep.folder.create(sweep.spec, sweep.source, sweep.prior)
+            held.enter_context(sweep.folder.lock())
+        return _run(sweep, states, plan, console)
 
 
-def _run(sweep: Sweep, plan: SweepPlan, console: Console) -> SweepOutcome:
+def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, console: Console) -> SweepOutcome:
     """Runs what is not finished and collects everything."""
     spec, folder = sweep.spec, sweep.folder
-    states = folder.trials()
     search = SearchRun(sweep, states)
     trials = search.trials
     states = {trial.trial_id: states[trial.trial_id] for trial in trials if trial.trial_id in states}

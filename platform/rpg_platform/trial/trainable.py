@@ -7,7 +7,6 @@ prior bundle in its last checkpoint. The method ``prior`` trains nothing: it is 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -29,18 +28,18 @@ from rpg_platform.evaluation.episode_file import EvaluatedPolicy, Which, write_e
 from rpg_platform.evaluation.play import as_card_returns, as_metrics, evaluate_both
 from rpg_platform.evaluation.validation import Validation
 from rpg_platform.results.report import BEST, ENV_STEPS, ENV_STEPS_PER_S, FAILED, FINISHED, KL_ESTIMATED
-from rpg_platform.run.disk_guard import checkpoint_bytes, checkpoint_room, parameters
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.spec.task import get_task, task_label
 from rpg_platform.storage.trial_state import read_state, write_state
-from rpg_platform.tasks.environments import make_env
+from rpg_platform.tasks.environments import make_env, spaces_of
 from rpg_platform.trial.config import METRIC, algorithm_config
+from rpg_platform.trial.room import checkpoint_room
+from rpg_platform.trial.sizes import checkpoint_bytes, iterations_per_report, networks_of
 
 if TYPE_CHECKING:
     from rpg_algorithms import SPG
 
-REPORTS_PER_TRIAL = 200
 _STEPS = "num_env_steps_sampled_lifetime"
 _REPLACING_PAUSE_S = 0.5
 _LEARNER_KEYS = {
@@ -70,7 +69,7 @@ _EPISODE_KEYS = {
 class CustomizationTrial(tune.Trainable):
     """Runs one ``TrialSpec``, given as ``config["trial"]``; the prior comes as a parameter.
 
-    Reports (flat, see ``docs/architecture.md``) come about ``REPORTS_PER_TRIAL`` times a trial; the last has ``done``
+    Reports (flat, see ``docs/architecture.md``) come about 200 times a trial; the last has ``done``
     and the evaluation.
     """
 
@@ -161,7 +160,7 @@ class CustomizationTrial(tune.Trainable):
         """One report's worth of iterations; the last one's result."""
         result: dict[str, Any] = {}
         if self.algo is not None:
-            for _ in range(self._iterations_per_report()):
+            for _ in range(iterations_per_report(self.trial)):
                 if self._env_steps >= self.trial.env_steps:
                     break
                 result = self._iterate(self.algo)
@@ -175,11 +174,6 @@ class CustomizationTrial(tune.Trainable):
             if result.get("env_runners", {}).get(_STEPS, 0) > self._env_steps:
                 return result
             time.sleep(_REPLACING_PAUSE_S)  # for ever, if it comes to that: the watchdog ends what makes no report
-
-    def _iterations_per_report(self) -> int:
-        settings, resources = self.trial.training, self.trial.resources
-        per_iteration = settings.rollout_length * resources.envs_per_runner * max(1, resources.env_runners)
-        return max(1, math.ceil(self.trial.env_steps / per_iteration / REPORTS_PER_TRIAL))
 
     def _report(self, result: Mapping[str, Any]) -> dict[str, Any]:
         report: dict[str, Any] = {ENV_STEPS: float(self._env_steps), "done": False, FINISHED: False}
@@ -236,11 +230,7 @@ class CustomizationTrial(tune.Trainable):
 
     def _checkpoint_bytes(self) -> int:
         """Size of a checkpoint, as it is estimated before there is one."""
-        env = make_env(self.task)
-        try:
-            return checkpoint_bytes(self.trial, parameters(self.trial, env, self.prior))
-        finally:
-            env.close()  # type: ignore[no-untyped-call]
+        return checkpoint_bytes(self.trial, networks_of(self.trial, *spaces_of(self.task), self.prior))
 
     def _local_storage(self) -> str | None:
         """The folder that checkpoints are copied to, where it is on a file system of this machine."""
