@@ -14,13 +14,11 @@ Array = NDArray[np.floating[Any]]
 
 @runtime_checkable
 class AddonReward(Protocol):
-    """A vectorised reward, evaluated once per rollout for all its steps.
+    """A vectorised reward, evaluated once per rollout for all its steps."""
 
-    Attributes:
-        info_keys: names of the entries of the environment's ``info`` that it reads; the env runner records only these.
-    """
-
-    info_keys: tuple[str, ...]
+    @property
+    def info_keys(self) -> tuple[str, ...]:
+        """Names of the entries of the environment's ``info`` that it reads; the env runner records only these."""
 
     def __call__(self, obs: Array, actions: Array, next_obs: Array, infos: Mapping[str, Array]) -> Array:
         """Rewards per step.

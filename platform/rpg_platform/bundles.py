@@ -1,11 +1,13 @@
-"""The priors that come with the package, and what a prior's name or path stands for."""
+"""The priors that come with the package, what a prior's name or path stands for, and which versions a card names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 
+import rpg_algorithms
 from rpg_platform.wording import suggestion
 
 _FOLDER = Path(__file__).parent / "shipped_priors"
@@ -54,3 +56,8 @@ def bundle_in(path: Path) -> Path | None:
         if (folder / "card.json").is_file():
             return folder
     return None
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of this package and of the named ones, as the card of a new bundle records them."""
+    return {"residual-policy-gradient": rpg_algorithms.__version__} | {name: version(name) for name in packages}

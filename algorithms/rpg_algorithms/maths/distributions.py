@@ -26,6 +26,11 @@ HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 LOG_2 = math.log(2.0)
 
 
+def log_tanh_slope(u: Tensor) -> Tensor:
+    """Logarithm of tanh's slope, ``log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))``, exact for large ``|u|``."""
+    return 2.0 * (LOG_2 - u - functional.softplus(-2.0 * u))
+
+
 class Distribution(Protocol):
     """What every action distribution offers."""
 
@@ -58,9 +63,13 @@ class DiagonalGaussian:
         mean, log_std = dist_inputs.chunk(2, dim=-1)
         return cls(mean, log_std)
 
+    def log_density(self, x: Tensor) -> Tensor:
+        """``[..., A]`` log-density of the Gaussian in each dimension at ``x`` ``[..., A]``, nats."""
+        z = (x - self.mean) * torch.exp(-self.log_std)
+        return -0.5 * z.square() - self.log_std - HALF_LOG_2PI
+
     def log_prob(self, action: Tensor) -> Tensor:
-        z = (action - self.mean) * torch.exp(-self.log_std)
-        return (-0.5 * z.square() - self.log_std - HALF_LOG_2PI).sum(-1)
+        return self.log_density(action).sum(-1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         with torch.no_grad():
@@ -87,9 +96,7 @@ class SquashedGaussian(DiagonalGaussian):
     """tanh of a diagonal Gaussian. Actions are held before tanh; KL is that of the Gaussians (tanh is a bijection)."""
 
     def log_prob(self, action: Tensor) -> Tensor:
-        # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), exact for large |u|.
-        log_det = 2.0 * (LOG_2 - action - functional.softplus(-2.0 * action))
-        return super().log_prob(action) - log_det.sum(-1)
+        return super().log_prob(action) - log_tanh_slope(action).sum(-1)
 
     def entropy(self) -> Tensor | None:
         return None

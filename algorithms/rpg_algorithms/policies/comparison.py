@@ -25,15 +25,14 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from rpg_algorithms.maths.distributions import (
     HALF_LOG_2PI,
-    LOG_2,
     Categorical,
     DiagonalGaussian,
     DistributionName,
     SquashedGaussian,
+    log_tanh_slope,
     make_distribution,
 )
 from rpg_algorithms.policies.network import NetworkSpec
@@ -112,19 +111,23 @@ def received_log_prob(distribution: DiagonalGaussian, unsquashed: Tensor, side: 
         side: ``[..., A]`` likewise.
         box: the environment's bounds.
     """
-    mean, log_std = distribution.mean, distribution.log_std
-    inverse = torch.exp(-log_std)
-    log_slope = 2.0 * (LOG_2 - unsquashed.abs() - functional.softplus(-2.0 * unsquashed.abs()))  # log(1 - y^2)
+    centre, edge = _span(distribution, box)
     if isinstance(distribution, SquashedGaussian):
-        point, edge, log_jacobian = unsquashed, torch.full_like(box.half, STRIP_START), -log_slope
-        centre = torch.zeros_like(box.middle)
+        point, log_jacobian = unsquashed, -log_tanh_slope(unsquashed.abs())  # log(1 - y^2)
     else:
-        point = box.middle + box.half * torch.tanh(unsquashed)
-        centre, edge, log_jacobian = box.middle, box.half * (1.0 - BOUND_STRIP), torch.log(box.half)
-    inside = -0.5 * ((point - mean) * inverse).square() - log_std - HALF_LOG_2PI + log_jacobian
+        point, log_jacobian = box.middle + box.half * torch.tanh(unsquashed), torch.log(box.half)
+    inside = distribution.log_density(point) + log_jacobian
     # P(x >= centre + edge) and P(x <= centre - edge), by the normal's log-distribution function.
-    beyond = torch.special.log_ndtr((side * (mean - centre) - edge) * inverse) - math.log(BOUND_STRIP)
+    distance = (side * (distribution.mean - centre) - edge) * torch.exp(-distribution.log_std)
+    beyond = torch.special.log_ndtr(distance) - math.log(BOUND_STRIP)
     return torch.where(side == 0, inside, beyond)
+
+
+def _span(distribution: DiagonalGaussian, box: ActionBox) -> tuple[Tensor, Tensor]:
+    """The middle of a distribution's samples and the distance from it at which the strips start, each ``[A]``."""
+    if isinstance(distribution, SquashedGaussian):
+        return torch.zeros_like(box.middle), torch.full_like(box.half, STRIP_START)
+    return box.middle, box.half * (1.0 - BOUND_STRIP)
 
 
 @dataclass(frozen=True)
@@ -219,9 +222,7 @@ def _integrated_kl(policy: DiagonalGaussian, prior: DiagonalGaussian, box: Actio
     """Returns ``[B]`` the KL between the received actions of two distributions ``[B, A]``."""
     policy, prior = (type(each)(each.mean[..., None], each.log_std[..., None]) for each in (policy, prior))
     box = ActionBox(box.middle[:, None], box.half[:, None])
-    squashed = isinstance(policy, SquashedGaussian)
-    centre = torch.zeros_like(box.middle) if squashed else box.middle
-    edge = torch.full_like(box.half, STRIP_START) if squashed else box.half * (1.0 - BOUND_STRIP)
+    centre, edge = _span(policy, box)
     std = torch.exp(policy.log_std)
     low, high = ((centre + sign * edge - policy.mean) / std for sign in (-1.0, 1.0))  # the strips' starts, in stds
     stop = high.clamp(max=_REACH)

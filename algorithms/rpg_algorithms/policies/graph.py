@@ -24,18 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rpg_algorithms.policies.graph_ops import (
     OPS,
+    Array,
     GraphError,
     Shape,
     elements,
     is_number,
 )
 
-Array = NDArray[Any]
 INPUT = "obs"
 MAX_NODES, MAX_TENSORS, MAX_RANK = 2_000, 1_000, 6
 MAX_TENSOR_ELEMENTS = 2**27  # of all tensors together: as many as a bundle's weights can hold

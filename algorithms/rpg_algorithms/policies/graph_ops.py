@@ -213,16 +213,19 @@ def _expand_shape(shapes: Sequence[Shape], attributes: Attributes) -> Shape:
 # numpy's functions below are written so that no intermediate overflows and float32 stays float32.
 
 
-def _np_softplus(x: Array) -> Array:
+def np_softplus(x: Array) -> Array:
+    """``log(1 + exp(x))``."""
     return np.asarray(np.logaddexp(x, np.float32(0.0)))
 
 
 def _np_sigmoid(x: Array) -> Array:
-    return np.asarray(np.exp(-_np_softplus(-x)))
+    return np.asarray(np.exp(-np_softplus(-x)))
 
 
-def _np_elu(x: Array, alpha: float) -> Array:
-    return np.where(x > 0, x, np.float32(alpha) * np.expm1(np.minimum(x, np.float32(0.0))))
+def np_elu(x: Array, alpha: float = 1.0) -> Array:
+    """``x`` where it is positive, ``alpha * (exp(x) - 1)`` elsewhere."""
+    below = np.expm1(np.minimum(x, np.float32(0.0)))
+    return np.where(x > 0, x, below if alpha == 1.0 else np.float32(alpha) * below)
 
 
 def _np_erf(x: Array) -> Array:
@@ -236,7 +239,8 @@ def _np_gelu(x: Array, tanh: bool) -> Array:
     return np.asarray(np.float32(0.5) * x * (1 + _np_erf(x * np.float32(SQRT_HALF))))
 
 
-def _np_log_softmax(x: Array, axis: int) -> Array:
+def np_log_softmax(x: Array, axis: int = -1) -> Array:
+    """Logits as log-probabilities, which are normalised along ``axis``."""
     shifted = x - x.max(axis=axis, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
 
@@ -277,7 +281,7 @@ def _np_pow(x: Array, exponent: float) -> Array:
 
 
 def _np_selu(x: Array) -> Array:
-    return np.asarray(np.float32(1.0507009873554805) * _np_elu(x, 1.6732632423543772))
+    return np.asarray(np.float32(1.0507009873554805) * np_elu(x, 1.6732632423543772))
 
 
 def _slice(x: Any, axis: int, start: int, stop: int, step: int) -> Any:
@@ -357,16 +361,16 @@ OPS: Mapping[str, Op] = {
         lambda x, slope: np.where(x > 0, x, np.float32(slope) * x),
         slope=is_number,
     ),
-    "elu": _unary(functional.elu, _np_elu, alpha=is_number),
+    "elu": _unary(functional.elu, np_elu, alpha=is_number),
     "selu": _unary(functional.selu, _np_selu),
     "silu": _unary(functional.silu, lambda x: x * _np_sigmoid(x)),
     "gelu": _unary(lambda x, tanh: functional.gelu(x, approximate="tanh" if tanh else "none"), _np_gelu, tanh=_is_flag),
-    "softplus": _unary(functional.softplus, _np_softplus),
-    "mish": _unary(functional.mish, lambda x: x * np.tanh(_np_softplus(x))),
+    "softplus": _unary(functional.softplus, np_softplus),
+    "mish": _unary(functional.mish, lambda x: x * np.tanh(np_softplus(x))),
     "clamp": _unary(torch.clamp, _np_clamp, min=_is_bound, max=_is_bound),
     "softmax": Op((1, 1), _axis_op, lambda x, axis: torch.softmax(x, axis), _np_softmax, {"axis": _is_index}),
     "log_softmax": Op(
-        (1, 1), _axis_op, lambda x, axis: torch.log_softmax(x, axis), _np_log_softmax, {"axis": _is_index}
+        (1, 1), _axis_op, lambda x, axis: torch.log_softmax(x, axis), np_log_softmax, {"axis": _is_index}
     ),
     "layer_norm": Op((1, 3), _layer_norm_shape, _layer_norm, _np_layer_norm, {"dims": _is_index, "eps": is_number}),
     **{

@@ -8,7 +8,7 @@ Dimension letters: N environments, D observation size, A action dimensions, P si
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,29 +16,21 @@ from numpy.typing import NDArray
 
 from rpg_algorithms.maths.distributions import HALF_LOG_2PI, LOG_2
 from rpg_algorithms.policies.graph import NumpyGraph
+from rpg_algorithms.policies.graph_ops import Array, np_elu, np_log_softmax, np_softplus
 from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork
 
-Array = NDArray[Any]  # float32 throughout
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "relu": lambda x: np.maximum(x, np.float32(0.0), out=x),
+    "tanh": lambda x: np.tanh(x, out=x),
+    "elu": np_elu,
+    "silu": lambda x: np.asarray(x / (1.0 + np.exp(-x))),
+}
+"""The activations of a perceptron by name; each may overwrite its argument and returns the result."""
 
 
-def _relu(x: Array) -> Array:
-    return np.maximum(x, 0.0, out=x)
-
-
-def _tanh(x: Array) -> Array:
-    return np.tanh(x, out=x)
-
-
-def _elu(x: Array) -> Array:
-    return np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0.0))))
-
-
-def _silu(x: Array) -> Array:
-    result: Array = x / (1.0 + np.exp(-x))
-    return result
-
-
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": _relu, "tanh": _tanh, "elu": _elu, "silu": _silu}
+def log_tanh_slope(u: Array) -> Array:
+    """``log(1 - tanh(u)^2)`` of each entry, as ``distributions.log_tanh_slope``."""
+    return np.asarray(2.0 * (np.float32(LOG_2) - u - np_softplus(-2.0 * u)))
 
 
 class NumpyPolicy:
@@ -46,7 +38,7 @@ class NumpyPolicy:
 
     def __init__(self, network: PolicyNetwork) -> None:
         self.spec: NetworkSpec = network.spec
-        self._activation = _ACTIVATIONS[self.spec.activation]
+        self._activation = ACTIVATIONS[self.spec.activation]
         state = {k: v.detach().cpu().numpy() for k, v in network.state_dict().items()}
         self._layers: list[tuple[Array, Array]] = []
         self._forward: Callable[[Array], Array]
@@ -140,16 +132,13 @@ class NumpyPolicy:
     def log_prob(self, dist_inputs: Array, actions: NDArray[Any]) -> Array:
         """``[...]`` log-probability of sampled actions, nats; inputs ``[..., P]``."""
         if self.spec.distribution == "categorical":
-            shifted = dist_inputs - dist_inputs.max(axis=-1, keepdims=True)
-            log_probs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-            return np.take_along_axis(log_probs, actions[..., None], axis=-1)[..., 0]
+            return np.take_along_axis(np_log_softmax(dist_inputs), actions[..., None], axis=-1)[..., 0]
         a = self.spec.action_size
         mean, log_std = dist_inputs[..., :a], dist_inputs[..., a:]
         z = (actions - mean) * np.exp(-log_std)
         logp: Array = (-0.5 * np.square(z) - log_std - np.float32(HALF_LOG_2PI)).sum(-1)
         if self.spec.distribution == "squashed_gaussian":
-            softplus = np.logaddexp(np.float32(0.0), -2.0 * actions)
-            logp = logp - (2.0 * (np.float32(LOG_2) - actions - softplus)).sum(-1)
+            logp = logp - log_tanh_slope(actions).sum(-1)
         return logp
 
     def to_env(self, actions: NDArray[Any]) -> NDArray[Any]:

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rpg_algorithms.maths.distributions import HALF_LOG_2PI, LOG_2
+from rpg_algorithms.maths.distributions import HALF_LOG_2PI
+from rpg_algorithms.policies import numpy_policy
+from rpg_algorithms.policies.graph_ops import Array, np_log_softmax
 from rpg_algorithms.rllib.flat import FlatAdam, FlatParameters
 from rpg_algorithms.rllib.module import ActorCriticModule
 
-Array = NDArray[Any]  # float32 throughout
 ACTIVATIONS = ("relu", "tanh", "elu")
 
 
@@ -152,8 +152,9 @@ class FusedUpdate:
         x, a, lo, ad, tg = (
             t.numpy()[cut].reshape(count, size, *t.shape[1:]) for t in (obs, actions, logp_old, advantage, target)
         )
-        squash = _squash_log_det(a) if self.spec.distribution == "squashed_gaussian" else None
-        if squash is not None:
+        squash = None
+        if self.spec.distribution == "squashed_gaussian":
+            squash = numpy_policy.log_tanh_slope(a).sum(-1)  # constant in the parameters
             lo = lo + squash  # the Gaussian's own log-probability, whose gradient is the same
         if self.settings.standardize and size > 1:
             ad = ad - ad.mean(1, keepdims=True)
@@ -237,8 +238,7 @@ class FusedUpdate:
         return logp, entropy, backward
 
     def _categorical(self, out: Array, action: Array) -> tuple[Array, float, Callable[[Array, Any], Array]]:
-        shifted = out - out.max(-1, keepdims=True)
-        log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        log_probs = np_log_softmax(out)
         probs = np.exp(log_probs)
         rows = np.arange(len(out))
         entropies = -(probs * log_probs).sum(-1)
@@ -327,12 +327,9 @@ class _Stack:
             out += layer.biases
             if last:
                 break
-            if self.activation == "tanh":
-                np.tanh(out, out=out)
-            elif self.activation == "relu":
-                np.maximum(out, np.float32(0.0), out=out)
-            else:
-                np.copyto(out, np.where(out > 0, out, np.expm1(np.minimum(out, np.float32(0.0)))))
+            active = numpy_policy.ACTIVATIONS[self.activation](out)
+            if active is not out:
+                np.copyto(out, active)
         return [self._out[:, split] for split in self.layers[-1].splits]
 
     def _input(self, x: Array, layer: int, network: int) -> Array:
@@ -383,9 +380,3 @@ def _joined(linears: Sequence[nn.Linear]) -> list[nn.Parameter]:
     """Returns the parameters of one layer in memory order: all weights, then all biases."""
     parameters: list[Any] = [*(linear.weight for linear in linears), *(linear.bias for linear in linears)]
     return parameters
-
-
-def _squash_log_det(action: Array) -> Array:
-    """Returns the log of tanh's Jacobian at each action before tanh, ``[B]``; it is constant in the parameters."""
-    u = action
-    return np.asarray((2.0 * (np.float32(LOG_2) - u - np.logaddexp(np.float32(0.0), -2.0 * u))).sum(-1))

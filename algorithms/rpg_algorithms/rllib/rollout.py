@@ -16,6 +16,7 @@ from torch import Tensor
 
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
+_TIME_MAJOR = ("obs", "actions", "logp", "basic", "addon", "terminated", "truncated")  # the fields [T, N, ...]
 
 
 class NonFiniteError(RuntimeError):
@@ -130,10 +131,7 @@ def merge_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
         return rollouts[0]
     offsets = np.cumsum([0] + [r.basic.shape[1] for r in rollouts[:-1]])
     return Rollout(
-        **{
-            name: np.concatenate([getattr(r, name) for r in rollouts], axis=1)
-            for name in ("obs", "actions", "logp", "basic", "addon", "terminated", "truncated")
-        },
+        **{name: np.concatenate([getattr(r, name) for r in rollouts], axis=1) for name in _TIME_MAJOR},
         last_obs=np.concatenate([r.last_obs for r in rollouts]),
         final_index=np.concatenate(
             [r.final_index + np.array([0, offset]) for r, offset in zip(rollouts, offsets, strict=True)]
@@ -148,10 +146,7 @@ def _columns(rollout: Rollout, columns: NDArray[np.int64]) -> Rollout:
     chosen = np.isin(rollout.final_index[:, 1], columns)
     final_index = rollout.final_index[chosen] - np.array([0, columns[0]])
     return Rollout(
-        **{
-            name: np.ascontiguousarray(getattr(rollout, name)[:, columns])
-            for name in ("obs", "actions", "logp", "basic", "addon", "terminated", "truncated")
-        },
+        **{name: np.ascontiguousarray(getattr(rollout, name)[:, columns]) for name in _TIME_MAJOR},
         last_obs=rollout.last_obs[columns],
         final_index=final_index,
         final_obs=rollout.final_obs[chosen],

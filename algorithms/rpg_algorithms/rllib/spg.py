@@ -257,15 +257,13 @@ class SPGConfig(AlgorithmConfig):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 self._value_error(f"{name}={value!r}: expected a positive number or None")
-        if self.normalize_advantages not in get_args(AdvantageNormalization):
-            self._value_error(
-                f"normalize_advantages={self.normalize_advantages!r}: expected one of "
-                f"{get_args(AdvantageNormalization)}"
-            )
-        if self.env_backend not in get_args(EnvBackend):
-            self._value_error(f"env_backend={self.env_backend!r}: expected one of {get_args(EnvBackend)}")
-        if self.update_engine not in get_args(UpdateEngine):
-            self._value_error(f"update_engine={self.update_engine!r}: expected one of {get_args(UpdateEngine)}")
+        for name, choices in (
+            ("normalize_advantages", get_args(AdvantageNormalization)),
+            ("env_backend", get_args(EnvBackend)),
+            ("update_engine", get_args(UpdateEngine)),
+        ):
+            if getattr(self, name) not in choices:
+                self._value_error(f"{name}={getattr(self, name)!r}: expected one of {choices}")
         if self.grad_clip is not None and self.grad_clip_by != "global_norm":
             self._value_error(f"grad_clip_by={self.grad_clip_by!r}: only 'global_norm' is implemented")
 

@@ -7,16 +7,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-import rpg_algorithms
 from rpg_algorithms.policies.bundle import CARD_FILE, PriorCard, load_bundle, save_bundle
 from rpg_algorithms.policies.spaces import same_space
+from rpg_platform.bundles import versions
 from rpg_platform.priors import formats
 from rpg_platform.priors.environment import bare_task
 from rpg_platform.priors.formats import Format
@@ -30,7 +29,6 @@ from rpg_platform.wording import suggestion
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _MAX_FACTS, _MAX_TEXT, _MAX_DEPTH = 50, 500, 4
-_VERSIONS = ("torch", "numpy", "gymnasium")
 
 
 @dataclass(frozen=True)
@@ -186,8 +184,7 @@ def import_prior(
         alpha=imported.alpha,
         made_by={
             "import": {"format": imported.format, **_bounded(imported.facts)},
-            "versions": {"residual-policy-gradient": rpg_algorithms.__version__}
-            | {each: version(each) for each in _VERSIONS},
+            "versions": versions("torch", "numpy", "gymnasium"),
         },
         parents=list(imported.parents),
         lineage=list(imported.lineage),

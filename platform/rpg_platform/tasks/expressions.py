@@ -23,11 +23,9 @@ from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rpg_algorithms.addons import Array
 from rpg_platform.wording import show, suggestion
-
-Array: TypeAlias = NDArray[np.floating[Any]]
 
 MAX_LENGTH = 2_000
 MAX_DEPTH = 100

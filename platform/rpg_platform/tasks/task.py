@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rpg_algorithms.addons import AddonReward, Array
 from rpg_platform.wording import Path, dotted
 
-Array = NDArray[np.floating[Any]]
+StepFunction: TypeAlias = AddonReward
+"""A vectorised function of transitions, an add-on reward or a metric of them."""
 
 
 class TaskError(ValueError):
@@ -30,17 +31,6 @@ class TaskError(ValueError):
 
     def __str__(self) -> str:
         return f"{dotted(('task', *self.path))}: {self.message}"
-
-
-class StepFunction(Protocol):
-    """A vectorised function of transitions: ``[B, D]``, ``[B, A]``, ``[B, D]``, infos ``[B]`` → ``[B]``."""
-
-    @property
-    def info_keys(self) -> tuple[str, ...]:
-        """Entries of the environment's info that it reads."""
-
-    def __call__(self, obs: Array, actions: Array, next_obs: Array, infos: Mapping[str, Array]) -> Array:
-        """The value of each transition."""
 
 
 @dataclass(frozen=True)

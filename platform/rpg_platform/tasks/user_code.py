@@ -19,15 +19,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from rpg_algorithms.addons import Array
 from rpg_platform.wording import suggestion
 
 NAME = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 """``module:attribute``."""
-
-Array = NDArray[np.floating[Any]]
 
 
 class UserCodeError(ValueError):

@@ -10,7 +10,6 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,12 @@ from pyarrow.fs import LocalFileSystem
 from ray import tune
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-import rpg_algorithms
 import rpg_platform
 from rpg_algorithms.addons import part_names
 from rpg_algorithms.policies.bundle import PriorBundle, PriorCard, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_algorithms.rllib.rollout import NonFiniteError
+from rpg_platform.bundles import versions
 from rpg_platform.evaluation.episode_file import EvaluatedPolicy, Which, write_episodes
 from rpg_platform.evaluation.play import as_card_returns, as_metrics, evaluate_both
 from rpg_platform.evaluation.validation import Validation
@@ -288,7 +287,7 @@ class CustomizationTrial(tune.Trainable):
             returns=returns,
             **descent,
             made_by={
-                "versions": _versions(),
+                "versions": versions("ray", "torch", "numpy", "gymnasium", "mujoco"),
                 "env_steps": env_steps,
                 "trial": trial.trial_id,
                 **trial.model_dump(mode="json", include={"sweep", "prior", "method", "weights", "seed"}),
@@ -316,12 +315,6 @@ class CustomizationTrial(tune.Trainable):
 def running_code() -> str:
     """Which of perhaps several installed copies of the package this process runs: its version and its folder."""
     return f"rpg {rpg_platform.__version__} from {Path(rpg_platform.__file__).parent}"
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what a policy's returns depend on."""
-    names = ("ray", "torch", "numpy", "gymnasium", "mujoco")
-    return {"residual-policy-gradient": rpg_algorithms.__version__} | {name: version(name) for name in names}
 
 
 def copy_bundle(checkpoint: Path, out: Path) -> None:

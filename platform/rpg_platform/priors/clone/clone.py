@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,11 +30,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import rpg_algorithms
 from rpg_algorithms.maths.distributions import Categorical, DiagonalGaussian, DistributionName, make_distribution
 from rpg_algorithms.policies.bundle import PriorCard, save_bundle
 from rpg_algorithms.policies.comparison import ActionBox, received_coordinates, received_log_prob
 from rpg_algorithms.policies.network import ActivationName, NetworkSpec, PolicyNetwork, spec_for_spaces
+from rpg_platform.bundles import versions
 from rpg_platform.evaluation.play import as_card_returns, evaluate_both
 from rpg_platform.priors.clone.demonstrations import DemonstrationError, Demonstrations, read_demonstrations
 from rpg_platform.priors.environment import task_of_card
@@ -466,8 +465,7 @@ def clone_card(
         alpha=None,
         made_by={
             "method": "behaviour cloning",
-            "versions": {"residual-policy-gradient": rpg_algorithms.__version__}
-            | {package: version(package) for package in ("torch", "numpy", "gymnasium")},
+            "versions": versions("torch", "numpy", "gymnasium"),
             "demonstrations": {
                 "data_set": demonstrations.data_set,
                 "sha256": demonstrations.sha256,
