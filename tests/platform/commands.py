@@ -1,4 +1,4 @@
-"""The command line as its users meet it, in a process of its own."""
+"""The command line as its users meet it: ``rpg`` in a process of its own, ``here`` in this one, which is quicker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+from click.testing import Result
+from typer.testing import CliRunner
+
+from rpg_platform.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,3 +28,17 @@ def rpg(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedPr
     )
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended
+
+
+def here(*arguments: str, code: int = 0) -> Result:
+    """``rpg <arguments>``; raises whatever error the command does not turn into a message."""
+    ended = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"}, catch_exceptions=False)
+    assert ended.exit_code == code, ended.output
+    return ended
+
+
+def refused(*arguments: str) -> str:
+    """What a refused command says; it says it on standard error alone and exits with 2."""
+    ended = here(*arguments, code=2)
+    assert ended.stdout == ""
+    return ended.stderr

@@ -44,9 +44,6 @@ def test_export_of_all_formats(tmp_path: Path) -> None:
 def test_promote_to_the_store_that_the_environment_names(
     tmp_path: Path, embedded_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = embedded_database(embedded_store)
-    assert database is not None
-    create_embedded_store(database)
     monkeypatch.chdir(tmp_path)
     arguments = ("promote", PRIOR, "--name", "cli-cheetah", "--alias", "champion")
     again = json.loads(run(*arguments, "--tracking-uri", embedded_store, "--json"))
