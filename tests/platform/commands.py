@@ -1,11 +1,14 @@
-"""The command line as its users meet it: ``rpg`` in a process of its own, ``here`` in this one, which is quicker."""
+"""The command line as its users meet it: in a process of its own, or in this one, which is quicker."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from click.testing import Result
 from typer.testing import CliRunner
@@ -13,21 +16,36 @@ from typer.testing import CliRunner
 from rpg_platform.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 240.0  # for what takes seconds on a machine with nothing else to do
 
 
-def rpg(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    """``rpg <arguments>``; never a traceback, and nothing but the result on standard output."""
-    ended = subprocess.run(
+def started(*arguments: str, cwd: Path, stderr: int | IO[str] = subprocess.STDOUT, **env: str) -> subprocess.Popen[str]:
+    """``rpg <arguments>`` in a session of its own, so that it can be killed with all that it has started.
+
+    Its standard output is a pipe. Modules of its folder can be imported.
+    """
+    path = os.pathsep.join([str(cwd), *(each for each in sys.path if each)])
+    return subprocess.Popen(
         [sys.executable, "-m", "rpg_platform.cli", *arguments],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each), "COLUMNS": "160"} | env,
-        capture_output=True,
+        env=os.environ | {"PYTHONPATH": path, "COLUMNS": "160"} | env,
         text=True,
-        timeout=120,
-        check=False,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        start_new_session=True,
     )
-    assert "Traceback" not in ended.stderr, ended.stderr
-    return ended
+
+
+def rpg(*arguments: str, cwd: Path = ROOT, limit_s: float = LIMIT_S, **env: str) -> subprocess.CompletedProcess[str]:
+    """``rpg <arguments>``; never a traceback, and nothing but the result on standard output."""
+    running = started(*arguments, cwd=cwd, stderr=subprocess.PIPE, **env)
+    try:
+        stdout, stderr = running.communicate(timeout=limit_s)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert "Traceback" not in stderr, stderr
+    return subprocess.CompletedProcess(running.args, running.returncode, stdout, stderr)
 
 
 def here(*arguments: str, code: int = 0) -> Result:

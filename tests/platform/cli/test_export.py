@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from rpg_platform.cli.main import app
 from rpg_platform.export.registry import default_store
 from rpg_platform.storage.location import default_tracking_uri
-from rpg_platform.tracking.store import create_embedded_store, embedded_database
 
 PRIOR = "halfcheetah-spg"
 
