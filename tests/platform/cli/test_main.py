@@ -214,7 +214,7 @@ def test_refusing_imports_nothing_slow(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
     )
     assert ended.stdout == "[]\n"
