@@ -16,6 +16,9 @@ BENCH_READY := $(BENCH_VENV)/.ready
 
 # More arguments for pytest, e.g. `make test PYTEST_ARGS="-k rewards -x"`.
 PYTEST_ARGS ?=
+# Two processes, each with whole files: a file's tests may share what takes long to make, or follow on one another.
+# The order is the one of tests/conftest.py. `make test TEST_WORKERS=` runs them in one process.
+TEST_WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 # The interpreter that makes .venv; empty: the first of python3.11, python3.12 and python3 that works.
 PYTHON ?=
 
@@ -74,7 +77,7 @@ demo: $(READY) ## customise a trained HalfCheetah over a small sweep of weights
 
 .PHONY: test
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(TEST_WORKERS) $(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(READY) ## run the tests that take more than a minute each

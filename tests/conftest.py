@@ -21,6 +21,16 @@ os.environ.update(
 )
 
 
+# Files with few tests that each take long.
+LONG = ("tests/platform/whole/", "tests/platform/run/", "tests/test_docs_snippets.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lets the workers of pytest-xdist begin with the longest files, so that they end at about the same time."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache() -> Iterator[None]:
     """Measured rates and the like go to a folder of this session alone, subprocesses included."""

@@ -97,7 +97,7 @@ def use_platform_from(folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
     program = "import platform; platform.system(); print(platform.__file__)"
     command = [sys.executable, "-c", program]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.parametrize("root", SOURCE_ROOTS)
@@ -140,7 +140,7 @@ def test_pytest_leaves_the_standard_platform_alone() -> None:
 def test_ruff_bans_the_source_roots_as_packages(snippet: str, banned: bool) -> None:
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID251"]
     command += ["--stdin-filename", "platform/rpg_platform/snippet.py", "-"]
-    done = subprocess.run(command, cwd=ROOT, input=snippet, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, input=snippet, capture_output=True, text=True, timeout=240)
     assert done.returncode == int(banned), done.stdout + done.stderr
     assert ("TID251" in done.stdout) == banned
 

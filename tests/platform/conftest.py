@@ -12,9 +12,18 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs
-from tests.platform.servers import MlflowServer, TrackedSweep, free_port, read_sweep
+from tests.platform.servers import MlflowServer, StoreTemplate, TrackedSweep, free_port, read_sweep
 
-from rpg_platform.storage.location import default_tracking_uri
+from rpg_platform.storage.location import DATABASE_FILE, default_tracking_uri
+from rpg_platform.tracking import runs
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _embedded_stores_are_copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """In this process; those that are started make their own, and so do the tests of ``create_embedded_store``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "create_embedded_store", StoreTemplate(tmp_path_factory.mktemp("template")).create)
+        yield
 
 
 @pytest.fixture(scope="session", name="read_sweep")
@@ -41,8 +50,10 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 
 @pytest.fixture(scope="session")
 def embedded_store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URI of an embedded store that the first user makes; each test takes its own experiment in it."""
-    return default_tracking_uri(tmp_path_factory.mktemp("store"))
+    """URI of an embedded store; each test takes its own experiment in it."""
+    folder = tmp_path_factory.mktemp("store")
+    runs.create_embedded_store(folder / DATABASE_FILE)
+    return default_tracking_uri(folder)
 
 
 LOGIN = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -59,14 +70,14 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while True:
             assert server.poll() is None, (tmp_path / "moto.log").read_text()
             assert time.monotonic() < end
             with suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5).close()
                 break
-            time.sleep(0.2)
+            time.sleep(0.05)
         store = fs.S3FileSystem(
             endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
         )

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from rpg_platform.tracking.store import create_embedded_store
+from rpg_platform.storage.location import DATABASE_FILE
+from rpg_platform.tracking import runs
+from rpg_platform.tracking.store import ARTIFACT_FOLDER, create_embedded_store
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,40 @@ def read_sweep(uri: str, experiment: str) -> TrackedSweep:
     return TrackedSweep(client, parents[0], children)
 
 
+# Below the ports that the kernel gives to connections of its own accord, and each only once in a session.
+_PORTS = iter(random.sample(range(20_000, 32_000), 12_000))
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A loopback port on which nothing listens."""
+    for port in _PORTS:
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("every port was used once")
+
+
+class StoreTemplate:
+    """Makes MLflow's schema once and then copies it: the schema takes MLflow seconds, and many tests need a new one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.database = folder / DATABASE_FILE
+
+    def create(self, database: Path) -> bool:
+        """What ``create_embedded_store`` does."""
+        if database.exists() and database.stat().st_size > 0:
+            return False
+        create_embedded_store(self.database)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = database.with_name(f".{database.name}.new")
+        shutil.copyfile(self.database, unfinished)
+        with closing(sqlite3.connect(unfinished)) as copied:
+            location = (database.parent / ARTIFACT_FOLDER / "0").as_uri()
+            changed = copied.execute("UPDATE experiments SET artifact_location = ?", (location,))
+            assert changed.rowcount == 1, "more than MLflow's own experiment 0"
+            copied.commit()
+        unfinished.replace(database)
+        return True
 
 
 @dataclass
@@ -78,19 +113,22 @@ class MlflowServer:
 
     def start(self) -> None:
         if self.backend.startswith("sqlite"):
-            create_embedded_store(self.folder / "mlflow.db")
+            runs.create_embedded_store(self.folder / "mlflow.db")
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", self.backend, "--artifacts-destination", str(self.folder / "artifacts")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # more processes, and none is used
         with self.log.open("ab") as output:
-            self._process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-        deadline = time.monotonic() + 90
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=output, start_new_session=True, env=environment
+            )
+        deadline = time.monotonic() + 180
         while True:
             assert self._process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             with suppress(OSError):
                 urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
                 return
-            time.sleep(0.2)
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """SIGKILL, to it and its workers."""

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from rpg_platform.cli.main import app
 from rpg_platform.export.registry import default_store
 from rpg_platform.storage.location import default_tracking_uri
-from rpg_platform.tracking.store import create_embedded_store, embedded_database
 
 PRIOR = "halfcheetah-spg"
 
@@ -44,9 +43,6 @@ def test_export_of_all_formats(tmp_path: Path) -> None:
 def test_promote_to_the_store_that_the_environment_names(
     tmp_path: Path, embedded_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = embedded_database(embedded_store)
-    assert database is not None
-    create_embedded_store(database)
     monkeypatch.chdir(tmp_path)
     arguments = ("promote", PRIOR, "--name", "cli-cheetah", "--alias", "champion")
     again = json.loads(run(*arguments, "--tracking-uri", embedded_store, "--json"))

@@ -1,20 +1,20 @@
-"""The command line as its users meet it: a process of its own, its exit code and what it prints."""
+"""The command line as its users meet it: its exit code and what it prints, some of it in a process of its own."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from tests.platform.commands import ROOT, rpg
+from tests.platform.commands import ROOT, here, refused, rpg
 
 import rpg_platform
 from rpg_platform.bundles import SHIPPED
@@ -26,13 +26,6 @@ COMMANDS = (
     *("promote", "track", "ui"),
 )
 PRIOR, TASK = "halfcheetah-spg", "halfcheetah-foot-angle"
-
-
-def refused(*arguments: str, cwd: Path = ROOT) -> str:
-    """What a refused command says; it says it on standard error alone and exits with 2."""
-    ended = rpg(*arguments, cwd=cwd)
-    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
-    return ended.stderr
 
 
 def write(folder: Path, text: str | dict[str, Any]) -> str:
@@ -49,9 +42,8 @@ def test_help_lists_every_command() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of(command: str) -> None:
-    ended = rpg(command, "--help")
-    assert ended.returncode == 0
-    assert f"rpg_platform.cli {command}" in ended.stdout or f"rpg {command}" in ended.stdout
+    ended = here(command, "--help")
+    assert f"rpg {command}" in ended.stdout
     assert ended.stderr == ""
 
 
@@ -76,13 +68,13 @@ def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
 
 
 def test_tasks_and_priors() -> None:
-    tasks, priors = rpg("tasks"), rpg("priors")
-    assert tasks.returncode == priors.returncode == 0
+    tasks, priors = here("tasks"), rpg("priors")
+    assert priors.returncode == 0
     assert all(name in tasks.stdout and task.env_id in tasks.stdout for name, task in TASKS.items())
     assert all(name in priors.stdout for name in SHIPPED)
-    listed = json.loads(rpg("tasks", "--json").stdout)
+    listed = json.loads(here("tasks", "--json").stdout)
     assert {name: row["env"] for name, row in listed.items()} == {name: task.env_id for name, task in TASKS.items()}
-    cards = json.loads(rpg("priors", "--json").stdout)
+    cards = json.loads(here("priors", "--json").stdout)
     assert set(cards) == set(SHIPPED)
     assert f"{cards[PRIOR]['returns']['basic/deterministic']['mean']:,.0f}" in priors.stdout
 
@@ -155,7 +147,7 @@ def test_json_is_all_that_is_printed(
 # ---- evaluate ------------------------------------------------------------------------------------
 def test_evaluate() -> None:
     arguments = ("evaluate", PRIOR, "--task", TASK, "--episodes", "2", "--seed", "7")
-    metrics = json.loads(rpg(*arguments, "--json").stdout)
+    metrics = json.loads(here(*arguments, "--json").stdout)
     for mode in ("deterministic", "sampled"):
         basic, addon, total = (metrics[f"eval/{mode}/{name}_return_mean"] for name in ("basic", "addon", "total"))
         assert total == pytest.approx(basic + addon)
@@ -173,7 +165,7 @@ def test_evaluate() -> None:
     [
         (("halfcheetah-sgp", "--task", TASK), "did you mean 'halfcheetah-spg'?"),
         (("/no/such/folder", "--task", TASK), "neither a shipped prior nor a path that exists"),
-        (("tune_configs", "--task", TASK), "is not a prior bundle"),
+        ((str(ROOT / "tune_configs"), "--task", TASK), "is not a prior bundle"),
         ((PRIOR, "--task", "hopper-hight"), "task='hopper-hight': no such task; did you mean 'hopper-height'?"),
         ((PRIOR, "--task", "hopper-height"), "Hopper-v5"),
     ],
@@ -197,10 +189,11 @@ budget: {{env_steps: many}}
 
 def test_malformed_sweep_is_refused_at_once_with_every_fault_and_its_line(tmp_path: Path) -> None:
     file = write(tmp_path, MALFORMED)
-    started = time.monotonic()
-    said = refused("sweep", file, "--storage", str(tmp_path / "out"))
-    assert time.monotonic() - started < 3
-    lines = said.splitlines()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    ended = rpg("sweep", file, "--storage", str(tmp_path / "out"))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3, "seconds of a CPU, however busy it is"
+    lines = ended.stderr.splitlines()
     assert [line.removeprefix(f"{file}:").split(":")[0] for line in lines] == ["4", "4", "5"]
     assert "unknown key; did you mean 'omega_prime'?" in lines[0]
     assert list(tmp_path.iterdir()) == [Path(file)]
@@ -221,7 +214,7 @@ def test_refusing_imports_nothing_slow(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
     )
     assert ended.stdout == "[]\n"
@@ -275,8 +268,7 @@ def test_train_leaves_a_bundle_that_evaluate_takes(tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     assert f"The policy: {out}" in trained.stdout.replace("\n", "")
     assert trained.stderr == ""
-    evaluated = rpg("evaluate", str(out), "--task", TASK, "--episodes", "1", "--json")
-    assert evaluated.returncode == 0
+    evaluated = here("evaluate", str(out), "--task", TASK, "--episodes", "1", "--json")
     card = json.loads((out / "card.json").read_text())
     found = json.loads(evaluated.stdout)["eval/deterministic/basic_return_mean"]
     assert card["returns"]["basic/deterministic"]["mean"] == pytest.approx(found)

@@ -87,7 +87,7 @@ def run_elsewhere(format_: str, folders: list[Path], refused: tuple[str, ...]) -
     command = [sys.executable, "-c", PROGRAM, ",".join(refused), format_, *map(str, folders)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     ended = subprocess.run(
-        command, cwd=folders[0], env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folders[0], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert ended.returncode == 0, ended.stderr
     found = []

@@ -81,6 +81,6 @@ def test_without_onnx_it_says_what_to_install(bundle: Path, tmp_path: Path) -> N
     )
     command = [sys.executable, "-c", code, str(bundle), str(tmp_path / "out")]
     environment = {"PYTHONPATH": ":".join(each for each in sys.path if each)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert "pip install 'residual-policy-gradient[onnx]'" in ended.stdout, ended.stderr
     assert not (tmp_path / "out").exists()

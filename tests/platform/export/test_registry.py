@@ -25,7 +25,6 @@ from rpg_platform.run.run import run_sweep
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.sweep import Sweep
-from rpg_platform.tracking.store import create_embedded_store, embedded_database
 from rpg_platform.trial.trainable import CustomizationTrial
 
 PRIOR = "halfcheetah-spg"
@@ -192,9 +191,6 @@ def test_a_failed_promotion_registers_nothing(
     embedded_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle_of(make_network("gaussian"), tmp_path)
-    database = embedded_database(embedded_store)
-    assert database is not None
-    create_embedded_store(database)
 
     def full(*_: object) -> None:
         raise OSError("disk full")

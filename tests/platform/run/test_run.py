@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     ReadSweep = Callable[[str, str], TrackedSweep]
 
 PRIOR = "halfcheetah-spg"
+LIMIT_S = 240  # for what takes seconds on a machine with nothing else to do
 A, B = (f"rpg-omega_prime={w}-alpha_hat=0.02-seed=0" for w in (0.1, 0.2))
 
 
@@ -206,7 +207,7 @@ def test_killed_worker_restarts_from_its_checkpoint(local_ray: None, tmp_path: P
 
     def kill_once() -> None:
         file = tmp_path / "small" / trial / "result.json"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline:
             lines = file.read_text().splitlines() if file.exists() else []
             last = json.loads(lines[-1]) if lines else {"env_steps": 0}
@@ -275,13 +276,13 @@ def test_interrupted_sweep_ends_its_runs_and_says_so(tmp_path: Path, read_sweep:
     code = "from rpg_platform.cli.main import main; main()"
     running = process(code, "sweep", str(file), "--storage", str(tmp_path), cwd=tmp_path)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT_S
         while not ((report := tmp_path / "long" / A / "result.json").exists() and report.stat().st_size):
             assert running.poll() is None, running.communicate()[1]
             assert time.monotonic() < deadline
-            time.sleep(0.2)
+            time.sleep(0.05)
         running.send_signal(signal.SIGINT)
-        stdout, stderr = running.communicate(timeout=60)
+        stdout, stderr = running.communicate(timeout=LIMIT_S)
     finally:
         running.kill()
     assert running.returncode == 1
@@ -305,7 +306,7 @@ def test_remote_env_runner_and_learner(tmp_path: Path) -> None:
     )
     running = process(code, "sweep", str(file), "--storage", str(tmp_path), "--json", cwd=tmp_path)
     try:
-        stdout, stderr = running.communicate(timeout=120)
+        stdout, stderr = running.communicate(timeout=LIMIT_S)
     finally:
         running.kill()
     assert running.returncode == 0, stderr
@@ -351,32 +352,45 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_settings_that_rllib_refuses_are_refused_before_ray_starts(case: str, tmp_path: Path) -> None:
-    changes, message = REFUSED[case]
-    if changes.get("prior"):
-        card = load_bundle(resolve_prior(PRIOR)).card  # as of HalfCheetah with its position in the observations
-        network = PolicyNetwork(NetworkSpec.from_dict(card.network | {"observation_size": 18}))
-        changed = {"observation_space": card.observation_space | {"shape": [18]}, "network": network.spec.to_dict()}
-        save_bundle(tmp_path / "other", network, card.model_copy(update=changed))
-    spec = {k: v for k, v in raw_spec(**changes, storage=str(tmp_path / "out")).items() if v is not None}
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What each of the settings above is refused with, whether Ray had started, and what was written: one process."""
+    folder = tmp_path_factory.mktemp("refused")
+    card = load_bundle(resolve_prior(PRIOR)).card  # as of HalfCheetah with its position in the observations
+    network = PolicyNetwork(NetworkSpec.from_dict(card.network | {"observation_size": 18}))
+    changed = {"observation_space": card.observation_space | {"shape": [18]}, "network": network.spec.to_dict()}
+    save_bundle(folder / "other", network, card.model_copy(update=changed))
+    specs = {
+        case: {k: v for k, v in raw_spec(**changes, storage=str(folder / "out")).items() if v is not None}
+        for case, (changes, _) in REFUSED.items()
+    }
     code = (
         "import json, sys, ray\n"
+        "from pathlib import Path\n"
         "from rpg_platform.spec.sweep import SweepSpec\n"
         "from rpg_platform.run.run import run_sweep\n"
         "from rpg_platform.storage.sweep import Sweep\n"
-        "try:\n"
-        "    run_sweep(Sweep.resolve(SweepSpec.model_validate(json.loads(sys.argv[1]))))\n"
-        "except ValueError as error:\n"
-        "    print(json.dumps([str(error), ray.is_initialized()]))\n"
+        "said = {}\n"
+        "for case, spec in json.loads(sys.argv[1]).items():\n"
+        "    try:\n"
+        "        run_sweep(Sweep.resolve(SweepSpec.model_validate(spec)))\n"
+        "    except ValueError as error:\n"
+        "        said[case] = [str(error), ray.is_initialized(), Path('out').exists()]\n"
+        "print(json.dumps(said))\n"
     )
-    running = process(code, json.dumps(spec), cwd=tmp_path)
-    stdout, stderr = running.communicate(timeout=60)
+    running = process(code, json.dumps(specs), cwd=folder)
+    stdout, stderr = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 0, stderr
-    said, started = json.loads(stdout)
-    assert message in said
-    assert not started
-    assert not (tmp_path / "out").exists()
+    said: dict[str, list[Any]] = json.loads(stdout)
+    return said
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_settings_that_rllib_refuses_are_refused_before_ray_starts(case: str, refusals: dict[str, list[Any]]) -> None:
+    said, ray_started, written = refusals[case]
+    assert REFUSED[case][1] in said
+    assert not ray_started
+    assert not written
 
 
 def test_remote_storage_needs_a_server() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from tests.platform.commands import refused, started
 
 from rpg_platform.spec.extension import ResumeError, check_same, extended
 from rpg_platform.spec.sweep import SweepSpec
@@ -65,23 +65,12 @@ def test_an_extension_only_adds() -> None:
             extended(spec(), **change)
 
 
-def rpg(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rpg_platform.cli", *arguments],
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + LIMIT_S
     while not condition():
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         assert time.monotonic() < end
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 @pytest.mark.timeout(4 * LIMIT_S)
@@ -92,7 +81,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 def test_an_ended_sweep_goes_on_where_it_was(tmp_path: Path, number: int, read_sweep: ReadSweep) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(RAW))
     folder = SweepFolder(str(tmp_path / "results"), "ended")
-    with rpg(tmp_path, "sweep", "sweep.yaml", "--storage", "results") as process:
+    with started("sweep", "sweep.yaml", "--storage", "results", cwd=tmp_path) as process:
         # The prior's row and the first trial are finished, the second has a checkpoint.
         wait_for(lambda: SECOND in folder.trials(), process)
         if number == signal.SIGKILL:
@@ -107,12 +96,10 @@ def test_an_ended_sweep_goes_on_where_it_was(tmp_path: Path, number: int, read_s
         assert "rpg resume ended --storage" in output
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "results" / "ended" / FIRST).rglob("*")}
 
-    with rpg(tmp_path, "sweep", "sweep.yaml", "--storage", "results") as process:
-        refused, _ = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 2
-    assert "nothing is overwritten" in refused
+    again = refused("sweep", str(tmp_path / "sweep.yaml"), "--storage", str(tmp_path / "results"))
+    assert "nothing is overwritten" in again
 
-    with rpg(tmp_path, "resume", "ended", "--storage", "results") as process:
+    with started("resume", "ended", "--storage", "results", cwd=tmp_path) as process:
         output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, output
     assert "2 of 3 trials are finished, 1 go on from a checkpoint" in output

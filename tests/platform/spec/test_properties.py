@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -309,7 +308,6 @@ KINDS: dict[Callable[[random.Random, str], bytes], int] = {
 }
 
 
-@pytest.mark.timeout(120)
 def test_ten_thousand_malformed_files_give_no_traceback(tmp_path: Path) -> None:
     """The command line's own path: a file is read, and expanded if it is not refused."""
     sources, rng = _sources(), random.Random(5)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from tests.platform import own_tasks
+from tests.platform.commands import started
 from tests.platform.servers import MlflowServer
 
 from rpg_platform.storage.sweep_folder import SweepFolder
@@ -43,19 +43,7 @@ RAW: dict[str, Any] = {
 
 
 def rpg(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rpg_platform.cli", *arguments],
-        cwd=cwd,
-        env=os.environ
-        | {
-            "XDG_STATE_HOME": str(cwd / "state"),
-            "PYTHONPATH": os.pathsep.join([str(cwd), *(each for each in sys.path if each)]),
-        },
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    return started(*arguments, cwd=cwd, XDG_STATE_HOME=str(cwd / "state"))
 
 
 def finish(process: subprocess.Popen[str]) -> str:

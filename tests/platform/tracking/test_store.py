@@ -40,7 +40,7 @@ def test_two_sweeps_may_make_the_embedded_store_at_once(tmp_path: Path) -> None:
         )
         for _ in range(2)
     ]
-    outputs = [each.communicate(timeout=90) for each in both]
+    outputs = [each.communicate(timeout=240) for each in both]
     assert [each.returncode for each in both] == [0, 0], outputs
     assert sorted(output for output, _ in outputs) == ["False", "True"]
     assert [path.name for path in database.parent.iterdir()] == ["mlflow.db"], "something half-made was left"

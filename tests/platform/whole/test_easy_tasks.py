@@ -7,30 +7,21 @@ basic return. Greedy, which forgets the prior, is the negative control: it comes
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.platform.commands import ROOT, rpg
 
-ROOT = Path(__file__).resolve().parents[3]
+LIMIT_S = 3_000
 MODES = ("deterministic", "sampled")
 # Task, weight of the prior, the basic return at which the environment counts as solved, further methods.
 EASY = [("cartpole", 0.2, 475.0, []), ("mountain_car", 0.01, 90.0, ["greedy"])]
 
 
-def rpg(*arguments: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "rpg_platform.cli", *arguments, "--storage", str(folder / "out")],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def output(*arguments: str, folder: Path) -> str:
+    done = rpg(*arguments, "--storage", str(folder / "out"), cwd=folder, limit_s=LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -40,13 +31,13 @@ def rpg(*arguments: str, folder: Path) -> str:
 def test_prior_is_trained_and_customised(
     name: str, omega_prime: float, solved: float, others: list[str], tmp_path: Path
 ) -> None:
-    rpg("train", str(ROOT / "tune_configs" / "priors" / f"{name}.yaml"), "--out", "priors/prior", folder=tmp_path)
+    output("train", str(ROOT / "tune_configs" / "priors" / f"{name}.yaml"), "--out", "priors/prior", folder=tmp_path)
     spec = yaml.safe_load((ROOT / "tune_configs" / f"{name}.yaml").read_text(encoding="utf-8"))
     assert omega_prime in spec["weights"]["omega_prime"]["grid"]
     spec |= {"prior": "./priors/prior", "seeds": 2, "baselines": others}
     spec["weights"]["omega_prime"] = omega_prime
     (tmp_path / "customise.yaml").write_text(yaml.safe_dump(spec))
-    rows: list[dict[str, Any]] = json.loads(rpg("sweep", "customise.yaml", "--json", folder=tmp_path))
+    rows: list[dict[str, Any]] = json.loads(output("sweep", "customise.yaml", "--json", folder=tmp_path))
     for mode in MODES:
         basic, addon = (
             {row["method"]: row[mode][f"{part}_return"]["mean"] for row in rows} for part in ("basic", "addon")

@@ -40,7 +40,9 @@ BIN = Path(sys.executable).parent
 MARK = "RPG_TEST_HEAD"
 VERSION = f"{rpg_platform.__version__}+submitted"
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
-START_S, JOB_S = 60, 150
+START_S, JOB_S = 240, 400  # a head starts in seconds where nothing else runs
+
+pytestmark = pytest.mark.timeout(2 * (START_S + JOB_S))
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Head:
         request = urllib.request.Request(
             f"{self.address}/api/jobs/{job}", headers={"Authorization": f"Bearer {self.token}"}
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return str(json.load(answer)["status"])
 
     def wait(self, job: str, *, until: tuple[str, ...] = TERMINAL) -> str:
@@ -77,7 +79,7 @@ class Head:
         deadline = time.monotonic() + JOB_S
         while (status := self.status(job)) not in until:
             assert time.monotonic() < deadline, f"{job} is {status} after {JOB_S} s"
-            time.sleep(0.5)
+            time.sleep(0.2)
         return status
 
 
@@ -95,7 +97,7 @@ def head() -> Iterator[Head]:
         "PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in ("algorithms", "platform")),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",  # three seconds by default, too few to stop in order
+        "RAY_JOB_STOP_WAIT_TIME_S": "300",  # three seconds by default, too few to stop in order
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     ports = {
@@ -119,14 +121,14 @@ def head() -> Iterator[Head]:
         while not _answers(found):
             assert started.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.5)
+            time.sleep(0.2)
         yield found
     finally:
         started.terminate()
         with suppress(subprocess.TimeoutExpired):
             started.wait(10)
         _end_processes(mark)
-        started.wait(10)
+        started.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -143,7 +145,7 @@ def _answers(head: Head) -> bool:
 def _end_processes(mark: str) -> None:
     """Kills what the head has started, known by a variable of its environment: workers have sessions of their own."""
     needle = f"{MARK}={mark}".encode()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + START_S
     while True:
         found = []
         for process in Path("/proc").iterdir():
@@ -276,5 +278,5 @@ def test_submission_without_the_token_is_refused(
         | ({"Authorization": f"Bearer {env['RAY_AUTH_TOKEN']}"} if "RAY_AUTH_TOKEN" in env else {}),
     )
     with pytest.raises(urllib.error.HTTPError) as answer:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=60)
     assert answer.value.code == code

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from tests.platform.commands import started
 
 from rpg_platform.results.ranking import pareto_set
 from rpg_platform.search.judge import Verdict
@@ -44,14 +44,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * LIMIT_S)]
 
 
 def rpg(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rpg_platform.cli", *arguments],
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "errors.txt").open("a"),
-        start_new_session=True,
-    )
+    return started(*arguments, cwd=folder, stderr=(folder / "errors.txt").open("a"))
 
 
 def settle(folder: Path) -> None:

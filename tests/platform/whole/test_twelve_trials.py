@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from tests.platform import own_tasks
+from tests.platform.commands import rpg, started
 from tests.platform.servers import MlflowServer, free_port
 
 from rpg_platform.results.report import finite_metrics
@@ -52,29 +52,9 @@ RAW: dict[str, Any] = {
 Point = tuple[str, int]  # metric and step
 
 
-def rpg(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rpg_platform.cli", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(cwd), *(each for each in sys.path if each)])},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
 def ask(*arguments: str, cwd: Path) -> dict[str, Any]:
     """What a command answers with ``--json``, from a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "rpg_platform.cli", *arguments, "--json"],
-        cwd=cwd,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=True,
-    )
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(rpg(*arguments, "--json", cwd=cwd).stdout)
     return answer
 
 
@@ -154,7 +134,7 @@ def break_everything(place: Path, files: Files, server: MlflowServer, read_sweep
         """Last reports of trials that have passed their first checkpoint, and not come to the next."""
         return [each for each in files.running() if each["env_steps"] > STEPS // 3 + PER_REPORT]
 
-    with rpg("sweep", "twelve.yaml", "--storage", "results", cwd=place) as driver:
+    with started("sweep", "twelve.yaml", "--storage", "results", cwd=place) as driver:
         try:
             os.kill(wait_for(midway, driver)[0]["pid"], signal.SIGKILL)
             wait_for(lambda: len(files.finished()) >= 2, driver)
@@ -197,7 +177,7 @@ def test_twelve_trials_survive_everything(tmp_path: Path, server: MlflowServer, 
     ends = closed(read_sweep(server.uri, NAME))
     cut_off = trials - done
 
-    with rpg("resume", NAME, "--storage", "results", cwd=tmp_path) as driver:
+    with started("resume", NAME, "--storage", "results", cwd=tmp_path) as driver:
         output, _ = driver.communicate(timeout=LIMIT_S)
     assert driver.returncode == 0, output
     assert f"{len(done)} of 12 trials are finished" in output

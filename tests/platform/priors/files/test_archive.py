@@ -119,11 +119,11 @@ BAD_MEMBERS: dict[str, tuple[bytes, str]] = {
 def test_bad_archives_have_their_own_message(name: str, tmp_path: Path) -> None:
     data, message = BAD[name]
     (tmp_path / "it.zip").write_bytes(data)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(PriorImportError, match=message) as caught:
         open_archive(tmp_path / "it.zip")
     assert str(caught.value).startswith(str(tmp_path / "it.zip"))
-    assert time.monotonic() - start < 5.0
+    assert time.process_time() - start < 5.0
 
 
 @pytest.mark.parametrize("name", BAD_MEMBERS)

@@ -234,12 +234,12 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_pickles_have_their_own_message(name: str) -> None:
     data, message = MALFORMED[name]
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(PriorImportError, match=message) as caught:
         load(data, what="the file")
     assert str(caught.value).startswith("the file: ")
     assert len(str(caught.value)) < 400
-    assert time.monotonic() - start < 5.0
+    assert time.process_time() - start < 5.0
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ from rpg_platform.export.registry import promote
 from rpg_platform.priors.formats import mlflow_models
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.sources import import_prior, read_source
-from rpg_platform.tracking.store import create_embedded_store, embedded_database
 
 PRIOR = resolve_prior("halfcheetah-spg")
 PICKLED: dict[str, Any] = {"pip_requirements": ["torch"], "serialization_format": "pickle"}
@@ -59,9 +58,6 @@ class Predictor(mlflow.pyfunc.PythonModel):
 @pytest.fixture(scope="module")
 def store(embedded_store: str) -> str:
     """A store with the shipped prior as version 1 of ``cheetah``, alias ``champion``."""
-    database = embedded_database(embedded_store)
-    assert database is not None
-    create_embedded_store(database)
     promote(PRIOR, "cheetah", "champion", embedded_store)
     return embedded_store
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import yaml
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
+from tests.platform.commands import rpg
 
 LIMIT_S = 900
 RANDOM = -1_200.0  # Pendulum's return of random actions
@@ -35,15 +34,8 @@ def train_sac(folder: Path) -> None:
     model.save(folder / "prior.zip")
 
 
-def rpg(folder: Path, *arguments: str) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-m", "rpg_platform.cli", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+def output(folder: Path, *arguments: str) -> str:
+    ended = rpg(*arguments, cwd=folder, limit_s=LIMIT_S)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return ended.stdout
 
@@ -54,7 +46,7 @@ def rpg(folder: Path, *arguments: str) -> str:
 def test_customised_policies_beat_the_prior_on_the_addon(tmp_path: Path, train: Any, family: str) -> None:
     """Swing up, but anticlockwise: the prior's own reward is never seen."""
     train(tmp_path)
-    rpg(tmp_path, "priors", "import", "prior.zip", "--env", "Pendulum-v1", "--out", "prior")
+    output(tmp_path, "priors", "import", "prior.zip", "--env", "Pendulum-v1", "--out", "prior")
     assert json.loads((tmp_path / "prior" / "card.json").read_text())["network"]["distribution"] == family
     spec = {
         "name": "turn",
@@ -67,7 +59,7 @@ def test_customised_policies_beat_the_prior_on_the_addon(tmp_path: Path, train: 
         "evaluation": {"episodes": 40},
     }
     (tmp_path / "turn.yaml").write_text(yaml.safe_dump(spec))
-    rows = json.loads(rpg(tmp_path, "sweep", "turn.yaml", "--storage", "results", "--json"))
+    rows = json.loads(output(tmp_path, "sweep", "turn.yaml", "--storage", "results", "--json"))
     [prior] = [row for row in rows if row["is_prior"]]
     customised = [row for row in rows if not row["is_prior"]]
     assert len(customised) == 2
