@@ -1,4 +1,4 @@
-"""The card that ``rpg export`` puts into TorchScript files and ONNX models: what the weights alone do not say."""
+"""Reads the card that ``rpg export`` puts into TorchScript files and ONNX models, as weights say too little alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rpg_platform.priors.imported import Imported, ImportOptions
 
 
 def read_card(text: str | bytes | None) -> PriorCard | None:
-    """The card in a file's metadata; None where there is none of ours. It is a claim, as everything in a file is."""
+    """Reads the card in a file's metadata; None where there is none of ours. Like all of a file, a card is a claim."""
     if text is None or len(text) > MAX_CARD_BYTES:
         return None
     try:
@@ -28,7 +28,7 @@ def read_card(text: str | bytes | None) -> PriorCard | None:
 
 
 def with_card(options: ImportOptions, card: PriorCard | None) -> ImportOptions:
-    """What the user says and, where the user says nothing, what the card says."""
+    """Fills the options that the user left open from the card."""
     if card is None:
         return options
     changes: dict[str, Any] = {}
@@ -42,7 +42,7 @@ def with_card(options: ImportOptions, card: PriorCard | None) -> ImportOptions:
 
 
 def with_origin(imported: Imported, card: PriorCard | None) -> Imported:
-    """The import with what the card says of environment, temperature and descent."""
+    """Adds to an import what the card says of environment, temperature and descent."""
     if card is None:
         return imported
     descent = card.descent()

@@ -1,4 +1,4 @@
-"""MLflow models: what ``models:/name@alias``, ``models:/name/3``, ``runs:/id/path`` and model folders hold.
+"""Reads MLflow models: ``models:/name@alias``, ``models:/name/3``, ``runs:/id/path`` and model folders.
 
 Artifacts are downloaded and looked at; no flavour is ever loaded, as most of them unpickle. Among the artifacts this
 reader looks for one policy of any other format. ``rpg export`` puts a bundle into its MLflow models, and a bundle
@@ -21,16 +21,10 @@ from rpg_platform.priors import formats
 from rpg_platform.priors.files.archive import read_file
 from rpg_platform.priors.formats import Format, what_is_read
 from rpg_platform.priors.formats.content import Content
-from rpg_platform.priors.hashing import hash_of
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError, printable
-from rpg_platform.priors.recognise import (
-    READ,
-    Kind,
-    kind_of_file,
-    recognise,
-)
-from rpg_platform.tracking.store import check_store, without_login
+from rpg_platform.priors.origin import hash_of
 from rpg_platform.priors.recognise import format_of, recognise
+from rpg_platform.tracking.store import check_store, without_login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,7 +37,7 @@ _MAX_MODEL_FILE_BYTES, _MAX_ALIASES = 4_000_000, 16
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data, with few aliases: many of them can unfold to anything (MLflow itself writes none, or one or two)."""
+    """Loads plain data with few aliases: many can unfold to anything, and MLflow itself writes two at most."""
 
     aliases = 0
 
@@ -57,7 +51,7 @@ class _Loader(yaml.SafeLoader):
 
 @dataclass(frozen=True)
 class Located:
-    """Where an address leads to.
+    """The artifacts that an address leads to.
 
     Attributes:
         artifact_uri: of the folder or file.
@@ -69,7 +63,7 @@ class Located:
 
 
 def read(source: Path | str, options: ImportOptions, read_path: ReadPath, store: Callable[[], str]) -> Imported:
-    """The policy of an MLflow model's folder, or behind an MLflow address.
+    """Reads the policy in an MLflow model's folder or behind an MLflow address.
 
     Args:
         source: the folder, or the text ``models:/…``, ``runs:/…`` or ``mlflow-artifacts:/…``.
@@ -90,12 +84,6 @@ def read(source: Path | str, options: ImportOptions, read_path: ReadPath, store:
 def _read_address(address: str, options: ImportOptions, read_path: ReadPath, tracking_uri: str) -> Imported:
     from mlflow.exceptions import MlflowException
 
-<<<<<<< HEAD
-    from rpg_platform.priors.sources import hash_of
-=======
-    from rpg_platform.tracking.errors import without_login
->>>>>>> formats
-
     try:
         located = _locate(address, tracking_uri)
         with tempfile.TemporaryDirectory(prefix="rpg-import-") as folder:
@@ -109,7 +97,7 @@ def _read_address(address: str, options: ImportOptions, read_path: ReadPath, tra
 
 
 def _read_artifacts(path: Path, options: ImportOptions, read_path: ReadPath, shown: str) -> Imported:
-    """The policy in a folder of artifacts, or in one file; ``shown`` stands for it in messages."""
+    """Reads the policy in a folder of artifacts, or in one file; messages call it ``shown``."""
     if path.is_file():
         return read_path(path, recognise(path), options)
     flavours, about = _model_file(path, shown)
@@ -131,7 +119,7 @@ def _read_artifacts(path: Path, options: ImportOptions, read_path: ReadPath, sho
 
 # ---- what a folder holds ------------------------------------------------------------------------
 def _model_file(folder: Path, shown: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The flavours of an MLmodel file, and what is worth keeping of the rest; nothing where there is no such file."""
+    """Reads an MLmodel file: its flavours, and the facts worth keeping; both are empty where there is no such file."""
     file = folder / MODEL_FILE
     if not file.is_file():
         return {}, {}
@@ -169,7 +157,7 @@ def _candidates(folder: Path, flavours: dict[str, Any], shown: str) -> Iterator[
 
 
 def _format_of_file(file: Path) -> Format | None:
-    """The format of a file; None where it is of none, or damaged."""
+    """Tells the format of a file; None where it has none, or is damaged."""
     try:
         return format_of(Content(file))
     except PriorImportError:
@@ -177,7 +165,7 @@ def _format_of_file(file: Path) -> Format | None:
 
 
 def _pickled_modules(folder: Path, flavours: dict[str, Any]) -> set[Path]:
-    """Where MLflow's pytorch flavour pickles whole modules (or, under the same name, keeps TorchScript)."""
+    """Lists the files where MLflow's pytorch flavour pickles whole modules (or keeps TorchScript so named)."""
     data = flavours.get("pytorch", {}).get("model_data", "data")
     if not isinstance(data, str) or PurePosixPath(data).is_absolute() or ".." in PurePosixPath(data).parts:
         return set()
@@ -247,7 +235,7 @@ def _join(root: str, path: str, address: str) -> str:
 
 
 def _download(artifact_uri: str, tracking_uri: str, folder: Path, address: str) -> Path:
-    """Fetches a folder or file of artifacts, after a look at how much it is."""
+    """Fetches a folder or file of artifacts after checking its size."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     root, _, name = artifact_uri.rstrip("/").rpartition("/")

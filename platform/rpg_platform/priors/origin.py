@@ -1,17 +1,25 @@
-"""The SHA-256 by which a card names the file or folder that a prior was made from."""
+"""What a card records of where a prior comes from: the hash of its source and the versions that made it."""
 
 from __future__ import annotations
 
 import hashlib
+from importlib.metadata import version
 from pathlib import Path
 
+import rpg_algorithms
 from rpg_platform.priors.imported import PriorImportError
 
 _MAX_FILES = 10_000
 
 
+def versions() -> dict[str, str]:
+    """Gives the versions of this package and of the libraries that a prior's numbers depend on."""
+    libraries = {name: version(name) for name in ("torch", "numpy", "gymnasium")}
+    return {"residual-policy-gradient": rpg_algorithms.__version__, **libraries}
+
+
 def hash_of(path: Path) -> str:
-    """SHA-256 of a file; of a folder, that of its files' names and hashes in order. Links are left out.
+    """Computes the SHA-256 of a file, or of a folder's file names and their hashes in order, links left out.
 
     Raises:
         PriorImportError: the folder has more files than are hashed.
