@@ -177,10 +177,7 @@ def _observations(array: Array, space: gym.Space[Any], where: str) -> NDArray[np
         raise DemonstrationError(f"{where}: holds no transition")
     _check_finite(array, "observations", where)
     if isinstance(space, gym.spaces.Discrete):
-        if array.ndim > 2 or array.size != len(array):
-            raise DemonstrationError(f"{where}: observations have the shape {list(array.shape)}; expected [N]")
-        indices = _indices(array.reshape(-1), space, "observations", where)
-        return flatten_observations(space, indices + int(space.start))
+        return flatten_observations(space, _indices(array, space, "observations", where) + int(space.start))
     wanted = observation_size(space)
     if array[0].size != wanted:
         raise DemonstrationError(
@@ -194,9 +191,7 @@ def _observations(array: Array, space: gym.Space[Any], where: str) -> NDArray[np
 def _actions(array: Array, space: gym.Space[Any], where: str) -> Array:
     """Returns actions as float32 within their bounds, or as indices from 0."""
     if isinstance(space, gym.spaces.Discrete):
-        if array.ndim > 2 or array.size != len(array):
-            raise DemonstrationError(f"{where}: actions have the shape {list(array.shape)}; expected [N] for {space}")
-        return _indices(array.reshape(-1), space, "actions", where)
+        return _indices(array, space, "actions", where)
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise DemonstrationError(f"{where}: action space {space}: expected Box of one dimension or Discrete")
     size = space.shape[0]
@@ -219,6 +214,10 @@ def _actions(array: Array, space: gym.Space[Any], where: str) -> Array:
 
 
 def _indices(array: Array, space: gym.spaces.Discrete[Any], what: str, where: str) -> NDArray[np.int64]:
+    """Returns indices ``[N]`` from 0 of values ``[N]`` or ``[N, 1]`` of a Discrete space."""
+    if array.ndim > 2 or array.size != len(array):
+        raise DemonstrationError(f"{where}: {what} have the shape {list(array.shape)}; expected [N] for {space}")
+    array = array.reshape(-1)
     if array.dtype.kind not in "iu":
         raise DemonstrationError(f"{where}: {what} are {array.dtype}; expected integers for {space}")
     index = array.astype(np.int64) - int(space.start)

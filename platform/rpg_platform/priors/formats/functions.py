@@ -25,7 +25,7 @@ from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_platform.priors.files.archive import open_archive
 from rpg_platform.priors.formats import torchscript
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
-from rpg_platform.priors.network.graph_policy import TOLERANCE, named_outputs
+from rpg_platform.priors.network.graph_policy import TOLERANCE, GraphFile, named_outputs
 from rpg_platform.tasks.user_code import UserCodeError, load
 
 STATES = 1_000
@@ -53,7 +53,7 @@ def read(name: str | Path, options: ImportOptions) -> Imported:
         raise PriorImportError(f"{name}: gave {type(made).__name__}; {_EXPECTED}")
     module = made.cpu().eval()
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    size = _observation_size(options, name)
+    size = GraphFile(name, "a module", options).observation_size
     imported = torchscript.read(open_archive(_traced(module, size, dtype, name), name), options, "a module")
     _compare(module, imported.network, _states(size, options), dtype, options, name)
     facts = {**imported.facts, "gave": type(made).__qualname__[:200]}
@@ -71,16 +71,6 @@ def _made(name: str) -> Any:
         return found()
     except (Exception, SystemExit) as error:  # whatever their code does
         raise PriorImportError(f"{name}() failed: {type(error).__name__}: {str(error)[:500]}") from error
-
-
-def _observation_size(options: ImportOptions, name: str) -> int:
-    from rpg_algorithms.policies.network import observation_size
-    from rpg_platform.priors.network.layers import named_spaces
-
-    try:
-        return observation_size(named_spaces(options, "a module", name)[0])
-    except ValueError as error:
-        raise error if isinstance(error, PriorImportError) else PriorImportError(f"{name}: {error}") from error
 
 
 def _traced(module: nn.Module, size: int, dtype: torch.dtype, name: str) -> bytes:

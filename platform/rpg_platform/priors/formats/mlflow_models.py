@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -49,19 +49,6 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-@dataclass(frozen=True)
-class Located:
-    """The artifacts that an address leads to.
-
-    Attributes:
-        artifact_uri: of the folder or file.
-        facts: what the store says of it, for the card.
-    """
-
-    artifact_uri: str
-    facts: dict[str, Any]
-
-
 def read(source: Path | str, options: ImportOptions, read_path: ReadPath, store: Callable[[], str]) -> Imported:
     """Reads the policy in an MLflow model's folder or behind an MLflow address.
 
@@ -85,11 +72,11 @@ def _read_address(address: str, options: ImportOptions, read_path: ReadPath, tra
     from mlflow.exceptions import MlflowException
 
     try:
-        located = _locate(address, tracking_uri)
+        uri, found = _locate(address, tracking_uri)
         with tempfile.TemporaryDirectory(prefix="rpg-import-") as folder:
-            fetched = _download(located.artifact_uri, tracking_uri, Path(folder), address)
+            fetched = _download(uri, tracking_uri, Path(folder), address)
             imported = _read_artifacts(fetched, options, read_path, address)
-            facts = {**imported.facts, **located.facts, "sha256": hash_of(fetched)}
+            facts = {**imported.facts, **found, "sha256": hash_of(fetched)}
     except MlflowException as error:
         store = without_login(tracking_uri)
         raise PriorImportError(f"{address}: {without_login(str(error))[:500]} (MLflow store: {store})") from error
@@ -186,7 +173,8 @@ def _why_nothing(folder: Path, flavours: dict[str, Any]) -> str:
 
 
 # ---- where an address leads ---------------------------------------------------------------------
-def _locate(address: str, tracking_uri: str) -> Located:
+def _locate(address: str, tracking_uri: str) -> tuple[str, dict[str, Any]]:
+    """Finds the artifacts' own address, and what the store says of them, for the card."""
     from mlflow import MlflowClient
 
     try:
@@ -201,20 +189,20 @@ def _locate(address: str, tracking_uri: str) -> Located:
         if match is None:
             raise PriorImportError(f"{address}: expected runs:/RUN_ID/path")
         root = client.get_run(match[1]).info.artifact_uri
-        return Located(_join(root, match[2] or "", address), {"run_id": match[1]})
+        return _join(root, match[2] or "", address), {"run_id": match[1]}
     if address.startswith("models:/"):
         return _model(client, address)
-    return Located(address, {})
+    return address, {}
 
 
-def _model(client: MlflowClient, address: str) -> Located:
+def _model(client: MlflowClient, address: str) -> tuple[str, dict[str, Any]]:
     match = re.fullmatch(r"models:/(?P<name>[^/@:]{1,256})(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))", address)
     if match is None:
         identifier = re.fullmatch(r"models:/(m-[0-9a-zA-Z]{1,128})", address)
         if identifier is None:
             raise PriorImportError(f"{address}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
         logged = client.get_logged_model(identifier[1])
-        return Located(logged.artifact_location, {"model_id": identifier[1]})
+        return logged.artifact_location, {"model_id": identifier[1]}
     if match["alias"] is not None:
         version = client.get_model_version_by_alias(match["name"], match["alias"])
     else:
@@ -225,7 +213,7 @@ def _model(client: MlflowClient, address: str) -> Located:
     uri = client.get_model_version_download_uri(match["name"], str(version.version))
     if uri.startswith("models:/m-"):
         uri = client.get_logged_model(uri.removeprefix("models:/")).artifact_location
-    return Located(uri, facts)
+    return uri, facts
 
 
 def _join(root: str, path: str, address: str) -> str:

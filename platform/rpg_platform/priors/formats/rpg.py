@@ -17,12 +17,12 @@ import torch
 
 from rpg_algorithms.policies.bundle import BundleError, PriorCard, load_bundle
 from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork, spec_for_spaces
-from rpg_algorithms.policies.spaces import space_from_json
 from rpg_algorithms.rllib.module import NetworkConfig
 from rpg_platform.bundles import bundle_in
 from rpg_platform.priors.files.inert import Instance
 from rpg_platform.priors.files.rllib_checkpoint import CHECKPOINT_FILE, Checkpoint, read_constructed, read_state
 from rpg_platform.priors.files.spaces import read_space
+from rpg_platform.priors.formats.exported_card import described_by
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.tasks.registry import TASKS
 
@@ -55,19 +55,8 @@ def _bundle(folder: Path, kind: str) -> Imported:
     except BundleError as error:
         raise PriorImportError(str(error)) from error
     card = bundle.card
-    descent = card.descent()
-    return Imported(
-        network=bundle.build(),
-        format=kind,
-        observation_space=space_from_json(card.observation_space),
-        action_space=space_from_json(card.action_space),
-        env_id=card.env_id,
-        env_kwargs=card.env_kwargs,
-        alpha=card.alpha,
-        facts={"name": card.name, "content_hash": card.content_hash, "created": card.created},
-        parents=tuple(descent["parents"]),
-        lineage=tuple(descent["lineage"]),
-    )
+    facts = {"name": card.name, "content_hash": card.content_hash, "created": card.created}
+    return described_by(card, Imported(bundle.build(), kind, None, None, facts=facts))
 
 
 def _algorithm(path: Path, options: ImportOptions) -> Imported:

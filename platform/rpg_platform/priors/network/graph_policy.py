@@ -70,12 +70,15 @@ class GraphFile:
         """Returns the spaces of the environment that the user named. Raises PriorImportError without one."""
         return named_spaces(self.options, self.what, self.where)
 
-    def builder(self) -> GraphBuilder:
-        """Makes a builder for networks that take this environment's observations, flat."""
+    @property
+    def observation_size(self) -> int:
+        """D of the environment that the user named. Raises PriorImportError without one, or for other spaces."""
         try:
-            return GraphBuilder(observation_size(self.spaces()[0]))
+            return observation_size(self.spaces()[0])
         except ValueError as error:
-            raise PriorImportError(f"{self.where}: {error}") from error
+            raise (
+                error if isinstance(error, PriorImportError) else PriorImportError(f"{self.where}: {error}")
+            ) from error
 
     def base(self) -> NetworkSpec:
         """Returns the specification as far as spaces and options fix it."""

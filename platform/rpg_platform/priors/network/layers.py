@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rpg_platform.priors.files.archive import read_npz
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.network.assemble import GRAPH_ACTIVATIONS, Activation, Linear, Moments, Norm, Step
 
 Array = NDArray[Any]
-_MAX_NPZ_BYTES = 64_000_000
 
 
 def linear_layers(state: Mapping[Any, Any], prefix: str, where: str) -> list[Linear]:
@@ -148,8 +148,6 @@ def moments_from_npz(path: Path) -> Moments:
     Raises:
         PriorImportError: not such a file.
     """
-    from rpg_platform.priors.files.archive import read_npz
-
     arrays = read_npz(path)
     if not {"mean", "var"} <= set(arrays) <= {"mean", "var", "count", "epsilon", "clip"}:
         expected = "expected mean and var, and perhaps count, epsilon and clip"

@@ -42,7 +42,7 @@ def read(path: Path, options: ImportOptions) -> Imported:
     model = _parse(read_file(path, MAX_BYTES), str(path))
     card = read_card(next((each.value for each in model.metadata_props if each.key == "card"), None))
     source = GraphFile(str(path), "an ONNX model", with_card(options, card))
-    builder = source.builder()
+    builder = GraphBuilder(source.observation_size)
     outputs = _Translation(model, builder, str(path)).outputs()
     network, notes = policy_of_outputs(outputs, builder, source)
     facts = {

@@ -47,7 +47,7 @@ def read(source: Path | Archive, options: ImportOptions, what: str = "a TorchScr
     constants = load_member(archive, f"{folder}constants.pkl", f"{folder}constants/")
     if not isinstance(module, Instance) or not isinstance(constants, list | tuple):
         raise PriorImportError(f"{archive.what}: data.pkl holds {str(module)[:100]}, expected a module")
-    builder = file.builder()
+    builder = GraphBuilder(file.observation_size)
     outputs = _translated(module, constants, Library(archive, folder), builder, archive.what)
     network, notes = policy_of_outputs(outputs, builder, file)
     facts = {"module": module.qualified_name.rpartition(".")[2][:200]}
