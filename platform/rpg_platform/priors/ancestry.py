@@ -1,4 +1,4 @@
-"""The line of ancestors that a policy comes from, as text: the policy, then what it was made from, nearest first."""
+"""Writes the line of ancestors of a policy as text: the policy, then its parents, the nearest first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RETURNS = ("basic", "addon", "total")
 
 
 def lineage_lines(card: PriorCard) -> list[str]:
-    """One line per policy: the card's own, then each parent; of a parent without a record only its hash."""
+    """Returns one line per policy: the card's own, then each parent's; only the hash of a parent without a record."""
     lines = [_line(Ancestor.of(card))]
     lines += [f"← {_line(each)}" for each in card.lineage]
     lines += [f"← {each[:HASH_DIGITS]} (nothing else is recorded)" for each in card.parents[len(card.lineage) :]]
@@ -22,12 +22,12 @@ def lineage_lines(card: PriorCard) -> list[str]:
 
 
 def lineage_text(card: PriorCard) -> str:
-    """``lineage_lines`` as one text."""
+    """Returns the lines of ``lineage_lines`` as one text."""
     return "\n".join(lineage_lines(card))
 
 
 def weights_text(weights: Mapping[str, Any]) -> str:
-    """Weights of a training as ``name=value`` in the order of trials' names; a schedule as JSON."""
+    """Writes a training's weights as ``name=value``, in the order of trials' names; a schedule becomes JSON."""
     known = [name for name in WEIGHTS if name in weights]
     return " ".join(
         f"{name}={value:g}" if isinstance(value, int | float) else f"{name}={json.dumps(value, default=str)}"

@@ -1,4 +1,4 @@
-"""The environment that a prior is said to act in: named by the user, or by a card."""
+"""Finds the environment that a prior acts in: the user names it, or the prior's card does."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rpg_platform.tasks.task import Nothing, Task
 
 
 def bare_task(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> Task:
-    """An environment alone, as a task without an add-on."""
+    """Makes a task without an add-on of an environment."""
     return Task(env_id, env_id, Nothing(), "–", Nothing(), "the environment's own reward alone", dict(env_kwargs or {}))
 
 
 def task_of_card(card: PriorCard) -> Task:
-    """The environment that a card names, without an add-on.
+    """Makes a task without an add-on of the environment that a card names.
 
     A card may come from anywhere, so it chooses among registered environments only: an id such as ``module:Env-v0``
     would import a module, and text among the keyword arguments may name a file.
@@ -39,7 +39,7 @@ def task_of_card(card: PriorCard) -> Task:
 def chosen_task(
     task: str | None, env_id: str | None, card: PriorCard, env_kwargs: Mapping[str, Any] | None = None
 ) -> Task:
-    """What ``--task``, or ``--env`` and its arguments, mean; without either the environment of the card.
+    """Makes the task of ``--task``, or of ``--env`` and its arguments; without either, of the card's environment.
 
     Raises:
         ValueError: they do not go together, or there is no such task or environment.

@@ -1,4 +1,4 @@
-"""What every importer takes, returns and raises."""
+"""Defines what every reader of a format takes (options), returns (a policy) and raises."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class PriorImportError(ValueError):
-    """A source that is refused: names the file, what is wrong with it and what was expected.
+    """Refuses a source: names the file, what is wrong with it and what was expected.
 
-    Messages quote what stands in the source, so whatever in them is not printable is escaped.
+    Messages quote the source, so their unprintable characters are escaped.
     """
 
     def __init__(self, message: str) -> None:
@@ -25,7 +25,7 @@ class PriorImportError(ValueError):
 
 
 def printable(text: str) -> str:
-    """``text`` with what a terminal would act on (escape sequences, changes of direction) written as escapes."""
+    """Escapes whatever in ``text`` a terminal would act on, such as escape sequences and changes of direction."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
@@ -33,7 +33,7 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the user says about a source, because the source may not say it itself.
+    """The user's word on a source, which may not say enough itself.
 
     Attributes:
         env_id: gymnasium id of the environment that the policy acts in.
@@ -63,7 +63,7 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Imported:
-    """What every importer returns.
+    """The policy that a reader found, and all that the source says about it.
 
     Attributes:
         network: the policy, weights loaded and normaliser buffers filled.

@@ -28,7 +28,7 @@ _PICKLE = "a pickle: it cannot be loaded without executing what it says, and it 
 
 
 def recognise(path: Path) -> Format:
-    """The format of a file or folder.
+    """Tells the format of a file or folder.
 
     Raises:
         PriorImportError: it is missing, is of no format that is read (the message says what was found), or its name
@@ -50,7 +50,7 @@ def recognise(path: Path) -> Format:
 
 
 def format_of(content: Content) -> Format | None:
-    """The first format of the table that the content is of, whatever its name; None where it is of none.
+    """Finds the first format of the table that fits the content, whatever its name; None where none does.
 
     Raises:
         PriorImportError: the file is damaged or cannot be read.
@@ -63,7 +63,7 @@ def _none(path: Path, found: str) -> PriorImportError:
 
 
 def _refused_folder(path: Path) -> PriorImportError:
-    """Why a folder is of no format, and what in it may have been meant."""
+    """Explains why a folder is of no format, and which of its parts may have been meant."""
     names = sorted(each.name for _, each in zip(range(1000), path.iterdir(), strict=False))
     checkpoints = [name for name in names if name.startswith("checkpoint_")]
     if checkpoints:
@@ -80,7 +80,7 @@ def _refused_folder(path: Path) -> PriorImportError:
 
 
 def _file_in_words(content: Content) -> str:
-    """What a file of no format is."""
+    """Says in words what a file of no format is."""
     start = content.start
     if not start:
         return "nothing: the file is empty"

@@ -1,4 +1,4 @@
-"""From any source of a policy to a bundle: recognise it, read it, compare it with its environment, write it."""
+"""Makes a bundle of any source of a policy: recognises it, reads it, compares it with its environment, writes it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from rpg_platform.bundles import versions
 from rpg_platform.priors import formats
 from rpg_platform.priors.environment import bare_task
 from rpg_platform.priors.formats import Format
-from rpg_platform.priors.hashing import hash_of
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
+from rpg_platform.priors.origin import hash_of
 from rpg_platform.priors.recognise import recognise
 from rpg_platform.spec.yaml_file import find_task
+from rpg_platform.storage.location import DEFAULT_STORAGE, default_tracking_uri
 from rpg_platform.tasks.environments import spaces_of
 from rpg_platform.tasks.task import Task
 from rpg_platform.wording import suggestion
@@ -101,7 +102,7 @@ def read_path(path: Path, form: Format, options: ImportOptions) -> Imported:
 
 
 def _named(form: str) -> Format:
-    """The format of a name. Raises PriorImportError where there is none."""
+    """Finds the format of a name. Raises PriorImportError where there is none."""
     found = {each.name: each for each in formats.FORMATS}
     if form not in found:
         raise PriorImportError(f"format {form!r}: no such format{suggestion(form, found)}")
@@ -109,7 +110,7 @@ def _named(form: str) -> Format:
 
 
 def _addressed(source: str, path: Path, named: Format | None) -> Format | None:
-    """The format that the source is an address of; None for a path."""
+    """Finds the format that the source is an address of; None for a path."""
     if named is not None and named.only_by_address:
         return named
     if path.exists():
@@ -122,8 +123,6 @@ def _addressed(source: str, path: Path, named: Format | None) -> Format | None:
 
 
 def _default_store() -> str:
-    from rpg_platform.storage.location import DEFAULT_STORAGE, default_tracking_uri
-
     return default_tracking_uri(DEFAULT_STORAGE)
 
 
@@ -195,7 +194,7 @@ def import_prior(
 
 
 def check_free(out: Path, force: bool) -> None:
-    """Raises PriorImportError where a bundle cannot be written: something else is there, or one without ``force``."""
+    """Raises PriorImportError where something else stands at ``out``, or a bundle that ``force`` does not replace."""
     if out.exists() and not out.is_dir():
         raise PriorImportError(f"{out}: a file is there; name a folder")
     if (out / CARD_FILE).exists():
@@ -220,7 +219,7 @@ def _environment(task: str | None, options: ImportOptions) -> Task | None:
 def settle_spaces(
     imported: Imported, options: ImportOptions, source: str
 ) -> tuple[gym.Space[Any], gym.Space[Any], tuple[str, ...]]:
-    """The spaces for the card: the named environment's where there is one, else those that the source stores.
+    """Chooses the card's spaces: the named environment's where there is one, else those that the source stores.
 
     Returns:
         Observation space, action space, and notes.
@@ -250,14 +249,14 @@ def settle_spaces(
 
 
 def _fits(what: str, stored: gym.Space[Any], named: gym.Space[Any]) -> bool:
-    """Bounds of actions are part of what a policy does; those of observations only describe them."""
+    """Compares two spaces; bounds of actions count, as a policy acts by them, bounds of observations only describe."""
     if what == "observation" and isinstance(stored, gym.spaces.Box) and isinstance(named, gym.spaces.Box):
         return stored.shape == named.shape
     return same_space(stored, named)
 
 
 def _name(imported: Imported, source: str) -> str:
-    """A short name of letters, digits, dots and dashes: that of a card in the source, else the source's."""
+    """Makes a short name of letters, digits, dots and dashes: the one on the source's card, else the source's own."""
     path = Path(source).expanduser()
     known = imported.facts.get("name") or (path.resolve().name if path.exists() else source)
     stem = str(known).partition("@")[0].rstrip("/").rpartition("/")[2]
@@ -267,7 +266,7 @@ def _name(imported: Imported, source: str) -> str:
 
 
 def _bounded(value: Any, depth: int = 0) -> Any:
-    """Facts of a source as JSON of bounded size: a card is read in many places, and a source may hold anything."""
+    """Bounds the size of a source's facts as JSON: many read a card, and a source may hold anything."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int):

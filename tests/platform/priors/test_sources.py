@@ -19,8 +19,8 @@ from torch import nn
 
 from rpg_algorithms.policies.bundle import load_bundle, load_card
 from rpg_platform.bundles import resolve_prior
-from rpg_platform.priors.hashing import hash_of
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
+from rpg_platform.priors.origin import hash_of
 from rpg_platform.priors.recognise import recognise
 from rpg_platform.priors.sources import import_prior, read_source
 

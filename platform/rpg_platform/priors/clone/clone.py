@@ -1,10 +1,10 @@
 """Behaviour cloning: fits a stochastic prior to demonstrations by maximum likelihood.
 
-What is demonstrated is the action that the environment received, so the likelihood is of that: the density of the
-action inside its bounds, and within a hundredth of the half-range of a bound the probability of that strip over its
-width (see ``rpg_algorithms.policies.comparison``). A gaussian whose mean lies beyond the bound thus explains a
-demonstrator that always saturates, and no action at a bound needs an infinite sample before tanh. Likelihoods of
-gaussian and squashed policies are comparable.
+Demonstrations show the actions that the environment received, so the likelihood is that of those actions: inside the
+bounds the density of the action, and within a hundredth of the half-range of a bound the probability of that strip
+divided by its width (see ``rpg_algorithms.policies.comparison``). A gaussian whose mean lies beyond the bound thus
+explains a demonstrator that always saturates, and no action at a bound needs an infinite sample before tanh.
+Likelihoods of gaussian and squashed policies are comparable.
 
 A deterministic demonstrator's likelihood grows without limit as the standard deviation shrinks: ``std_floor`` bounds
 it.
@@ -48,7 +48,7 @@ _CHUNK = 16_384  # transitions at a time where no gradient is needed
 
 @dataclass(frozen=True)
 class CloneSettings:
-    """How a clone is trained.
+    """The settings by which a clone is trained.
 
     Attributes:
         distribution: family; None for the action space's default.
@@ -79,7 +79,7 @@ class CloneSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a value out of its bounds."""
+        """Checks every number. Raises ValueError for one out of its bounds."""
         for name, low, high in (
             ("std_floor", 1e-4, 10.0),
             ("epochs", 1, 1_000_000),
@@ -198,7 +198,7 @@ class Likelihood:
         self._units = torch.log(box.half).sum().item()
 
     def __call__(self, distribution: DiagonalGaussian | Categorical, index: Tensor) -> Tensor:
-        """``[B]`` log-likelihood of the actions at ``index`` under a distribution of as many states, nats."""
+        """Computes ``[B]`` log-likelihoods of the actions at ``index`` under a distribution of as many states, nats."""
         if self.box is None or isinstance(distribution, Categorical):
             return distribution.log_prob(self._actions[index])
         per_dimension = received_log_prob(distribution, self._unsquashed[index], self._side[index], self.box)
@@ -218,7 +218,7 @@ class _Scaled(nn.Module):
         self.register_buffer("scale", scale)
 
     def inputs(self, normalized_obs: Tensor) -> Tensor:
-        """The same as ``network.head`` after ``fold``: ``dist_inputs`` ``[B, P]``."""
+        """Computes ``dist_inputs`` ``[B, P]``, the same as ``network.head`` after ``fold``."""
         network = self.network
         out: Tensor = network.mlp(normalized_obs)
         if network.spec.distribution == "categorical":
@@ -233,7 +233,7 @@ class _Scaled(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> PolicyNetwork:
-        """A copy of the network with the units taken into its last layer."""
+        """Returns a copy of the network whose last layer holds the units."""
         network = copy.deepcopy(self.network)
         if network.spec.distribution == "categorical":
             return network
@@ -250,7 +250,7 @@ class _Scaled(nn.Module):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Networks of this size are no faster on several, and the result does not depend on how many there are."""
+    """Runs on one thread: small networks are no faster on several, and the result must not depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -316,7 +316,7 @@ def fit(
 
 
 def _model(demonstrations: Demonstrations, settings: CloneSettings, train: NDArray[np.int64]) -> _Scaled:
-    """The untrained network with the normaliser of the training observations."""
+    """Makes the untrained network and fills its normaliser from the training observations."""
     space = demonstrations.action_space
     spec = spec_for_spaces(
         demonstrations.observation_space,
@@ -347,9 +347,10 @@ def _model(demonstrations: Demonstrations, settings: CloneSettings, train: NDArr
 
 
 def _parameters(model: _Scaled, lr: float) -> list[dict[str, Any]]:
-    """Of the optimizer. A free standard deviation has no layers that add up to large steps: it gets ten times the rate.
+    """Groups the parameters for the optimizer; a free standard deviation learns at ten times the rate.
 
-    Otherwise a small data set would stop early on a mean that fits and a deviation that has not arrived.
+    It has no layers that add up to large steps. At the common rate, the training on a small data set would stop when
+    the mean fits and the deviation has not yet arrived.
     """
     free = model.network.log_std
     others = [parameter for parameter in model.parameters() if parameter is not free]
@@ -364,7 +365,7 @@ def _step(
     index: Tensor,
     settings: CloneSettings,
 ) -> float:
-    """One gradient step on a batch; returns its mean negative log-likelihood before it."""
+    """Takes one gradient step on a batch; returns the batch's mean negative log-likelihood before the step."""
     optimizer.zero_grad(set_to_none=True)
     distribution = make_distribution(model.network.spec.distribution, model.inputs(normalized))
     loss = -likelihood(distribution, index).mean()
@@ -384,7 +385,7 @@ def _mean_nll(
     index: Tensor,
     distribution: DistributionName,
 ) -> float:
-    """Mean negative log-likelihood of the transitions at ``index``, nats per action."""
+    """Computes the mean negative log-likelihood of the transitions at ``index``, nats per action."""
     total = 0.0
     for part in torch.split(index, _CHUNK):
         found = make_distribution(distribution, inputs(normalized[part]))
@@ -444,7 +445,7 @@ def clone_card(
     env_id: str,
     env_kwargs: dict[str, Any] | None = None,
 ) -> PriorCard:
-    """What a cloned prior says about itself; its alpha is unknown, as nothing was trained at an entropy temperature.
+    """Describes a cloned prior; its alpha is unknown, as nothing was trained at an entropy temperature.
 
     Args:
         clone: the fitted policy.

@@ -1,4 +1,4 @@
-"""Reading demonstrations: what somebody did where, to clone a prior from. Nothing in the files is executed.
+"""Reads demonstrations (observations and the actions taken there) to clone a prior from; executes nothing of the files.
 
 An ``.npz`` file holds these arrays (others are ignored), N transitions in the order in which they happened:
 
@@ -32,6 +32,7 @@ from rpg_algorithms.policies.network import observation_size
 from rpg_algorithms.policies.spaces import flatten_observations, same_space
 from rpg_platform.priors.files.archive import ArchiveLimits, read_npz
 from rpg_platform.priors.imported import PriorImportError
+from rpg_platform.priors.origin import hash_of
 from rpg_platform.wording import suggestion
 
 Array = NDArray[Any]
@@ -51,7 +52,7 @@ class DemonstrationError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """What was observed and done.
+    """Observations, and the actions that the demonstrator took there.
 
     Attributes:
         observations: ``[N, D]`` float32, flat.
@@ -140,7 +141,7 @@ def _read_npz(path: Path, observation_space: gym.Space[Any], action_space: gym.S
         episodes,
         _returns(arrays.get("rewards"), episodes, where),
         path.name,
-        _sha256([path], path.parent, names=False),
+        hash_of(path),
         observation_space,
         action_space,
     )
@@ -171,15 +172,12 @@ def _returns(rewards: Array | None, episodes: NDArray[np.int64] | None, where: s
 
 # ---- checks of both -----------------------------------------------------------------------------
 def _observations(array: Array, space: gym.Space[Any], where: str) -> NDArray[np.float32]:
-    """Flat float32 observations, checked against their space."""
+    """Flattens observations to float32 and checks them against their space."""
     if not len(array):
         raise DemonstrationError(f"{where}: holds no transition")
     _check_finite(array, "observations", where)
     if isinstance(space, gym.spaces.Discrete):
-        if array.ndim > 2 or array.size != len(array):
-            raise DemonstrationError(f"{where}: observations have the shape {list(array.shape)}; expected [N]")
-        indices = _indices(array.reshape(-1), space, "observations", where)
-        return flatten_observations(space, indices + int(space.start))
+        return flatten_observations(space, _indices(array, space, "observations", where) + int(space.start))
     wanted = observation_size(space)
     if array[0].size != wanted:
         raise DemonstrationError(
@@ -191,11 +189,9 @@ def _observations(array: Array, space: gym.Space[Any], where: str) -> NDArray[np
 
 
 def _actions(array: Array, space: gym.Space[Any], where: str) -> Array:
-    """Float32 actions within their bounds, or indices from 0."""
+    """Returns actions as float32 within their bounds, or as indices from 0."""
     if isinstance(space, gym.spaces.Discrete):
-        if array.ndim > 2 or array.size != len(array):
-            raise DemonstrationError(f"{where}: actions have the shape {list(array.shape)}; expected [N] for {space}")
-        return _indices(array.reshape(-1), space, "actions", where)
+        return _indices(array, space, "actions", where)
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise DemonstrationError(f"{where}: action space {space}: expected Box of one dimension or Discrete")
     size = space.shape[0]
@@ -218,6 +214,10 @@ def _actions(array: Array, space: gym.Space[Any], where: str) -> Array:
 
 
 def _indices(array: Array, space: gym.spaces.Discrete[Any], what: str, where: str) -> NDArray[np.int64]:
+    """Returns indices ``[N]`` from 0 of values ``[N]`` or ``[N, 1]`` of a Discrete space."""
+    if array.ndim > 2 or array.size != len(array):
+        raise DemonstrationError(f"{where}: {what} have the shape {list(array.shape)}; expected [N] for {space}")
+    array = array.reshape(-1)
     if array.dtype.kind not in "iu":
         raise DemonstrationError(f"{where}: {what} are {array.dtype}; expected integers for {space}")
     index = array.astype(np.int64) - int(space.start)
@@ -237,21 +237,9 @@ def _check_finite(array: Array, what: str, where: str) -> None:
         raise DemonstrationError(f"{where}: {what} hold NaN or infinity in {int((~finite).sum())} rows, first in {row}")
 
 
-def _sha256(files: Sequence[Path], root: Path, *, names: bool) -> str:
-    """Of the contents of files; with ``names``, of each one's path below ``root`` and size as well."""
-    digest = hashlib.sha256()
-    for file in files:
-        if names:
-            digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
 # ---- Minari -------------------------------------------------------------------------------------
 def _minari_folder(source: str) -> Path:
-    """The folder of a local Minari data set."""
+    """Finds the folder of a local Minari data set."""
     if source.endswith((".npz", ".hdf5", ".zip")) or not _MINARI_ID.fullmatch(source):
         raise DemonstrationError(f"{source}: no such file or folder, and no id of a Minari data set (name-v0)")
     _import_minari(source)
@@ -313,11 +301,22 @@ def _read_minari(folder: Path) -> Demonstrations:
         np.repeat(np.arange(len(episodes)), [len(each[0]) for each in episodes]),
         np.array([each[2] for each in episodes]),
         str(metadata.get("dataset_id", folder.name)),
-        _sha256(files, data, names=True),
+        _sha256(files, data),
         *spaces,
         env_id,
         env_kwargs,
     )
+
+
+def _sha256(files: Sequence[Path], root: Path) -> str:
+    """Hashes each file's path below ``root``, its size and its content, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _minari_metadata(file: Path) -> Mapping[str, Any]:
@@ -368,7 +367,7 @@ def _check_hdf5(file: Path) -> None:
 def _minari_episodes(
     data_set: Any, spaces: tuple[gym.Space[Any], gym.Space[Any]], where: str
 ) -> Iterator[tuple[NDArray[np.float32], Array, float]]:
-    """Observations, actions and return of each episode that has a step."""
+    """Yields observations, actions and return of each episode that has a step."""
     total = 0
     for episode in data_set.iterate_episodes():
         steps, here = len(episode.rewards), f"{where}: episode {int(episode.id)}"
@@ -389,7 +388,7 @@ def _minari_episodes(
 
 
 def _described_environment(metadata: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Id and keyword arguments of the environment that the metadata describe; as text, nothing is made of it."""
+    """Reads the id and keyword arguments of the environment that the metadata describe; makes nothing of them."""
     try:
         described = json.loads(metadata.get("env_spec") or "null")
     except (TypeError, ValueError, RecursionError):

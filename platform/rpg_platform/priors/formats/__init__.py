@@ -22,7 +22,7 @@ Need = Literal["read_path", "store"]
 
 @dataclass(frozen=True)
 class Format:
-    """One format.
+    """A way in which other people keep policies, and the reader that makes ours of it.
 
     Attributes:
         name: what ``rpg priors import --format`` calls it.
@@ -69,7 +69,7 @@ class Format:
 
 
 def _is_ours(content: Content) -> bool:
-    """A bundle, a trial's checkpoint, or what RLlib saved of one of our algorithms."""
+    """Recognises a bundle, a trial's checkpoint, and RLlib's checkpoints of our own algorithms."""
     if not content.path.is_dir():
         return False
     if bundle_in(content.path) is not None or content.has("algorithm/rllib_checkpoint.json"):
@@ -83,13 +83,13 @@ def _is_ours(content: Content) -> bool:
 
 
 def _is_state_dictionary(content: Content) -> bool:
-    """What ``torch.save`` writes; before torch 1.6 it began with a pickled magic number."""
+    """Recognises a file of ``torch.save``; before torch 1.6 such a file began with a pickled magic number."""
     old = content.start.startswith(b"\x80") and b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." in content.start
     return old or ("data.pkl" in content.member_files and "archive_format" not in content.member_files)
 
 
 def _is_onnx(content: Content) -> bool:
-    """A ModelProto begins with its ir_version (field 1, a small number), then one of its other first fields."""
+    """Recognises a ModelProto: it begins with ir_version (field 1, a small number), then another early field."""
     start = content.start
     return (
         len(start) > 4 and start[0] == 0x08 and 1 <= start[1] <= 64 and start[2] in (0x12, 0x1A, 0x22, 0x2A, 0x3A, 0x42)
@@ -151,10 +151,10 @@ FORMATS: tuple[Format, ...] = (
 
 
 def names() -> list[str]:
-    """The names of all formats, in the order of the table."""
+    """Returns the names of all formats, in the order of the table."""
     return [each.name for each in FORMATS]
 
 
 def what_is_read() -> str:
-    """Every format in words, for messages and the help."""
+    """Lists every format in words, for messages and the help."""
     return "; ".join(each.called for each in FORMATS)

@@ -48,7 +48,7 @@ _EXPECTED = (
 
 
 def read(path: Path, options: ImportOptions) -> Imported:
-    """The policy of a CleanRL state dictionary.
+    """Reads the policy of a CleanRL state dictionary.
 
     Raises:
         PriorImportError: another kind of file or network, or the environment is not named.
@@ -88,7 +88,7 @@ def read(path: Path, options: ImportOptions) -> Imported:
 
 
 def _state_dict(content: Any, where: str) -> dict[str, Any]:
-    """The actor's state dictionary: the content itself, or one of a tuple of them."""
+    """Finds the actor's state dictionary: the content itself, or one of a tuple of them."""
     candidates = content if isinstance(content, tuple | list) else (content,)
     for each in candidates:
         if isinstance(each, dict) and each and all(isinstance(name, str) for name in each):
@@ -133,7 +133,7 @@ def _named_layer(state: Mapping[str, Any], name: str, where: str) -> Linear:
 
 
 def _trunk(state: Mapping[str, Any], where: str) -> list[Linear]:
-    """``fc1``, ``fc2``, … in order."""
+    """Collects the layers ``fc1``, ``fc2``, … in order."""
     numbered = (re.fullmatch(r"fc([0-9]{1,4})\.weight", name) for name in state)
     numbers = sorted(int(match[1]) for match in numbered if match)
     if not numbers:
@@ -175,7 +175,7 @@ def _deterministic(
 
 
 def _stored_action_space(state: Mapping[str, Any], where: str) -> gym.Space[Any] | None:
-    """The bounds that ``action_scale`` and ``action_bias`` hold; None without them."""
+    """Returns the bounds that ``action_scale`` and ``action_bias`` hold; None without them."""
     if "action_scale" not in state or "action_bias" not in state:
         return None
     scale, bias = (as_array(state[name], name, where).reshape(-1) for name in ("action_scale", "action_bias"))

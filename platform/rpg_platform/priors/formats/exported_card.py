@@ -1,9 +1,8 @@
-"""The card that ``rpg export`` puts into TorchScript files and ONNX models: what the weights alone do not say."""
+"""Reads the card that ``rpg export`` puts into TorchScript files and ONNX models, as weights say too little alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from rpg_platform.priors.imported import Imported, ImportOptions
 
 
 def read_card(text: str | bytes | None) -> PriorCard | None:
-    """The card in a file's metadata; None where there is none of ours. It is a claim, as everything in a file is."""
+    """Reads the card in a file's metadata; None where there is none of ours. Like all of a file, a card is a claim."""
     if text is None or len(text) > MAX_CARD_BYTES:
         return None
     try:
@@ -28,7 +27,7 @@ def read_card(text: str | bytes | None) -> PriorCard | None:
 
 
 def with_card(options: ImportOptions, card: PriorCard | None) -> ImportOptions:
-    """What the user says and, where the user says nothing, what the card says."""
+    """Fills the options that the user left open from the card."""
     if card is None:
         return options
     changes: dict[str, Any] = {}
@@ -42,11 +41,17 @@ def with_card(options: ImportOptions, card: PriorCard | None) -> ImportOptions:
 
 
 def with_origin(imported: Imported, card: PriorCard | None) -> Imported:
-    """The import with what the card says of environment, temperature and descent."""
+    """Adds to an import the card that its file holds, as ``described_by`` does; None adds nothing."""
     if card is None:
         return imported
+    facts = {**imported.facts, "exported_from": card.content_hash, "name": card.name}
+    note = f"exported from {card.name!r} ({card.content_hash[:12]}), whose card it holds"
+    return described_by(card, replace(imported, facts=facts, notes=(note, *imported.notes)))
+
+
+def described_by(card: PriorCard, imported: Imported) -> Imported:
+    """Adds to an import what a card says of spaces, environment, temperature and descent."""
     descent = card.descent()
-    facts: Mapping[str, Any] = {**imported.facts, "exported_from": card.content_hash, "name": card.name}
     return replace(
         imported,
         observation_space=space_from_json(card.observation_space),
@@ -54,8 +59,6 @@ def with_origin(imported: Imported, card: PriorCard | None) -> Imported:
         env_id=card.env_id,
         env_kwargs=card.env_kwargs,
         alpha=card.alpha,
-        facts=facts,
-        notes=(f"exported from {card.name!r} ({card.content_hash[:12]}), whose card it holds", *imported.notes),
         parents=tuple(descent["parents"]),
         lineage=tuple(descent["lineage"]),
     )

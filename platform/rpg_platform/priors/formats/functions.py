@@ -1,4 +1,4 @@
-"""Priors out of the user's own code, ``module:name``: whatever no importer reads.
+"""Makes priors of the user's own code, ``module:name``: for whatever no other reader reads.
 
 Naming a module on the command line is the decision to run it. The name is a function without arguments, a class or an
 object; what it gives is
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_platform.priors.files.archive import open_archive
-from rpg_platform.priors.formats.torchscript.archive import read_archive
+from rpg_platform.priors.formats import torchscript
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
-from rpg_platform.priors.network.graph_policy import TOLERANCE, named_outputs
+from rpg_platform.priors.network.graph_policy import TOLERANCE, GraphFile, named_outputs
 from rpg_platform.tasks.user_code import UserCodeError, load
 
 STATES = 1_000
@@ -35,7 +35,7 @@ _EXPECTED = "expected a PolicyNetwork, or a torch.nn.Module that maps observatio
 
 
 def read(name: str | Path, options: ImportOptions) -> Imported:
-    """The policy that ``module:name`` gives.
+    """Reads the policy that ``module:name`` gives.
 
     Raises:
         PriorImportError: it cannot be imported or called, gives something else, or is no graph (its control flow
@@ -53,8 +53,8 @@ def read(name: str | Path, options: ImportOptions) -> Imported:
         raise PriorImportError(f"{name}: gave {type(made).__name__}; {_EXPECTED}")
     module = made.cpu().eval()
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    size = _observation_size(options, name)
-    imported = read_archive(open_archive(_traced(module, size, dtype, name), name), options, "a module", "function")
+    size = GraphFile(name, "a module", options).observation_size
+    imported = torchscript.read(open_archive(_traced(module, size, dtype, name), name), options, "a module")
     _compare(module, imported.network, _states(size, options), dtype, options, name)
     facts = {**imported.facts, "gave": type(made).__qualname__[:200]}
     return Imported(imported.network, "function", None, None, facts=facts, notes=imported.notes)
@@ -73,18 +73,8 @@ def _made(name: str) -> Any:
         raise PriorImportError(f"{name}() failed: {type(error).__name__}: {str(error)[:500]}") from error
 
 
-def _observation_size(options: ImportOptions, name: str) -> int:
-    from rpg_algorithms.policies.network import observation_size
-    from rpg_platform.priors.network.layers import named_spaces
-
-    try:
-        return observation_size(named_spaces(options, "a module", name)[0])
-    except ValueError as error:
-        raise error if isinstance(error, PriorImportError) else PriorImportError(f"{name}: {error}") from error
-
-
 def _traced(module: nn.Module, size: int, dtype: torch.dtype, name: str) -> bytes:
-    """The module as a TorchScript archive."""
+    """Traces the module into a TorchScript archive."""
     example = torch.randn(_TRACED_WITH, size, dtype=dtype, generator=torch.Generator().manual_seed(1))
     buffer = io.BytesIO()
     try:
@@ -102,7 +92,7 @@ def _traced(module: nn.Module, size: int, dtype: torch.dtype, name: str) -> byte
 
 
 def _states(size: int, options: ImportOptions) -> Tensor:
-    """Observations ``[STATES, D]`` of several magnitudes, some of them from the observation space."""
+    """Draws observations ``[STATES, D]`` of several magnitudes, some of them from the observation space."""
     generator = torch.Generator().manual_seed(2)
     magnitudes = torch.tensor([0.0, 0.1, 1.0, 10.0]).repeat(STATES // 4)
     states = magnitudes[:, None] * torch.randn(STATES, size, generator=generator)
@@ -117,7 +107,7 @@ def _states(size: int, options: ImportOptions) -> Tensor:
 
 
 def _outputs(module: nn.Module, states: Tensor, dtype: torch.dtype, name: str) -> list[Tensor]:
-    """What the module returns, each ``[B, …]`` in float32."""
+    """Runs the module and returns its outputs, each ``[B, …]`` in float32."""
     try:
         with torch.no_grad():
             result = module(states.to(dtype))

@@ -1,4 +1,4 @@
-"""MLflow models: what ``models:/name@alias``, ``models:/name/3``, ``runs:/id/path`` and model folders hold.
+"""Reads MLflow models: ``models:/name@alias``, ``models:/name/3``, ``runs:/id/path`` and model folders.
 
 Artifacts are downloaded and looked at; no flavour is ever loaded, as most of them unpickle. Among the artifacts this
 reader looks for one policy of any other format. ``rpg export`` puts a bundle into its MLflow models, and a bundle
@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,8 @@ from rpg_platform.priors import formats
 from rpg_platform.priors.files.archive import read_file
 from rpg_platform.priors.formats import Format, what_is_read
 from rpg_platform.priors.formats.content import Content
-from rpg_platform.priors.hashing import hash_of
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError, printable
+from rpg_platform.priors.origin import hash_of
 from rpg_platform.priors.recognise import (
     format_of,
     recognise,
@@ -40,7 +40,7 @@ _MAX_MODEL_FILE_BYTES, _MAX_ALIASES = 4_000_000, 16
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data, with few aliases: many of them can unfold to anything (MLflow itself writes none, or one or two)."""
+    """Loads plain data with few aliases: many can unfold to anything, and MLflow itself writes two at most."""
 
     aliases = 0
 
@@ -52,21 +52,8 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-@dataclass(frozen=True)
-class Located:
-    """Where an address leads to.
-
-    Attributes:
-        artifact_uri: of the folder or file.
-        facts: what the store says of it, for the card.
-    """
-
-    artifact_uri: str
-    facts: dict[str, Any]
-
-
 def read(source: Path | str, options: ImportOptions, read_path: ReadPath, store: Callable[[], str]) -> Imported:
-    """The policy of an MLflow model's folder, or behind an MLflow address.
+    """Reads the policy in an MLflow model's folder or behind an MLflow address.
 
     Args:
         source: the folder, or the text ``models:/…``, ``runs:/…`` or ``mlflow-artifacts:/…``.
@@ -88,11 +75,11 @@ def _read_address(address: str, options: ImportOptions, read_path: ReadPath, tra
     from mlflow.exceptions import MlflowException
 
     try:
-        located = _locate(address, tracking_uri)
+        uri, found = _locate(address, tracking_uri)
         with tempfile.TemporaryDirectory(prefix="rpg-import-") as folder:
-            fetched = _download(located.artifact_uri, tracking_uri, Path(folder), address)
+            fetched = _download(uri, tracking_uri, Path(folder), address)
             imported = _read_artifacts(fetched, options, read_path, address)
-            facts = {**imported.facts, **located.facts, "sha256": hash_of(fetched)}
+            facts = {**imported.facts, **found, "sha256": hash_of(fetched)}
     except MlflowException as error:
         store = without_login(tracking_uri)
         raise PriorImportError(f"{address}: {without_login(str(error))[:500]} (MLflow store: {store})") from error
@@ -100,7 +87,7 @@ def _read_address(address: str, options: ImportOptions, read_path: ReadPath, tra
 
 
 def _read_artifacts(path: Path, options: ImportOptions, read_path: ReadPath, shown: str) -> Imported:
-    """The policy in a folder of artifacts, or in one file; ``shown`` stands for it in messages."""
+    """Reads the policy in a folder of artifacts, or in one file; messages call it ``shown``."""
     if path.is_file():
         return read_path(path, recognise(path), options)
     flavours, about = _model_file(path, shown)
@@ -122,7 +109,7 @@ def _read_artifacts(path: Path, options: ImportOptions, read_path: ReadPath, sho
 
 # ---- what a folder holds ------------------------------------------------------------------------
 def _model_file(folder: Path, shown: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The flavours of an MLmodel file, and what is worth keeping of the rest; nothing where there is no such file."""
+    """Reads an MLmodel file: its flavours, and the facts worth keeping; both are empty where there is no such file."""
     file = folder / MODEL_FILE
     if not file.is_file():
         return {}, {}
@@ -160,7 +147,7 @@ def _candidates(folder: Path, flavours: dict[str, Any], shown: str) -> Iterator[
 
 
 def _format_of_file(file: Path) -> Format | None:
-    """The format of a file; None where it is of none, or damaged."""
+    """Tells the format of a file; None where it has none, or is damaged."""
     try:
         return format_of(Content(file))
     except PriorImportError:
@@ -168,7 +155,7 @@ def _format_of_file(file: Path) -> Format | None:
 
 
 def _pickled_modules(folder: Path, flavours: dict[str, Any]) -> set[Path]:
-    """Where MLflow's pytorch flavour pickles whole modules (or, under the same name, keeps TorchScript)."""
+    """Lists the files where MLflow's pytorch flavour pickles whole modules (or keeps TorchScript so named)."""
     data = flavours.get("pytorch", {}).get("model_data", "data")
     if not isinstance(data, str) or PurePosixPath(data).is_absolute() or ".." in PurePosixPath(data).parts:
         return set()
@@ -189,7 +176,8 @@ def _why_nothing(folder: Path, flavours: dict[str, Any]) -> str:
 
 
 # ---- where an address leads ---------------------------------------------------------------------
-def _locate(address: str, tracking_uri: str) -> Located:
+def _locate(address: str, tracking_uri: str) -> tuple[str, dict[str, Any]]:
+    """Finds the artifacts' own address, and what the store says of them, for the card."""
     from mlflow import MlflowClient
 
     try:
@@ -204,20 +192,20 @@ def _locate(address: str, tracking_uri: str) -> Located:
         if match is None:
             raise PriorImportError(f"{address}: expected runs:/RUN_ID/path")
         root = client.get_run(match[1]).info.artifact_uri
-        return Located(_join(root, match[2] or "", address), {"run_id": match[1]})
+        return _join(root, match[2] or "", address), {"run_id": match[1]}
     if address.startswith("models:/"):
         return _model(client, address)
-    return Located(address, {})
+    return address, {}
 
 
-def _model(client: MlflowClient, address: str) -> Located:
+def _model(client: MlflowClient, address: str) -> tuple[str, dict[str, Any]]:
     match = re.fullmatch(r"models:/(?P<name>[^/@:]{1,256})(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))", address)
     if match is None:
         identifier = re.fullmatch(r"models:/(m-[0-9a-zA-Z]{1,128})", address)
         if identifier is None:
             raise PriorImportError(f"{address}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
         logged = client.get_logged_model(identifier[1])
-        return Located(logged.artifact_location, {"model_id": identifier[1]})
+        return logged.artifact_location, {"model_id": identifier[1]}
     if match["alias"] is not None:
         version = client.get_model_version_by_alias(match["name"], match["alias"])
     else:
@@ -228,7 +216,7 @@ def _model(client: MlflowClient, address: str) -> Located:
     uri = client.get_model_version_download_uri(match["name"], str(version.version))
     if uri.startswith("models:/m-"):
         uri = client.get_logged_model(uri.removeprefix("models:/")).artifact_location
-    return Located(uri, facts)
+    return uri, facts
 
 
 def _join(root: str, path: str, address: str) -> str:
@@ -238,7 +226,7 @@ def _join(root: str, path: str, address: str) -> str:
 
 
 def _download(artifact_uri: str, tracking_uri: str, folder: Path, address: str) -> Path:
-    """Fetches a folder or file of artifacts, after a look at how much it is."""
+    """Fetches a folder or file of artifacts after checking its size."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     root, _, name = artifact_uri.rstrip("/").rpartition("/")

@@ -1,4 +1,4 @@
-"""Checkpoints of RLlib's own PPO and SAC (new API stack), observation filter and action mapping included.
+"""Reads checkpoints of RLlib's own PPO and SAC (new API stack) with their observation filter and action mapping.
 
 What RLlib computes, and how it is represented here:
 
@@ -63,7 +63,7 @@ _PASSING = {  # connectors that move observations and actions without changing t
 
 
 def read(path: Path, options: ImportOptions) -> Imported:
-    """The policy of an Algorithm's checkpoint: its folder, or a file at the top of it.
+    """Reads the policy of an Algorithm's checkpoint: its folder, or a file at the top of the folder.
 
     Raises:
         PriorImportError: not such a folder, or a module, connector or space that is not read; names it.
@@ -117,7 +117,7 @@ def _facts(checkpoint: Checkpoint, module: str, moments: Moments | None) -> dict
 
 
 def _plain(env_config: Any) -> dict[str, Any]:
-    """Keyword arguments that are numbers or truth values; text may name files and code, and is left to the user."""
+    """Keeps arguments that are numbers or truth values; text may name files or code, so the user must give it."""
     if not isinstance(env_config, dict):
         return {}
     return {k: v for k, v in env_config.items() if isinstance(k, str) and isinstance(v, bool | int | float)}
@@ -219,7 +219,7 @@ def _check_squashed(space: gym.spaces.Box, unsquashed: bool, where: str) -> None
 
 # ---- the connectors -----------------------------------------------------------------------------
 def _action_mapping(pipeline: Pipeline) -> dict[str, bool]:
-    """``normalize_actions`` and ``clip_actions``. Raises PriorImportError for a connector that changes actions."""
+    """Reads ``normalize_actions`` and ``clip_actions``. Raises PriorImportError for connectors that change actions."""
     mapping = {"normalize_actions": False, "clip_actions": False}
     for name, kwargs in pipeline.connectors:
         if name == "NormalizeAndClipActions":
@@ -230,7 +230,7 @@ def _action_mapping(pipeline: Pipeline) -> dict[str, bool]:
 
 
 def _observation_filter(pipeline: Pipeline) -> Moments | None:
-    """The normaliser of a ``MeanStdFilter``. Raises PriorImportError for others that change observations."""
+    """Reads the normaliser of a ``MeanStdFilter``. Raises PriorImportError for others that change observations."""
     found = None
     for name, kwargs in pipeline.connectors:
         if name == "MeanStdFilter" and found is None and not kwargs.get("multi_agent"):

@@ -1,7 +1,7 @@
-"""Policies of this package as sources: bundles, checkpoints of trials, and RLlib checkpoints of SPG and RPG.
+"""Reads policies of this package: bundles, checkpoints of trials, and RLlib checkpoints of SPG and RPG.
 
-What is read keeps its line: the bundle that comes out names the bundle that went in, or the prior that an RPG
-checkpoint carries, as its parent.
+A policy keeps its ancestors: the bundle that comes out names its parent, which is the bundle that went in or the prior
+that an RPG checkpoint carries.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 
 from rpg_algorithms.policies.bundle import BundleError, PriorCard, load_bundle
 from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork, spec_for_spaces
-from rpg_algorithms.policies.spaces import space_from_json
 from rpg_algorithms.rllib.module import NetworkConfig
 from rpg_platform.bundles import bundle_in
 from rpg_platform.priors.files.inert import Instance
 from rpg_platform.priors.files.rllib_checkpoint import CHECKPOINT_FILE, Checkpoint, read_constructed, read_state
 from rpg_platform.priors.files.spaces import read_space
+from rpg_platform.priors.formats.exported_card import described_by
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
+from rpg_platform.tasks.registry import TASKS
 
 # Checkpoints name their classes by module; up to version 0.1.0 the modules had no folders.
 ALGORITHMS = {
@@ -35,7 +36,7 @@ _BUNDLES = ("rpg_algorithms.policies.bundle.PriorBundle", "rpg_algorithms.prior.
 
 
 def read(path: Path, options: ImportOptions) -> Imported:
-    """The policy of a bundle's folder, of a trial or its checkpoint, or of an SPG or RPG checkpoint.
+    """Reads the policy of a bundle's folder, of a trial or its checkpoint, or of an SPG or RPG checkpoint.
 
     Raises:
         PriorImportError: none of these, or damaged.
@@ -54,19 +55,8 @@ def _bundle(folder: Path, kind: str) -> Imported:
     except BundleError as error:
         raise PriorImportError(str(error)) from error
     card = bundle.card
-    descent = card.descent()
-    return Imported(
-        network=bundle.build(),
-        format=kind,
-        observation_space=space_from_json(card.observation_space),
-        action_space=space_from_json(card.action_space),
-        env_id=card.env_id,
-        env_kwargs=card.env_kwargs,
-        alpha=card.alpha,
-        facts={"name": card.name, "content_hash": card.content_hash, "created": card.created},
-        parents=tuple(descent["parents"]),
-        lineage=tuple(descent["lineage"]),
-    )
+    facts = {"name": card.name, "content_hash": card.content_hash, "created": card.created}
+    return described_by(card, Imported(bundle.build(), kind, None, None, facts=facts))
 
 
 def _algorithm(path: Path, options: ImportOptions) -> Imported:
@@ -142,7 +132,7 @@ def _network(spec: NetworkSpec, state: Any, where: str) -> PolicyNetwork:
 
 
 def _prior_card(config: Mapping[str, Any]) -> PriorCard | None:
-    """The card of the prior that the configuration carries; None without one that can be read."""
+    """Reads the card of the prior that the configuration carries; None without one that can be read."""
     prior = config.get("prior")
     card = prior.attributes.get("card") if isinstance(prior, Instance) and prior.qualified_name in _BUNDLES else None
     if not isinstance(card, Instance):
@@ -155,13 +145,13 @@ def _prior_card(config: Mapping[str, Any]) -> PriorCard | None:
 
 
 class _Unpickled:
-    """Pickled models as the dictionaries of their fields; instances may be shared without end, so they are counted."""
+    """Turns pickled models into dictionaries of their fields; counts instances, which may be shared without end."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self.left = limit
 
     def fields(self, model: Instance) -> dict[str, Any]:
-        """The fields of a pydantic model. Raises ValueError where there are none, or too many."""
+        """Returns the fields of a pydantic model. Raises ValueError where there are none, or too many."""
         inner = model.attributes.get("__dict__", model.attributes)
         if not isinstance(inner, dict):
             raise ValueError("not a model")
@@ -179,9 +169,7 @@ class _Unpickled:
 
 
 def _environment(env: Any) -> tuple[str | None, dict[str, Any]]:
-    """Environment id and arguments of RLlib's ``env``: a registered id, or a sweep's ``rpg:<task>:<hash>``."""
-    from rpg_platform.tasks.registry import TASKS
-
+    """Reads id and arguments of RLlib's ``env``: a registered id, or a sweep's ``rpg:<task>:<hash>``."""
     if not isinstance(env, str):
         return None, {}
     match = re.fullmatch(r"rpg:(.+?)(?::[0-9a-f]{8})?", env)
@@ -192,7 +180,7 @@ def _environment(env: Any) -> tuple[str | None, dict[str, Any]]:
 
 
 def _alpha(config: Mapping[str, Any]) -> float | None:
-    """The entropy temperature at the end of the training; None where there was none."""
+    """Returns the entropy temperature at the end of the training; None where there was none."""
     kl, alpha_hat = config.get("kl_coefficient"), config.get("alpha_hat")
     value = next((each for each in (alpha_hat, kl, config.get("alpha")) if each is not None), None)
     if isinstance(value, list | tuple) and value and isinstance(value[-1], list | tuple) and len(value[-1]) == 2:

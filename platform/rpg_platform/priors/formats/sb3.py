@@ -1,4 +1,4 @@
-"""Stable-Baselines3 models (``model.save``): PPO, A2C, SAC, TD3 and DDPG, read without Stable-Baselines3.
+"""Reads Stable-Baselines3 models (``model.save`` of PPO, A2C, SAC, TD3, DDPG) without Stable-Baselines3.
 
 A model is a zip archive: ``data`` is JSON whose values that JSON cannot hold are pickles in base64; ``policy.pth`` and
 ``pytorch_variables.pth`` are files of ``torch.save``. Pickles are read by ``inert``, so nothing in them runs. What the
@@ -43,6 +43,7 @@ from rpg_platform.priors.network.assemble import (
     Step,
     assemble,
 )
+from rpg_platform.priors.network.layers import linear
 
 _SDE_EPSILON = 1e-6  # stable_baselines3.common.distributions.StateDependentNoiseDistribution
 SAC_LOG_STD_BOUNDS = (-20.0, 2.0)  # stable_baselines3.sac.policies.LOG_STD_MIN and LOG_STD_MAX
@@ -85,7 +86,7 @@ class _Noise:
     mean_bound: float | None
 
     def log_std(self, parameter: Array, head: Linear, mean_bound: float | None = None) -> FeaturesLogStd:
-        """The noise of a parameter ``[H, A]``, or ``[H, 1]`` for all actions (``full_std=False``)."""
+        """Makes the noise of a parameter ``[H, A]``, or ``[H, 1]`` for all actions (``full_std=False``)."""
         x = parameter.astype(np.float64)
         std = np.exp(np.minimum(x, 0.0 if self.expln else np.inf))
         if self.expln:
@@ -97,7 +98,7 @@ class _Noise:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What beside the weights fixes a policy: activation, gSDE, and the standard deviation that the user gave."""
+    """Settings that fix a policy beside its weights: activation, gSDE, and a standard deviation that the user gave."""
 
     activation: str
     noise: _Noise | None
@@ -147,7 +148,7 @@ def read(path: Path, options: ImportOptions) -> Imported:
 
 
 def _family(model: Model) -> tuple[str, Mapping[str, Any]]:
-    """Which of the three kinds of policy it is, and its ``policy_kwargs``."""
+    """Tells which of the three kinds of policy it is, and returns its ``policy_kwargs``."""
     policy_class = model.value("policy_class")
     if not isinstance(policy_class, Global):
         name = kind_of(policy_class)
@@ -174,7 +175,7 @@ def _family(model: Model) -> tuple[str, Mapping[str, Any]]:
 
 
 def _algorithm(model: Model, family: str) -> str:
-    """PPO, A2C and TRPO (of sb3-contrib) share a policy class, TD3 and DDPG too: told by what else is stored."""
+    """Tells the algorithm by stored settings: PPO, A2C and TRPO share one policy class, TD3 and DDPG another."""
     if family == "on_policy":
         return "ppo" if "clip_range" in model.data else "trpo" if "cg_max_steps" in model.data else "a2c"
     if family == "td3":
@@ -199,7 +200,7 @@ def _spaces(model: Model) -> tuple[gym.Space[Any], gym.Space[Any]]:
 
 
 def _noise(model: Model, kwargs: Kwargs) -> _Noise | None:
-    """The settings of gSDE; None without it."""
+    """Reads the settings of gSDE; None without it."""
     flags = {name: kwargs.get(name, False) for name in ("use_sde", "squash_output", "use_expln")}
     flags["model"] = model.data.get("use_sde", False)
     bound = kwargs.get("clip_mean", 2.0)
@@ -286,7 +287,7 @@ def _check_box(model: Model, space: gym.Space[Any]) -> None:
 
 
 def _check_names(model: Model, prefixes: tuple[str, ...], names: tuple[str, ...] = ()) -> None:
-    """What has other weights computes something else."""
+    """Refuses weights of other names: a policy that has them computes something else."""
     for name in model.state:
         if not name.startswith(prefixes) and name not in names:
             raise PriorImportError(
@@ -295,7 +296,7 @@ def _check_names(model: Model, prefixes: tuple[str, ...], names: tuple[str, ...]
 
 
 def _hidden(model: Model, prefix: str, activation: str) -> list[Step]:
-    """Linear layers ``<prefix>0``, ``<prefix>2``, …, each followed by its activation."""
+    """Reads the linear layers ``<prefix>0``, ``<prefix>2``, …, each followed by its activation."""
     found = {name.removeprefix(prefix).partition(".")[0] for name in model.state if name.startswith(prefix)}
     if not all(index.isascii() and index.isdigit() and len(index) < 5 for index in found):
         raise PriorImportError(f"{model.where}: policy.pth: {prefix}{min(found)[:50]} is no layer of a perceptron")
@@ -312,12 +313,7 @@ def _hidden(model: Model, prefix: str, activation: str) -> list[Step]:
 
 def _linear(model: Model, name: str) -> Linear:
     weight, bias = (_tensor(model, f"{name}.{part}") for part in ("weight", "bias"))
-    if weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.size == 0:
-        raise PriorImportError(
-            f"{model.where}: policy.pth: {name} has a weight of shape {list(weight.shape)} and a bias of shape "
-            f"{list(bias.shape)}, expected a linear layer"
-        )
-    return Linear(weight, bias)
+    return linear(weight, bias, name, f"{model.where}: policy.pth")
 
 
 def _tensor(model: Model, name: str) -> Array:
@@ -337,7 +333,7 @@ def _tensor(model: Model, name: str) -> Array:
 def _moments(
     path: Path, model: Model, options: ImportOptions, space: gym.Space[Any]
 ) -> tuple[Moments | None, list[str]]:
-    """The named VecNormalize file; else one that obviously belongs to the model and fits it."""
+    """Reads the named VecNormalize file; else one that obviously belongs to the model and fits it."""
     size = math.prod(space.shape or ())
     if options.normalizer is not None:
         moments = read_vecnormalize(options.normalizer)

@@ -1,4 +1,4 @@
-"""The parts of a Stable-Baselines3 archive: its settings, its weights, and what is known of where it comes from."""
+"""Reads the parts of a Stable-Baselines3 archive: its settings, its weights, and facts about its origin."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Model:
         return self.archive.what
 
     def value(self, key: str) -> Any:
-        """A value of ``data``; inert where it is a pickle. None where it is missing."""
+        """Returns a value of ``data``; inert where it is a pickle, None where it is missing."""
         value = self.data.get(key)
         if not isinstance(value, dict) or ":serialized:" not in value:
             return value
@@ -64,7 +64,7 @@ class Model:
 
 
 def open_model(path: Path) -> Model:
-    """The settings and policy weights of an archive. Raises PriorImportError."""
+    """Reads the settings and policy weights of an archive. Raises PriorImportError."""
     archive = open_archive(path)
     if not {"data", "policy.pth"} <= set(archive):
         raise PriorImportError(f"{path}: not a Stable-Baselines3 model: {_instead(archive)}")
@@ -104,12 +104,12 @@ def _instead(archive: Archive) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for a message."""
+    """Names the type of a value, for messages."""
     return value.qualified_name[:200] if isinstance(value, Instance | Global) else type(value).__name__
 
 
 def temperature(model: Model) -> float | None:
-    """SAC's entropy temperature: ``exp(log_ent_coef)`` where it was learned, else the fixed coefficient."""
+    """Returns SAC's entropy temperature: ``exp(log_ent_coef)`` where it was learned, else the fixed coefficient."""
     for name in ("pytorch_variables.pth", "tensors.pth"):  # the latter before 0.9
         if name not in model.archive:
             continue
@@ -128,7 +128,7 @@ def temperature(model: Model) -> float | None:
 
 
 def facts_of(model: Model) -> dict[str, Any]:
-    """Versions and training settings, JSON-able."""
+    """Collects versions and training settings, JSON-able."""
     facts: dict[str, Any] = {"library": "stable-baselines3", "version": _text(model, "_stable_baselines3_version")}
     for line in _text(model, "system_info.txt").splitlines()[:30]:
         name, _, value = line.removeprefix("- ").partition(": ")
@@ -153,7 +153,7 @@ def _text(model: Model, name: str) -> str:
 
 
 def version_notes(model: Model, spaces: tuple[gym.Space[Any], gym.Space[Any]], options: ImportOptions) -> list[str]:
-    """Where today's environments differ from those that the policy was trained in."""
+    """Says where today's environments differ from those that the policy was trained in."""
     notes, sizes = [], tuple(math.prod(space.shape or ()) for space in spaces if isinstance(space, gym.spaces.Box))
     stored, target = model.value("observation_space"), options.observation_space
     if sizes in _OLD_SIZES and (target is None or target.shape != spaces[0].shape):

@@ -1,4 +1,4 @@
-"""The observation normaliser that Stable-Baselines3 keeps in a file of its own, beside the policy."""
+"""Reads the observation normaliser that Stable-Baselines3 keeps in a file of its own, beside the policy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHECKPOINT = re.compile(r"(.*)_(\d+_steps)")
 
 
 def read_vecnormalize(path: Path) -> Moments | None:
-    """The observation moments of a file that ``VecNormalize.save`` wrote, read without unpickling it.
+    """Reads the observation moments of a file that ``VecNormalize.save`` wrote, without unpickling it.
 
     Returns:
         The moments ``[D]`` of flattened observations; None where the file normalises rewards alone.
@@ -57,7 +57,7 @@ def read_vecnormalize(path: Path) -> Moments | None:
 
 
 def beside(archive: Path) -> tuple[Path | None, str | None]:
-    """The VecNormalize file that obviously belongs to a model's zip.
+    """Finds the VecNormalize file that obviously belongs to a model's zip.
 
     That is the file that ``CheckpointCallback`` saves with it (``x_vecnormalize_100_steps.pkl`` for
     ``x_100_steps.zip``); else the one that RL Zoo keeps in the folder of the same name; else the only file

@@ -1,1 +1,1 @@
-"""From somebody else's layers or graph to the plainest network of ours that computes the same."""
+"""Turns other people's layers or graphs into the plainest network of ours that computes the same."""

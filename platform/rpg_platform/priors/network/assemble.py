@@ -1,7 +1,7 @@
-"""From the layers of somebody else's policy to a ``PolicyNetwork`` that computes the same.
+"""Turns the layers of somebody else's policy into a ``PolicyNetwork`` that computes the same.
 
-A plain perceptron becomes one of ours, which the fused engine trains; what it cannot express (layer normalisation, a
-mixture of activations, a bounded log standard deviation other than by one clamp) becomes a graph.
+A plain perceptron becomes one of ours, which the fused engine trains. A policy that no perceptron expresses (layer
+normalisation, a mixture of activations, a log standard deviation bounded other than by one clamp) becomes a graph.
 
 Dimension letters: D observation size, A action dimensions.
 """
@@ -117,7 +117,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy as it was elsewhere.
+    """A policy as the other library has it.
 
     Attributes:
         where: the source, for messages.
@@ -143,7 +143,7 @@ class Policy:
 
 
 def assemble(policy: Policy) -> PolicyNetwork:
-    """The network, with its weights, frozen and in evaluation mode.
+    """Builds the network with its weights, frozen and in evaluation mode.
 
     Raises:
         PriorImportError: the layers do not fit each other, the spaces or the normaliser.
@@ -189,7 +189,7 @@ def network_of(
     moments: Moments | None,
     where: str,
 ) -> PolicyNetwork:
-    """The network of a specification and its weights, frozen and in evaluation mode.
+    """Builds a network from its specification and weights, frozen and in evaluation mode.
 
     Args:
         make_spec: makes the specification of keyword arguments.
@@ -255,7 +255,7 @@ def _check(policy: Policy, base: NetworkSpec) -> None:
 
 
 def _in_env_units(policy: Policy, a: int) -> tuple[list[Step], Array | None, tuple[Array, Array] | None]:
-    """The steps with scale and shift in the last layer, the free log std, and the bounds ``[A]`` of a network's."""
+    """Moves scale and shift into the last layer; returns the steps, a free log std, the bounds ``[A]`` of another."""
     scale = np.ones(a) if policy.scale is None else np.asarray(policy.scale, dtype=np.float64)
     shift = np.zeros(a) if policy.shift is None else np.asarray(policy.shift, dtype=np.float64)
     steps, last = list(policy.steps), policy.steps[-1]
@@ -280,7 +280,7 @@ def _in_env_units(policy: Policy, a: int) -> tuple[list[Step], Array | None, tup
 
 
 def _plain(steps: Sequence[Step]) -> str | None:
-    """The one activation of a perceptron such as ``make_mlp`` builds; None for anything else."""
+    """Returns the one activation of a perceptron such as ``make_mlp`` builds; None for anything else."""
     hidden = steps[:-1]
     kinds = [type(step) for step in hidden]
     if kinds != [Linear, Activation] * (len(hidden) // 2):
@@ -304,7 +304,7 @@ def _tensor(array: Array) -> torch.Tensor:
 def _graph(
     policy: Policy, steps: Sequence[Step], bounds: tuple[Array, Array] | None, a: int
 ) -> tuple[Graph, dict[str, torch.Tensor]]:
-    """The graph of the steps and of the log standard deviation, and its tensors by name."""
+    """Writes steps and log standard deviation as a graph; returns it and its tensors by name."""
     b = GraphBuilder(observation_size(policy.observation_space))
     features, out = b.obs, b.obs
     for step in steps:
@@ -343,5 +343,5 @@ def _graph(
 
 
 def _constant(hint: str, array: Array) -> Constant:
-    """A trainable weight."""
+    """Makes a trainable weight."""
     return Constant(_tensor(array), hint, trainable=True)

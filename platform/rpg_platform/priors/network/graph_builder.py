@@ -1,4 +1,4 @@
-"""Building a policy graph out of somebody else's network, operation by operation, without running that network.
+"""Builds a policy graph out of somebody else's network, operation by operation, without running that network.
 
 The readers of TorchScript and ONNX walk through a file's own description of what it computes. What depends on the
 observation becomes a ``Symbol``, a node that knows its shape; what does not is a ``Constant``, computed at once by
@@ -68,7 +68,7 @@ class Symbol:
 
     @classmethod
     def observation(cls, size: int) -> Symbol:
-        """The network's input."""
+        """Makes the network's input."""
         return cls((None, size), INPUT)
 
 
@@ -77,12 +77,12 @@ Operand = Value | float
 
 
 def shape_of(value: Value) -> list[Size]:
-    """Sizes of all axes."""
+    """Returns the sizes of all axes."""
     return [BATCH if size is None else size for size in value.shape]
 
 
 def axis_of(value: Value, axis: int) -> int:
-    """An axis counted from the front. Raises GraphError where there is none."""
+    """Counts an axis from the front. Raises GraphError where there is none."""
     rank = len(value.shape)
     if not -rank <= axis < rank:
         raise GraphError(f"axis {axis} of a tensor with {rank} axes")
@@ -107,7 +107,7 @@ class GraphBuilder:
     # --- elementary
 
     def symbol(self, op: str, *inputs: Operand, **attributes: Any) -> Symbol:
-        """A node. Numbers stay numbers where the operation takes them; small constants become some."""
+        """Makes a node. Constants of one element become numbers where the operation takes numbers."""
         operands = tuple(_operand(op, each) for each in inputs)
         shape = OPS[op].shape([() if isinstance(each, float) else each.shape for each in operands], attributes)
         if shape[:1] != (None,):
@@ -123,7 +123,7 @@ class GraphBuilder:
         return Symbol(shape, op, operands, attributes)
 
     def constant(self, function: Callable[..., Tensor], *inputs: Any) -> Constant:
-        """A constant computed by ``function`` from constants and plain arguments, after its size has been checked."""
+        """Computes a constant by ``function`` from constants and plain arguments, once its size is checked."""
         trainable, hint = False, None
         for each in inputs:
             if isinstance(each, Constant):
@@ -143,20 +143,20 @@ class GraphBuilder:
     # --- arithmetic
 
     def unary(self, op: str, x: Value, **attributes: Any) -> Value:
-        """Any operation of one input that works number by number."""
+        """Applies any operation of one input that works number by number."""
         if isinstance(x, Symbol):
             return self.symbol(op, x, **attributes)
         return self.constant(lambda tensor: OPS[op].torch(tensor, **attributes), x)
 
     def binary(self, op: str, a: Operand, b: Operand) -> Value:
-        """``add``, ``sub``, ``mul``, ``div``, ``minimum``, ``maximum``."""
+        """Applies ``add``, ``sub``, ``mul``, ``div``, ``minimum`` or ``maximum``."""
         if isinstance(a, Symbol) or isinstance(b, Symbol):
             return self.symbol(op, a, b)
         tensors = (Constant(torch.tensor(each)) if isinstance(each, int | float) else each for each in (a, b))
         return self.constant({"minimum": torch.minimum, "maximum": torch.maximum}.get(op, OPS[op].torch), *tensors)
 
     def linear(self, x: Value, weight: Value, bias: Value | None = None) -> Value:
-        """``x @ weight.T + bias``."""
+        """Computes ``x @ weight.T + bias``."""
         weights = [weight] if bias is None else [weight, bias]
         if isinstance(x, Symbol):
             return self.symbol("linear", x, *weights)
@@ -165,7 +165,7 @@ class GraphBuilder:
         return self.constant(functional.linear, x, *weights)
 
     def matmul(self, a: Value, b: Value) -> Value:
-        """As torch has it; with a constant matrix on the right a linear layer."""
+        """Multiplies as torch does; a constant matrix on the right makes it a linear layer."""
         if isinstance(a, Constant) and isinstance(b, Constant):
             return self.constant(torch.matmul, a, b)
         if isinstance(b, Constant) and len(b.shape) == 2:
@@ -175,19 +175,19 @@ class GraphBuilder:
         return self.symbol("matmul", a, b)
 
     def linear_vector(self, x: Value, weight: Constant) -> Value:
-        """The product of the last axis with a vector, which drops that axis."""
+        """Multiplies the last axis with a vector, which drops that axis."""
         result = self.linear(x, self.reshape(weight, (1, -1)))
         return self.reshape(result, shape_of(result)[:-1])
 
     def softmax(self, op: str, x: Value, axis: int) -> Value:
-        """``softmax`` or ``log_softmax``."""
+        """Applies ``softmax`` or ``log_softmax``."""
         axis = axis_of(x, axis)
         if isinstance(x, Symbol):
             return self.symbol(op, x, axis=axis)
         return self.constant(OPS[op].torch, x, axis)
 
     def reduce(self, op: str, x: Value, axes: Sequence[int], keepdims: bool) -> Value:
-        """``sum``, ``mean``, ``max`` or ``min`` over axes; over all of a constant's where there are none."""
+        """Applies ``sum``, ``mean``, ``max`` or ``min`` over axes; over all axes of a constant where none are given."""
         if isinstance(x, Symbol) and not axes:
             raise GraphError("reduces over the batch")
         axes = tuple(sorted({axis_of(x, axis) for axis in axes})) or tuple(range(len(x.shape)))
@@ -196,7 +196,7 @@ class GraphBuilder:
         return self.constant(OPS[op].torch, x, axes, keepdims)
 
     def layer_norm(self, x: Value, dims: int, weight: Value | None, bias: Value | None, eps: float) -> Value:
-        """Normalisation over the last ``dims`` axes."""
+        """Normalises over the last ``dims`` axes."""
         if not isinstance(x, Symbol):
             raise GraphError("a layer norm of a constant")
         if weight is None and bias is not None:
@@ -206,7 +206,7 @@ class GraphBuilder:
     # --- shapes
 
     def reshape(self, x: Value, sizes: Sequence[Size]) -> Value:
-        """Sizes as in torch, with at most one -1. A symbol keeps its batch axis."""
+        """Reshapes to sizes as in torch, with at most one -1. A symbol keeps its batch axis."""
         sizes = list(sizes)
         if sum(size == -1 for size in sizes) > 1 or any(isinstance(s, int) and s < -1 for s in sizes):
             raise GraphError(f"sizes {sizes}")
@@ -222,7 +222,7 @@ class GraphBuilder:
         return self.symbol("reshape", x, shape=tuple(rest))
 
     def permute(self, x: Value, axes: Sequence[int]) -> Value:
-        """All axes, in another order."""
+        """Puts all axes in another order."""
         order = [axis_of(x, axis) for axis in axes]
         if sorted(order) != list(range(len(x.shape))):
             raise GraphError(f"axes {list(axes)} of a tensor with {len(x.shape)}")
@@ -233,7 +233,7 @@ class GraphBuilder:
         return self.symbol("permute", x, axes=tuple(order[1:])) if order != sorted(order) else x
 
     def concat(self, parts: Sequence[Value], axis: int) -> Value:
-        """Joined along an axis; constants with symbols only where they have been expanded to the batch."""
+        """Joins along an axis; joins constants to symbols only where they have been expanded to the batch."""
         if not parts:
             raise GraphError("joins nothing")
         if all(isinstance(part, Constant) for part in parts):
@@ -244,7 +244,7 @@ class GraphBuilder:
         return self.symbol("concat", *parts, axis=axis_of(like, axis))
 
     def slice(self, x: Value, axis: int, start: int | None, stop: int | None, step: int = 1) -> Value:
-        """``x[start:stop:step]`` along an axis, as Python has it; a symbol's whole batch only."""
+        """Slices ``x[start:stop:step]`` along an axis, as Python does; of a symbol's batch only the whole."""
         axis = axis_of(x, axis)
         if step < 1:
             raise GraphError(f"a slice with step {step}")
@@ -261,7 +261,7 @@ class GraphBuilder:
         return self.symbol("slice", x, axis=axis, start=begin, stop=end, step=step)
 
     def take(self, x: Value, axis: int, indices: Sequence[int]) -> Value:
-        """Entries of an axis, by index; negative ones count from the end."""
+        """Takes entries of an axis by index; negative ones count from the end."""
         axis = axis_of(x, axis)
         size = x.shape[axis]
         if size is None or any(not -size <= index < size for index in indices):
@@ -274,7 +274,7 @@ class GraphBuilder:
         return self.symbol("take", x, axis=axis, indices=wanted)
 
     def select(self, x: Value, axis: int, index: int) -> Value:
-        """One entry of an axis, which is dropped."""
+        """Takes one entry of an axis and drops the axis."""
         axis = axis_of(x, axis)
         size = x.shape[axis]
         if size is None or not -size <= index < size:
@@ -284,14 +284,14 @@ class GraphBuilder:
         return self.reshape(self.slice(x, axis, index, index + 1), sizes[:axis] + sizes[axis + 1 :])
 
     def squeeze(self, x: Value, axes: Sequence[int] | None) -> Value:
-        """Without the named axes of size 1 (others are left, as torch leaves them), or without all such axes."""
+        """Drops the named axes of size 1 (it leaves others, as torch does), or all such axes."""
         chosen = range(len(x.shape)) if axes is None else [axis_of(x, axis) for axis in axes]
         dropped = {axis for axis in chosen if x.shape[axis] == 1}
         sizes = shape_of(x)
         return self.reshape(x, [size for axis, size in enumerate(sizes) if axis not in dropped]) if dropped else x
 
     def unsqueeze(self, x: Value, axes: Sequence[int]) -> Value:
-        """With axes of size 1 at these places of the result."""
+        """Adds axes of size 1 at these places of the result."""
         rank = len(x.shape) + len(axes)
         places = {axis % rank for axis in axes if -rank <= axis < rank}
         if len(places) != len(axes):
@@ -300,7 +300,7 @@ class GraphBuilder:
         return self.reshape(x, [1 if axis in places else next(rest) for axis in range(rank)])
 
     def expand(self, x: Value, sizes: Sequence[Size]) -> Value:
-        """Repeated along axes of size 1 and new ones in front; -1 keeps an axis."""
+        """Repeats along axes of size 1 and new ones in front; -1 keeps an axis."""
         own = shape_of(x)
         own = [*[1] * (len(sizes) - len(own)), *own]
         if len(own) != len(sizes):
@@ -318,12 +318,12 @@ class GraphBuilder:
         return self.constant(lambda tensor: tensor.expand(wanted), x)
 
     def full(self, sizes: Sequence[Size], number: float) -> Value:
-        """A tensor of one number."""
+        """Makes a tensor of one number."""
         return self.expand(Constant(torch.tensor(float(number))), sizes)
 
 
 def _operand(op: str, value: Operand) -> Operand:
-    """A node's input: constants as float32, and as a number where there is but one."""
+    """Prepares a node's input: a constant becomes float32, and a number where it holds but one."""
     if isinstance(value, Symbol):
         return value
     if isinstance(value, Constant):
@@ -343,7 +343,7 @@ def _operand(op: str, value: Operand) -> Operand:
 
 
 def sorted_symbols(outputs: Iterable[Symbol]) -> list[Symbol]:
-    """Every symbol that the outputs depend on, inputs first."""
+    """Lists every symbol that the outputs depend on, inputs first."""
     done: dict[int, Symbol] = {}
     pending = [(symbol, False) for symbol in reversed(list(outputs))]
     while pending:
@@ -362,7 +362,7 @@ _WEIGHT_PLACES: Mapping[str, tuple[int, ...]] = {"linear": (1, 2), "matmul": (0,
 
 
 def to_graph(outputs: Sequence[Symbol]) -> tuple[Graph, dict[str, Tensor]]:
-    """The graph that computes these outputs, and its tensors by name.
+    """Returns the graph that computes these outputs, and its tensors by name.
 
     Parameters of the source and weights by their place (of linear layers, products, layer norms) are trainable.
 

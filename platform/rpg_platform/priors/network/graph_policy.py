@@ -1,4 +1,4 @@
-"""From what a file computes to a policy: its outputs' meaning, its normaliser, and the plainest network that equals it.
+"""Makes a policy of a file's graph: finds its outputs' meaning, its normaliser and the plainest network equal to it.
 
 A plain perceptron (with a normaliser before it, and a log standard deviation that is free or a second head on its last
 hidden layer) becomes one of ours, which the fused engine trains. Anything else stays the graph that it is.
@@ -67,18 +67,21 @@ class GraphFile:
     options: ImportOptions
 
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        """Observation and action space of the environment that the user named. Raises PriorImportError without one."""
+        """Returns the spaces of the environment that the user named. Raises PriorImportError without one."""
         return named_spaces(self.options, self.what, self.where)
 
-    def builder(self) -> GraphBuilder:
-        """For networks that take this environment's observations, flat."""
+    @property
+    def observation_size(self) -> int:
+        """D of the environment that the user named. Raises PriorImportError without one, or for other spaces."""
         try:
-            return GraphBuilder(observation_size(self.spaces()[0]))
+            return observation_size(self.spaces()[0])
         except ValueError as error:
-            raise PriorImportError(f"{self.where}: {error}") from error
+            raise (
+                error if isinstance(error, PriorImportError) else PriorImportError(f"{self.where}: {error}")
+            ) from error
 
     def base(self) -> NetworkSpec:
-        """What spaces and options fix of the specification."""
+        """Returns the specification as far as spaces and options fix it."""
         try:
             return spec_for_spaces(*self.spaces(), self.options.distribution)
         except ValueError as error:
@@ -88,7 +91,7 @@ class GraphFile:
 def policy_of_outputs(
     outputs: Sequence[Value], builder: GraphBuilder, source: GraphFile
 ) -> tuple[PolicyNetwork, tuple[str, ...]]:
-    """The policy whose outputs these are, and lines that the user should read.
+    """Returns the policy whose outputs these are, and lines that the user should read.
 
     Args:
         outputs: (mean, log_std), both ``[B, A]``; or both in one ``[B, 2A]``; or logits ``[B, K]``; or actions
@@ -117,7 +120,7 @@ def policy_of_outputs(
 
 
 def named_outputs(names: Iterable[str]) -> list[str] | None:
-    """Which of these outputs are (mean, log_std), (mean, std) or logits by their names; None where none are."""
+    """Picks (mean, log_std), (mean, std) or logits among outputs by their names; None where none are so named."""
     found = set(names)
     if "logits" in found:
         return ["logits"]
@@ -136,7 +139,7 @@ def _shapes(outputs: Sequence[Value]) -> str:
 def _meaning(
     outputs: Sequence[Value], builder: GraphBuilder, source: GraphFile, notes: list[str]
 ) -> tuple[NetworkSpec, list[Value]]:
-    """The specification, and logits or mean and log standard deviation."""
+    """Returns the specification, and logits or mean and log standard deviation."""
     spec, options, found = source.base(), source.options, _shapes(outputs)
     size = spec.action_size
     if spec.distribution == "categorical":
@@ -175,7 +178,7 @@ def _meaning(
 def _deterministic(
     action: Value, spec: NetworkSpec, builder: GraphBuilder, source: GraphFile, notes: list[str]
 ) -> tuple[NetworkSpec, list[Value]]:
-    """A policy that returns its action: with ``--std`` a Gaussian around it, before tanh where it ends in one."""
+    """Puts a Gaussian of ``--std`` around a policy that returns its action, before tanh where it ends in one."""
     std, family = source.options.std, source.options.distribution
     if std is None:
         raise PriorImportError(
@@ -197,7 +200,7 @@ def _deterministic(
 
 
 def _before_tanh(action: Value, spec: NetworkSpec, builder: GraphBuilder) -> Value | None:
-    """The value u of which the action is the tanh, scaled to the bounds of the action space; None for others."""
+    """Finds u where the action is tanh(u) scaled to the bounds of the action space; None for other actions."""
     found = affine(simplified([action], builder)[0], lambda x: x.op == "tanh")
     if found is None or spec.action_low is None or spec.action_high is None:
         return None
@@ -212,7 +215,7 @@ def _before_tanh(action: Value, spec: NetworkSpec, builder: GraphBuilder) -> Val
 
 
 def _given_moments(spec: NetworkSpec, source: GraphFile) -> Moments | None:
-    """The normaliser that the user gives; None without one."""
+    """Reads the normaliser that the user gives; None without one."""
     if source.options.normalizer is None:
         return None
     moments = moments_from_npz(source.options.normalizer)
@@ -226,7 +229,7 @@ def _given_moments(spec: NetworkSpec, source: GraphFile) -> Moments | None:
 def _network(
     parts: Sequence[Value], spec: NetworkSpec, outer: Moments | None, builder: GraphBuilder, source: GraphFile
 ) -> PolicyNetwork:
-    """The plainest network for these outputs; ``outer`` is a normaliser that is not among them."""
+    """Builds the plainest network for these outputs; ``outer`` is a normaliser that is not among them."""
     if constant_of(parts[0]) is not None:
         raise PriorImportError(f"{source.where}: what it returns does not depend on the observation")
     moments, inner = _normalizer(parts, builder)
@@ -240,7 +243,7 @@ def _network(
 
 
 def _normalizer(parts: Sequence[Value], builder: GraphBuilder) -> tuple[Moments | None, Sequence[Value]]:
-    """The observation's normaliser, where everything goes through one; and the outputs of what follows it."""
+    """Finds the normaliser that the whole observation goes through, and the outputs of the rest behind it."""
     obs, clip = builder.obs, None
     symbols = sorted_symbols(each for each in parts if isinstance(each, Symbol))
     at = before_clip = obs
@@ -276,7 +279,7 @@ def _normalizer(parts: Sequence[Value], builder: GraphBuilder) -> tuple[Moments 
 def _graph_network(
     parts: Sequence[Value], spec: NetworkSpec, moments: Moments | None, source: GraphFile
 ) -> PolicyNetwork:
-    """The policy as a graph; a log standard deviation that is free is a parameter beside it."""
+    """Builds the policy as a graph; a free log standard deviation is a parameter beside it."""
     free = constant_of(parts[1]) if len(parts) == 2 else None
     symbols = [each for each in (parts[:1] if free is not None else parts) if isinstance(each, Symbol)]
     graph, tensors = to_graph(symbols)
@@ -288,7 +291,7 @@ def _graph_network(
 
 
 def _row(constant: Constant, size: int, source: GraphFile) -> Tensor:
-    """A free log standard deviation as ``[A]``."""
+    """Returns a free log standard deviation as ``[A]``."""
     value = constant.value.to(torch.float32)
     if value.dim() > 2 or value.numel() not in (1, size):
         raise PriorImportError(f"{source.where}: log_std has shape {list(value.shape)}, expected [{size}]")
@@ -299,7 +302,7 @@ def _row(constant: Constant, size: int, source: GraphFile) -> Tensor:
 
 
 def _perceptron(parts: Sequence[Value], spec: NetworkSpec, moments: Moments | None, source: GraphFile) -> Policy | None:
-    """The policy as the layers of a plain perceptron; None where it is none."""
+    """Returns the policy as the layers of a plain perceptron; None where it is none."""
     head: Value | None = parts[0]
     log_std: FreeLogStd | NetworkLogStd | None = None
     if len(parts) == 2:
@@ -315,7 +318,7 @@ def _perceptron(parts: Sequence[Value], spec: NetworkSpec, moments: Moments | No
 
 
 def _joined_heads(mean: Value, log_std: Value, size: int) -> tuple[Symbol | None, NetworkLogStd | None]:
-    """One linear layer that gives mean and log standard deviation, and how the latter is kept within bounds."""
+    """Joins mean and log standard deviation into one linear layer, and returns the bounds of the latter."""
     low, high = -NO_CLAMP, NO_CLAMP
     if isinstance(log_std, Symbol) and log_std.op == "clamp" and isinstance(log_std.inputs[0], Symbol):
         low = low if log_std.attributes["min"] is None else float(log_std.attributes["min"])
@@ -338,13 +341,13 @@ def _joined_heads(mean: Value, log_std: Value, size: int) -> tuple[Symbol | None
 
 
 def _weights(linear: Symbol) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear layer; zeros where it has none."""
+    """Returns weight and bias of a linear layer; zeros where it has no bias."""
     values = [each.value.to(torch.float32) for each in linear.inputs[1:] if isinstance(each, Constant)]
     return values[0], values[1] if len(values) == 2 else torch.zeros(len(values[0]))
 
 
 def _layers(value: Value) -> list[Step] | None:
-    """Linear layers with one activation between them, from the observation on; None for anything else."""
+    """Returns linear layers with one activation between them, from the observation on; None for anything else."""
     steps: list[Step] = []
     activations: set[str] = set()
     while isinstance(value, Symbol) and value.op == "linear":
@@ -363,7 +366,7 @@ def _layers(value: Value) -> list[Step] | None:
 
 
 def _equal(parts: Sequence[Value], network: PolicyNetwork, normalized: bool) -> bool:
-    """Whether the network computes what the outputs do before simplification, on random observations of all magnitudes.
+    """Tests on random observations whether the network computes what the outputs did before simplification.
 
     Args:
         parts: logits, or mean and log standard deviation.

@@ -1,4 +1,4 @@
-"""Layers and normalisers out of state dictionaries and ``.npz`` files: what several importers need."""
+"""Takes layers and normalisers out of state dictionaries and ``.npz`` files, for several readers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rpg_platform.priors.files.archive import read_npz
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.network.assemble import GRAPH_ACTIVATIONS, Activation, Linear, Moments, Norm, Step
 
 Array = NDArray[Any]
-_MAX_NPZ_BYTES = 64_000_000
 
 
 def linear_layers(state: Mapping[Any, Any], prefix: str, where: str) -> list[Linear]:
-    """The linear layers ``<prefix><index>.weight`` and ``.bias``, in the order of their index.
+    """Collects the linear layers ``<prefix><index>.weight`` and ``.bias``, in the order of their index.
 
     Args:
         state: name → array or tensor; names that do not start with ``prefix`` are left alone.
@@ -39,7 +39,7 @@ def linear_layers(state: Mapping[Any, Any], prefix: str, where: str) -> list[Lin
 
 
 def stack(state: Mapping[Any, Any], prefix: str, where: str, epsilon: float = 1e-5) -> list[Linear | Norm]:
-    """As ``linear_layers``, with the layer normalisations among them (their weight is a vector)."""
+    """Collects as ``linear_layers`` does, with the layer normalisations among them (their weight is a vector)."""
     pattern = re.compile(re.escape(prefix) + r"(\d{1,4})\.(weight|bias)")
     found: dict[int, dict[str, Array]] = {}
     for name, value in state.items():
@@ -68,17 +68,17 @@ def stack(state: Mapping[Any, Any], prefix: str, where: str, epsilon: float = 1e
 
 
 def linear(weight: Array, bias: Array, name: str, where: str) -> Linear:
-    """A linear layer of two arrays. Raises PriorImportError for shapes that are not one's."""
+    """Makes a linear layer of two arrays. Raises PriorImportError for shapes that do not fit."""
     if weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.size == 0:
         raise PriorImportError(
             f"{where}: {name} has a weight of shape {list(weight.shape)} and a bias of shape {list(bias.shape)}, "
-            "not those of a linear layer: only perceptrons are read"
+            "expected a linear layer: only perceptrons are read"
         )
     return Linear(weight, bias)
 
 
 def with_activations(layers: Sequence[Linear | Norm], activation: str | None, after_last: bool) -> list[Step]:
-    """The steps with an activation behind each linear layer and its normalisation; None for no activation at all.
+    """Puts an activation behind each linear layer and its normalisation; None puts none.
 
     Args:
         layers: linear layers, each perhaps followed by a normalisation.
@@ -95,7 +95,7 @@ def with_activations(layers: Sequence[Linear | Norm], activation: str | None, af
 
 
 def as_array(value: Any, name: str, where: str) -> Array:
-    """A float32 array of a tensor or an array. Raises PriorImportError for anything else or non-finite numbers."""
+    """Makes a float32 array of a tensor or array. Raises PriorImportError for anything else or non-finite numbers."""
     if isinstance(value, torch.Tensor) and value.is_floating_point():
         value = value.detach().to(torch.float32).numpy()
     if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
@@ -107,7 +107,7 @@ def as_array(value: Any, name: str, where: str) -> Array:
 
 
 def known_activation(name: Any, where: str) -> str | None:
-    """The name of ours for an activation as torch or RLlib call it; None for the identity.
+    """Returns our name for an activation as torch or RLlib call it; None for the identity.
 
     Raises:
         PriorImportError: there is none.
@@ -126,7 +126,7 @@ def known_activation(name: Any, where: str) -> str | None:
 
 
 def named_spaces(options: ImportOptions, what: str, where: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
-    """The spaces of the environment that the user named.
+    """Returns the spaces of the environment that the user named.
 
     Raises:
         PriorImportError: none was named, and the format (``what``) stores no spaces.
@@ -140,7 +140,7 @@ def named_spaces(options: ImportOptions, what: str, where: str) -> tuple[gym.Spa
 
 
 def moments_from_npz(path: Path) -> Moments:
-    """A normaliser from an ``.npz`` file.
+    """Reads a normaliser from an ``.npz`` file.
 
     Arrays: ``mean`` and ``var``, ``[D]``; and, where they differ from those of gymnasium's NormalizeObservation and
     CleanRL's clipping, ``count`` (1), ``epsilon`` (1e-8) and ``clip`` (10; zero for none).
@@ -148,8 +148,6 @@ def moments_from_npz(path: Path) -> Moments:
     Raises:
         PriorImportError: not such a file.
     """
-    from rpg_platform.priors.files.archive import read_npz
-
     arrays = read_npz(path)
     if not {"mean", "var"} <= set(arrays) <= {"mean", "var", "count", "epsilon", "clip"}:
         expected = "expected mean and var, and perhaps count, epsilon and clip"
@@ -170,6 +168,6 @@ def moments_from_npz(path: Path) -> Moments:
 
 
 def some_names(state: Mapping[Any, Any]) -> str:
-    """The first names of a mapping, for messages."""
+    """Lists the first names of a mapping, for messages."""
     names = [str(name)[:60] for name in list(state)[:6]]
     return ", ".join(names) + (", …" if len(state) > 6 else "") or "nothing"

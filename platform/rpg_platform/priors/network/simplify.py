@@ -1,4 +1,4 @@
-"""Graphs in their simplest form, so that what computes the same looks the same: files spell one network in many ways.
+"""Brings graphs into their simplest form: files spell one network in many ways, and equal networks should look equal.
 
 Exporters write a linear layer as a product and a sum, a clamp as a minimum of a maximum, silu as a product with a
 sigmoid. ``simplified`` undoes that; the results are equal up to the rounding of float32.
@@ -31,7 +31,7 @@ _ELEMENTWISE = BINARY | {name for name, op in OPS.items() if op.inputs == (1, 1)
 
 
 def simplified(outputs: Sequence[Value], builder: GraphBuilder) -> list[Value]:
-    """The same outputs; an output that turns out not to depend on the observation becomes a constant."""
+    """Simplifies the outputs; one that turns out not to depend on the observation becomes a constant."""
     new: dict[int, Value] = {}
     known: dict[object, Symbol] = {}
     for symbol in sorted_symbols(each for each in outputs if isinstance(each, Symbol)):
@@ -52,7 +52,7 @@ def simplified(outputs: Sequence[Value], builder: GraphBuilder) -> list[Value]:
 
 
 def constant_of(value: Value) -> Constant | None:
-    """The constant that a value is, or repeats for the whole batch; None where it depends on the observation."""
+    """Returns the constant that a value is or repeats for the whole batch; None where it depends on the observation."""
     if isinstance(value, Constant):
         return value
     if value.op == "expand" and isinstance(value.inputs[0], Constant):
@@ -66,7 +66,7 @@ def is_op(value: Operand, op: str) -> bool:
 
 
 def affine(value: Value, stop: Callable[[Symbol], bool]) -> tuple[Symbol, Tensor, Tensor] | None:
-    """``(x, scale, shift)`` such that the value is ``scale * x + shift``, number by number along the last axis.
+    """Finds ``(x, scale, shift)`` where the value is ``scale * x + shift``, number by number along the last axis.
 
     Args:
         value: where to start.
@@ -109,7 +109,7 @@ def affine(value: Value, stop: Callable[[Symbol], bool]) -> tuple[Symbol, Tensor
 
 
 def _per_column(operand: Operand, size: int) -> Tensor | None:
-    """A number or a constant as ``[size]`` in float64; None for anything that differs between rows or is a symbol."""
+    """Returns a number or constant as ``[size]`` in float64; None for a symbol or for values that differ by row."""
     if isinstance(operand, Symbol):
         constant = constant_of(operand)
         if constant is None:
@@ -187,7 +187,7 @@ def _unexpanded(symbol: Symbol, builder: GraphBuilder) -> Value | None:
 
 
 def _part_of_joined(symbol: Symbol, builder: GraphBuilder) -> Value | None:
-    """A slice of what was joined, where it is one of the parts."""
+    """Replaces a slice of joined values by the part that it lies in."""
     x = symbol.inputs[0] if symbol.inputs else None
     if symbol.op != "slice" or not isinstance(x, Symbol) or x.op != "concat":
         return None
@@ -259,7 +259,7 @@ def _clamp(symbol: Symbol, builder: GraphBuilder) -> Value | None:
 
 
 def _uniform(operand: Operand) -> float | None:
-    """The one number that a constant holds everywhere; None for others."""
+    """Returns the one number that a constant holds everywhere; None for others."""
     if isinstance(operand, float):
         return operand
     constant = constant_of(operand)
@@ -270,7 +270,7 @@ def _uniform(operand: Operand) -> float | None:
 
 
 def _silu(symbol: Symbol, builder: GraphBuilder) -> Value | None:
-    """``x * sigmoid(x)``, and ``x / (1 + exp(-x))``."""
+    """Recognises ``x * sigmoid(x)`` and ``x / (1 + exp(-x))``."""
     if symbol.op == "mul":
         for x, gate in (symbol.inputs, symbol.inputs[::-1]):
             if isinstance(x, Symbol) and isinstance(gate, Symbol) and gate.op == "sigmoid" and gate.inputs[0] is x:
@@ -286,7 +286,7 @@ def _silu(symbol: Symbol, builder: GraphBuilder) -> Value | None:
 
 
 def _elu(symbol: Symbol, builder: GraphBuilder) -> Value | None:
-    """``max(x, 0) + (exp(min(x, 0)) - 1)``, which is what runtimes without Elu in double precision are given."""
+    """Recognises ``max(x, 0) + (exp(min(x, 0)) - 1)``, written for runtimes without Elu in double precision."""
     if symbol.op != "add":
         return None
     for above, below in (symbol.inputs, symbol.inputs[::-1]):
@@ -305,7 +305,7 @@ def _elu(symbol: Symbol, builder: GraphBuilder) -> Value | None:
 
 
 def _sum_with(value: Operand, number: float) -> Symbol | None:
-    """The x of ``x + number``; None where the value is none."""
+    """Returns the x of ``x + number``; None for other values."""
     if not isinstance(value, Symbol) or value.op not in ("add", "sub"):
         return None
     a, b = value.inputs
@@ -328,7 +328,7 @@ _RULES: tuple[Callable[[Symbol, GraphBuilder], Value | None], ...] = (
 
 
 def replaced(outputs: Sequence[Value], old: Symbol, new: Symbol) -> list[Value]:
-    """The same outputs with ``new`` in the place of ``old``."""
+    """Returns the outputs with ``new`` in the place of ``old``."""
     values: dict[int, Symbol] = {id(old): new}
     for symbol in sorted_symbols(each for each in outputs if isinstance(each, Symbol)):
         inputs = tuple(values.get(id(each), each) if isinstance(each, Symbol) else each for each in symbol.inputs)

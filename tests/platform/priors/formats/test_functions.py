@@ -30,7 +30,7 @@ HEAD = """
 import torch
 from torch import nn
 from tests.platform.priors.graph_modules import CASES, OBSERVATIONS, ACTIONS, A, D, Free, Deterministic
-from rpg_algorithms.network import PolicyNetwork, spec_for_spaces
+from rpg_algorithms.policies.network import PolicyNetwork, spec_for_spaces
 """
 Read = Callable[..., Imported]
 

@@ -1,4 +1,4 @@
-"""ONNX models read as a graph of whitelisted operations; nothing of the file is executed."""
+"""Reads ONNX models as graphs of whitelisted operations; executes nothing of the file."""
 
 from rpg_platform.priors.formats.onnx.model import read
 

@@ -1,4 +1,4 @@
-"""One node of an ONNX model as its operator sees it."""
+"""Gives an operator its view of one node of an ONNX model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Call:
         return place < len(self.inputs) and self.inputs[place] is not None
 
     def tensor(self, place: int) -> Value:
-        """An input that must be a tensor of numbers; sizes become a constant where they are known."""
+        """Returns an input that must be a tensor of numbers; known sizes become a constant."""
         item = self.inputs[place] if place < len(self.inputs) else None
         if isinstance(item, Symbol | Constant):
             return item
@@ -60,11 +60,11 @@ class Call:
         raise GraphError(f"has no input {place}")
 
     def optional(self, place: int) -> Value | None:
-        """An input that may be missing."""
+        """Returns an input as a tensor; None where it is missing."""
         return self.tensor(place) if self.given(place) else None
 
     def sizes(self, place: int) -> list[Size]:
-        """An input that must be a list of whole numbers."""
+        """Returns an input that must be a list of whole numbers."""
         item = self.inputs[place] if self.given(place) else None
         if isinstance(item, Sizes):
             return [each if isinstance(each, Batch) else int(each) for each in item.values]
@@ -73,7 +73,7 @@ class Call:
         raise GraphError(f"input {place} depends on the data, expected known whole numbers")
 
     def integers(self, place: int, name: str) -> list[int] | None:
-        """Whole numbers as an attribute of older opsets or as an input of newer ones; None where there are none."""
+        """Returns whole numbers, an attribute in older opsets and an input in newer ones; None where there are none."""
         if name in self.attributes:
             return [int(each) for each in self.attributes[name]]
         if not self.given(place):
@@ -84,7 +84,7 @@ class Call:
         return [each for each in values if isinstance(each, int)]
 
     def number(self, place: int, name: str) -> float | Value | None:
-        """A bound as an attribute or an input; a tensor where it is no single number."""
+        """Returns a bound, an attribute or an input; a tensor where it is no single number."""
         if name in self.attributes:
             return float(self.attributes[name])
         value = self.optional(place)
@@ -93,14 +93,14 @@ class Call:
         return value
 
     def flag(self, name: str, default: int) -> int:
-        """A whole number among the attributes."""
+        """Returns a whole number among the attributes."""
         value = self.attributes.get(name, default)
         if not isinstance(value, int):
             raise GraphError(f"{name}={value!r}")
         return value
 
     def real(self, name: str, default: float) -> float:
-        """A number among the attributes."""
+        """Returns a number among the attributes."""
         value = self.attributes.get(name, default)
         if not isinstance(value, int | float):
             raise GraphError(f"{name}={value!r}")

@@ -1,6 +1,6 @@
-"""ONNX models read as a graph; nothing of the file is executed, and no runtime is needed.
+"""Reads ONNX models as graphs; executes nothing of the file and needs no runtime.
 
-The package ``onnx`` parses the file, which is data; operators are translated one by one by ``onnx_ops``. Refused are
+The package ``onnx`` parses the file, which is data; operators are translated one by one by ``ops``. Refused are
 external data (a path in the file), operators of other domains, functions and subgraphs. The model takes observations
 ``[B, D]``; outputs called ``mean`` and ``log_std`` (or ``std``), or ``logits``, are taken where there are any; else all
 outputs, in their order: see ``torchscript`` for the forms.
@@ -33,7 +33,7 @@ _FIELDS: Mapping[int, str] = {1: "float_data", 11: "double_data", 7: "int64_data
 
 
 def read(path: Path, options: ImportOptions) -> Imported:
-    """The policy of an ONNX model.
+    """Reads the policy of an ONNX model.
 
     Raises:
         PriorImportError: not such a file, or it does what a graph cannot hold: names the operator and the node.
@@ -42,7 +42,7 @@ def read(path: Path, options: ImportOptions) -> Imported:
     model = _parse(read_file(path, MAX_BYTES), str(path))
     card = read_card(next((each.value for each in model.metadata_props if each.key == "card"), None))
     source = GraphFile(str(path), "an ONNX model", with_card(options, card))
-    builder = source.builder()
+    builder = GraphBuilder(source.observation_size)
     outputs = _Translation(model, builder, str(path)).outputs()
     network, notes = policy_of_outputs(outputs, builder, source)
     facts = {
@@ -87,7 +87,7 @@ def _opset(model: Any, where: str) -> int:
 
 
 def tensor_of(proto: Any, where: str, name: str) -> Constant:
-    """A dense tensor of numbers that stands in the file itself.
+    """Reads a dense tensor of numbers that stands in the file itself.
 
     Raises:
         PriorImportError: it stands elsewhere, is of another type, or its size is not that of its numbers.
@@ -115,7 +115,7 @@ def tensor_of(proto: Any, where: str, name: str) -> Constant:
 
 
 class _Translation:
-    """Walks through a model's nodes, those that the chosen outputs need."""
+    """Walks through those nodes of a model that the chosen outputs need."""
 
     def __init__(self, model: Any, builder: GraphBuilder, where: str) -> None:
         self.builder, self.where = builder, where
@@ -124,7 +124,7 @@ class _Translation:
         self._values: dict[str, Item] = {self._input(): builder.obs}
 
     def outputs(self) -> list[Value]:
-        """The outputs, in symbols and constants."""
+        """Translates the outputs into symbols and constants."""
         names = [each.name for each in self.graph.output]
         chosen = named_outputs(names) or names
         needed = set(chosen)

@@ -1,4 +1,4 @@
-"""ONNX's operators in terms of ``GraphBuilder``: the whole of what a file may ask for, across opsets 7 to 25.
+"""Translates ONNX's operators into ``GraphBuilder``'s; a file of opset 7 to 25 may use no others.
 
 ``OPERATORS`` maps an operator to a function of the builder and a ``Call``. Inputs are symbols, constants, None where an
 optional one is left out, or ``Sizes``: whole numbers that come from a shape, the batch's size among them, with which
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from rpg_algorithms.policies.graph_ops import GraphError
-from rpg_platform.priors.formats.onnx.call import DTYPES, FLOATS, Call, Item, Operator, Sizes
+from rpg_platform.priors.formats.onnx.call import DTYPES, Call, Item, Operator, Sizes
 from rpg_platform.priors.formats.onnx.shapes import SHAPE_OPERATORS
-from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Symbol, axis_of, shape_of
+from rpg_platform.priors.network import composites
+from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Symbol, axis_of
 
 # --- arithmetic
 
@@ -39,7 +40,7 @@ def _holds_batch(call: Call) -> bool:
 
 
 def _scaled_sizes(op: str, call: Call) -> Sizes:
-    """Sizes with the batch's among them, times or over one: exporters write that. Anything else is refused."""
+    """Multiplies or divides the batch's size by one, as exporters write it. Refuses all other arithmetic with it."""
     first, second = call.sizes(0), call.sizes(1)
     if op not in ("mul", "div") or (len(first) not in (len(second), 1) and len(second) != 1):
         raise GraphError("arithmetic with the size of the batch")
@@ -91,26 +92,6 @@ def _gemm(b: GraphBuilder, call: Call) -> Item:
     return b.binary("add", result, b.binary("mul", bias, beta) if beta != 1.0 else bias)
 
 
-def _clip(b: GraphBuilder, call: Call) -> Item:
-    bounds = [call.number(1, "min"), call.number(2, "max")]
-    if all(each is None or isinstance(each, float) for each in bounds):
-        low, high = (None if isinstance(each, float) and abs(each) > 3.4e38 else each for each in bounds)
-        return b.unary("clamp", call.tensor(0), min=low, max=high) if (low, high) != (None, None) else call.tensor(0)
-    result = call.tensor(0)
-    for op, bound in zip(("maximum", "minimum"), bounds, strict=True):
-        result = result if bound is None else b.binary(op, result, bound)
-    return result
-
-
-def _elu(b: GraphBuilder, call: Call) -> Item:
-    return b.unary("elu", call.tensor(0), alpha=call.real("alpha", 1.0))
-
-
-def _celu(b: GraphBuilder, call: Call) -> Item:
-    alpha = call.real("alpha", 1.0)
-    return b.binary("mul", b.unary("elu", b.binary("div", call.tensor(0), alpha), alpha=1.0), alpha)
-
-
 def _selu(b: GraphBuilder, call: Call) -> Item:
     alpha, gamma = call.real("alpha", 1.6732632), call.real("gamma", 1.0507009)
     return b.binary("mul", b.unary("elu", call.tensor(0), alpha=alpha), gamma)
@@ -121,11 +102,6 @@ def _hard_sigmoid(b: GraphBuilder, call: Call) -> Item:
     return b.unary("clamp", b.binary("add", scaled, call.real("beta", 0.5)), min=0.0, max=1.0)
 
 
-def _hard_swish(b: GraphBuilder, call: Call) -> Item:
-    shifted = b.unary("clamp", b.binary("add", call.tensor(0), 3.0), min=0.0, max=6.0)
-    return b.binary("mul", call.tensor(0), b.binary("div", shifted, 6.0))
-
-
 def _swish(b: GraphBuilder, call: Call) -> Item:
     x = call.tensor(0)
     return b.binary("mul", x, b.unary("sigmoid", b.binary("mul", x, call.real("alpha", 1.0))))
@@ -133,12 +109,6 @@ def _swish(b: GraphBuilder, call: Call) -> Item:
 
 def _softsign(b: GraphBuilder, call: Call) -> Item:
     return b.binary("div", call.tensor(0), b.binary("add", b.unary("abs", call.tensor(0)), 1.0))
-
-
-def _prelu(b: GraphBuilder, call: Call) -> Item:
-    x = call.tensor(0)
-    below = b.binary("mul", call.tensor(1), b.unary("clamp", x, min=None, max=0.0))
-    return b.binary("add", b.unary("relu", x), below)
 
 
 def _gelu(b: GraphBuilder, call: Call) -> Item:
@@ -166,11 +136,7 @@ def _batch_norm(b: GraphBuilder, call: Call) -> Item:
     if call.flag("training_mode", 0) or call.outputs != 1:
         raise GraphError("batch normalisation in training mode mixes the rows of the batch")
     x, scale, bias, mean, var = (call.tensor(place) for place in range(5))
-    std = b.unary("sqrt", b.binary("add", var, call.real("epsilon", 1e-5)))
-    trailing = [1] * (len(x.shape) - 2)
-    for op, statistic in (("sub", mean), ("div", std), ("mul", scale), ("add", bias)):
-        x = b.binary(op, x, b.reshape(statistic, [*shape_of(statistic), *trailing]))
-    return x
+    return composites.batch_norm(b, x, mean, var, scale, bias, call.real("epsilon", 1e-5))
 
 
 def _reduction(op: str) -> Operator:
@@ -205,13 +171,7 @@ def _cast(b: GraphBuilder, call: Call) -> Item:
         return x
     if to not in DTYPES:
         raise GraphError(f"a cast to type {to}")
-    value = call.tensor(0)
-    if isinstance(value, Symbol):
-        if to not in FLOATS:
-            raise GraphError(f"a cast of what depends on the observation to {DTYPES[to].name}")
-        return value
-    dtype = torch.from_numpy(np.empty(0, DTYPES[to])).dtype
-    return b.constant(lambda tensor: tensor.to(dtype), value)
+    return composites.cast(b, call.tensor(0), torch.from_numpy(np.empty(0, DTYPES[to])).dtype)
 
 
 def _constant(_: GraphBuilder, call: Call) -> Item:
@@ -254,14 +214,14 @@ OPERATORS: Mapping[str, Operator] = {
     "Mean": _variadic("add", mean=True),
     "Gemm": _gemm,
     "MatMul": lambda b, call: b.matmul(call.tensor(0), call.tensor(1)),
-    "Clip": _clip,
-    "Elu": _elu,
-    "Celu": _celu,
+    "Clip": lambda b, call: composites.clamp(b, call.tensor(0), call.number(1, "min"), call.number(2, "max")),
+    "Elu": lambda b, call: b.unary("elu", call.tensor(0), alpha=call.real("alpha", 1.0)),
+    "Celu": lambda b, call: composites.celu(b, call.tensor(0), call.real("alpha", 1.0)),
     "Selu": _selu,
     "LeakyRelu": lambda b, call: b.unary("leaky_relu", call.tensor(0), slope=call.real("alpha", 0.01)),
-    "PRelu": _prelu,
+    "PRelu": lambda b, call: composites.prelu(b, call.tensor(0), call.tensor(1)),
     "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _hard_swish,
+    "HardSwish": lambda b, call: b.binary("mul", call.tensor(0), composites.hard_sigmoid(b, call.tensor(0))),
     "Swish": _swish,
     "Softsign": _softsign,
     "Gelu": _gelu,

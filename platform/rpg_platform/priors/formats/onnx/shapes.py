@@ -1,13 +1,12 @@
-"""ONNX's operators on shapes in terms of ``GraphBuilder``; see ``onnx_ops``."""
+"""Translates ONNX's operators on shapes into ``GraphBuilder``'s; see ``ops``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from rpg_algorithms.policies.graph_ops import GraphError
 from rpg_platform.priors.formats.onnx.call import Call, Item, Operator, Sizes
+from rpg_platform.priors.network import composites
 from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Size, axis_of, shape_of
 
 
@@ -83,16 +82,14 @@ def _concat(b: GraphBuilder, call: Call) -> Item:
 def _split(b: GraphBuilder, call: Call) -> list[Item]:
     x = call.tensor(0)
     axis = axis_of(x, call.flag("axis", 0))
-    whole, parts = x.shape[axis], call.integers(1, "split")
-    if whole is None:
-        raise GraphError("splits the batch")
+    parts = call.integers(1, "split")
     if parts is None:
+        whole = composites.length_to_split(x, axis)
         step = -(-whole // max(call.outputs, 1))
         parts = [min(step, whole - step * i) for i in range(call.outputs)]
-    if len(parts) != call.outputs or any(part < 1 for part in parts) or sum(parts) != whole:
-        raise GraphError(f"parts {parts[:20]} of {whole}")
-    ends = np.cumsum(parts).tolist()
-    return [b.slice(x, axis, end - part, end) for part, end in zip(parts, ends, strict=True)]
+    if len(parts) != call.outputs:
+        raise GraphError(f"{len(parts)} parts for {call.outputs} outputs")
+    return [*composites.split(b, x, axis, parts)]
 
 
 def _slice(b: GraphBuilder, call: Call) -> Item:
@@ -134,7 +131,7 @@ def _gather(b: GraphBuilder, call: Call) -> Item:
 
 
 def _expand(b: GraphBuilder, call: Call) -> Item:
-    """Either side may have axes of size 1 that take the other's size."""
+    """Expands; axes of size 1 on either side take the other side's size."""
     x, wanted = call.tensor(0), call.sizes(1)
     own = shape_of(x)
     rank = max(len(own), len(wanted))
@@ -142,16 +139,8 @@ def _expand(b: GraphBuilder, call: Call) -> Item:
     return b.expand(x, [mine if size == 1 else size for mine, size in zip(own, wanted, strict=True)])
 
 
-def _tile(b: GraphBuilder, call: Call) -> Item:
-    x, times = call.tensor(0), call.sizes(1)
-    own = shape_of(x)
-    if len(own) != len(times) or any(size != 1 and time != 1 for size, time in zip(own, times, strict=True)):
-        raise GraphError(f"repeats {times} of {own}")
-    return b.expand(x, [time if size == 1 else size for size, time in zip(own, times, strict=True)])
-
-
 def _equal(_: GraphBuilder, call: Call) -> Item:
-    """Of sizes alone: exporters compare them with -1."""
+    """Compares sizes alone, as exporters do with -1."""
     if not any(isinstance(each, Sizes) for each in call.inputs):
         raise GraphError("a comparison: a decision that depends on the data")
     first, second = call.sizes(0), call.sizes(1)
@@ -190,7 +179,7 @@ SHAPE_OPERATORS: Mapping[str, Operator] = {
     "Slice": _slice,
     "Gather": _gather,
     "Expand": _expand,
-    "Tile": _tile,
+    "Tile": lambda b, call: composites.repeat(b, call.tensor(0), call.sizes(1)),
     "Equal": _equal,
     "Where": _where,
 }

@@ -1,4 +1,4 @@
-"""TorchScript files read as a graph of whitelisted operations; nothing of the file is executed."""
+"""Reads TorchScript files as graphs of whitelisted operations; executes nothing of the file."""
 
 from rpg_platform.priors.formats.torchscript.archive import read
 

@@ -1,7 +1,7 @@
-"""TorchScript files (``torch.jit.save``) read as a graph; nothing of the file is executed, not even by torch.
+"""Reads TorchScript files (``torch.jit.save``) as graphs; executes nothing of the file, not even through torch.
 
-The archive's pickles are read by ``inert``, its code is parsed and walked through by ``torchscript_eval``. Scripted,
-traced and frozen modules are read. ``forward`` takes observations ``[B, D]`` and returns
+``inert`` reads the archive's pickles, ``code`` parses its code and ``evaluator`` walks through it. Scripted, traced and
+frozen modules are read. ``forward`` takes observations ``[B, D]`` and returns
 
 - (mean, log_std), each ``[B, A]``, or one tensor ``[B, 2A]`` of both;
 - logits ``[B, K]``, where actions are discrete;
@@ -25,35 +25,36 @@ from rpg_platform.priors.network.graph_builder import Constant, GraphBuilder, Sy
 from rpg_platform.priors.network.graph_policy import GraphFile, named_outputs, policy_of_outputs
 
 
-def read(path: Path, options: ImportOptions) -> Imported:
-    """The policy of a TorchScript file.
+def read(source: Path | Archive, options: ImportOptions, what: str = "a TorchScript file") -> Imported:
+    """Reads the policy of a TorchScript file.
+
+    Args:
+        source: the file, or an archive that is open already.
+        options: what the user says about it.
+        what: what messages call it.
 
     Raises:
         PriorImportError: not such a file, or its ``forward`` does what a graph cannot hold: names the operation and the
             line of the archive's code.
     """
-    return read_archive(open_archive(path), options, "a TorchScript file", "torchscript")
-
-
-def read_archive(archive: Archive, options: ImportOptions, what: str, kind: str) -> Imported:
-    """The policy of a TorchScript archive, wherever it comes from; see ``read``."""
+    archive = source if isinstance(source, Archive) else open_archive(source)
     folder = _folder(archive)
     card = read_card(archive.get(f"{folder}extra/card.json"))
-    source = GraphFile(archive.what, what, with_card(options, card))
+    file = GraphFile(archive.what, what, with_card(options, card))
     if archive.get(f"{folder}byteorder", b"little") != b"little":
         raise PriorImportError(f"{archive.what}: written on a big-endian machine; expected little-endian numbers")
     module = load_member(archive, f"{folder}data.pkl", f"{folder}data/")
     constants = load_member(archive, f"{folder}constants.pkl", f"{folder}constants/")
     if not isinstance(module, Instance) or not isinstance(constants, list | tuple):
         raise PriorImportError(f"{archive.what}: data.pkl holds {str(module)[:100]}, expected a module")
-    builder = source.builder()
-    outputs = translate(module, constants, Library(archive, folder), builder, archive.what)
-    network, notes = policy_of_outputs(outputs, builder, source)
+    builder = GraphBuilder(file.observation_size)
+    outputs = _translated(module, constants, Library(archive, folder), builder, archive.what)
+    network, notes = policy_of_outputs(outputs, builder, file)
     facts = {"module": module.qualified_name.rpartition(".")[2][:200]}
-    return with_origin(Imported(network, kind, None, None, facts=facts, notes=notes), card)
+    return with_origin(Imported(network, "torchscript", None, None, facts=facts, notes=notes), card)
 
 
-def translate(
+def _translated(
     module: Instance, constants: Sequence[Any], library: Library, builder: GraphBuilder, where: str
 ) -> list[Value]:
     """What ``module.forward`` returns at the builder's observation.

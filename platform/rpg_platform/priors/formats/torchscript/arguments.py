@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rpg_algorithms.policies.graph_ops import GraphError
+from rpg_platform.priors.network import composites
 from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Symbol, Value
 
 Operation = Callable[..., Any]
@@ -25,7 +26,6 @@ DTYPES: Mapping[int, torch.dtype] = {
     7: torch.float64,
     11: torch.bool,
 }
-FLOATS = (6, 7)
 
 
 def is_tensor(value: Any) -> bool:
@@ -82,8 +82,4 @@ def cast(b: GraphBuilder, x: Any, dtype: Any) -> Any:
         return x
     if dtype not in DTYPES:
         raise GraphError(f"a cast to type {dtype}")
-    if isinstance(x, Symbol):
-        if dtype not in FLOATS:
-            raise GraphError(f"a cast of what depends on the observation to {DTYPES[dtype]}")
-        return x
-    return b.constant(lambda value: value.to(DTYPES[dtype]), x)
+    return composites.cast(b, x, DTYPES[dtype])

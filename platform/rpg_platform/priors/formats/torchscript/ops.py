@@ -1,4 +1,4 @@
-"""TorchScript's operations in terms of ``GraphBuilder``: the whole of what a file may ask for.
+"""Translates TorchScript's operations into ``GraphBuilder``'s; a file may use no others.
 
 ``OPERATIONS`` maps the name in the code (``linear`` of ``torch.linear``) to a function of the builder and the call's
 arguments. Arguments are symbols and constants, or plain Python values: numbers, strings, lists, None, and ``BATCH`` for
@@ -24,7 +24,8 @@ from rpg_platform.priors.formats.torchscript.arguments import (
     tensor,
 )
 from rpg_platform.priors.formats.torchscript.shapes import SHAPE_OPERATIONS
-from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Value, shape_of
+from rpg_platform.priors.network import composites
+from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Symbol, Value, shape_of
 
 
 def _arithmetic(op: str, function: Callable[[Any, Any], Any]) -> Operation:
@@ -56,7 +57,7 @@ def _of_numbers(function: Any, *values: Any) -> Any:
 
 
 def _plain(function: Any) -> Operation:
-    """An operation on plain values only, such as a comparison of sizes."""
+    """Makes an operation on plain values only, such as a comparison of sizes."""
 
     def apply(_: GraphBuilder, *values: Any) -> Any:
         plain = [
@@ -105,18 +106,13 @@ def _power(exponent: float) -> Operation:
 
 
 def _clamp(b: GraphBuilder, x: Any, min: Any = None, max: Any = None) -> Value:  # noqa: A002 - torch's names
-    result = tensor(x)
-    numbers = [
-        each if not isinstance(each, Constant) or each.value.numel() != 1 else number(each) for each in (min, max)
-    ]
-    if not any(is_tensor(each) for each in numbers):
-        low, high = (None if each is None else float(number(each)) for each in numbers)
-        low, high = (None if each is not None and math.isinf(each) else each for each in (low, high))
-        return b.unary("clamp", result, min=low, max=high) if (low, high) != (None, None) else result
-    for op, bound in (("maximum", min), ("minimum", max)):
-        if bound is not None:
-            result = b.binary(op, result, bound if is_tensor(bound) else float(number(bound)))
-    return result
+    return composites.clamp(b, tensor(x), _bound(min), _bound(max))
+
+
+def _bound(value: Any) -> float | Value | None:
+    """Returns a bound as a number where it is one, else as the tensor that it is."""
+    several = isinstance(value, Symbol) or (isinstance(value, Constant) and value.value.numel() != 1)
+    return value if value is None or several else float(number(value))
 
 
 def _softplus(b: GraphBuilder, x: Any, beta: Any = 1, threshold: Any = 20) -> Value:
@@ -133,26 +129,17 @@ def _elu(b: GraphBuilder, x: Any, alpha: Any = 1, scale: Any = 1, input_scale: A
     return b.unary("elu", tensor(x), alpha=float(number(alpha)))
 
 
-def _celu(b: GraphBuilder, x: Any, alpha: Any = 1) -> Value:
-    a = float(number(alpha))
-    return b.binary("mul", b.unary("elu", b.binary("div", tensor(x), a), alpha=1.0), a)
-
-
 def _prelu(b: GraphBuilder, x: Any, weight: Any) -> Value:
     value, slope = tensor(x), tensor(weight)
     if slope.shape not in ((), (1,)):
         if len(value.shape) < 2:
             raise GraphError("a slope per channel without channels")
         slope = b.reshape(slope, [*shape_of(slope), *([1] * (len(value.shape) - 2))])
-    return b.binary("add", b.unary("relu", value), b.binary("mul", slope, b.unary("clamp", value, min=None, max=0.0)))
+    return composites.prelu(b, value, slope)
 
 
 def _gelu(b: GraphBuilder, x: Any, approximate: Any = "none") -> Value:
     return b.unary("gelu", tensor(x), tanh=approximate == "tanh")
-
-
-def _hardsigmoid(b: GraphBuilder, x: Any) -> Value:
-    return b.binary("div", b.unary("clamp", b.binary("add", tensor(x), 3.0), min=0.0, max=6.0), 6.0)
 
 
 def _batch_norm(
@@ -161,14 +148,9 @@ def _batch_norm(
     """In evaluation mode: an affine map per channel."""
     if training is not False or not is_tensor(mean) or not is_tensor(var):
         raise GraphError("batch normalisation in training mode mixes the rows of the batch: call .eval() first")
-    value = tensor(x)
-    trailing = [1] * (len(value.shape) - 2)
-    std = b.unary("sqrt", b.binary("add", var, float(number(rest[1] if len(rest) > 1 else 1e-5))))
-    result = value
-    for op, statistic in (("sub", mean), ("div", std), ("mul", weight), ("add", bias)):
-        if statistic is not None:
-            result = b.binary(op, result, b.reshape(tensor(statistic), [*shape_of(tensor(statistic)), *trailing]))
-    return result
+    weight, bias = (None if each is None else tensor(each) for each in (weight, bias))
+    epsilon = float(number(rest[1] if len(rest) > 1 else 1e-5))
+    return composites.batch_norm(b, tensor(x), mean, var, weight, bias, epsilon)
 
 
 def _addmm(b: GraphBuilder, bias: Any, x: Any, weight: Any, beta: Any = 1, alpha: Any = 1) -> Any:
@@ -244,11 +226,11 @@ OPERATIONS: Mapping[str, Operation] = {
     "clamp_min": lambda b, x, low: _clamp(b, x, low, None),
     "clamp_max": lambda b, x, high: _clamp(b, x, None, high),
     "relu6": lambda b, x: _clamp(b, x, 0.0, 6.0),
-    "hardsigmoid": _hardsigmoid,
-    "hardswish": lambda b, x: b.binary("mul", tensor(x), _hardsigmoid(b, x)),
+    "hardsigmoid": lambda b, x: composites.hard_sigmoid(b, tensor(x)),
+    "hardswish": lambda b, x: b.binary("mul", tensor(x), composites.hard_sigmoid(b, tensor(x))),
     "leaky_relu": lambda b, x, slope=0.01: b.unary("leaky_relu", tensor(x), slope=float(number(slope))),
     "elu": _elu,
-    "celu": _celu,
+    "celu": lambda b, x, alpha=1: composites.celu(b, tensor(x), float(number(alpha))),
     "prelu": _prelu,
     "gelu": _gelu,
     "softplus": _softplus,
@@ -275,22 +257,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "prim.RaiseException": _raise,
     **SHAPE_OPERATIONS,
 }
-IN_PLACE = frozenset(
-    {"add", "sub", "mul", "div", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "square", "tanh", "sigmoid"}
-    | {
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "elu",
-        "celu",
-        "selu",
-        "silu",
-        "mish",
-        "hardtanh",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-    }
-    | {"hardsigmoid", "hardswish", "dropout"}
-)
-"""Operations of which the one with an underscore changes its first argument and returns it."""
+_ARITHMETIC = ("add", "sub", "mul", "div", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "square")
+_ACTIVATIONS = ("tanh", "sigmoid", "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "silu", "mish", "hardtanh")
+_BOUNDED = ("clamp", "clamp_min", "clamp_max", "hardsigmoid", "hardswish", "dropout")
+IN_PLACE = frozenset((*_ARITHMETIC, *_ACTIVATIONS, *_BOUNDED))
+"""Operations that, with an underscore behind the name, change their first argument and return it."""

@@ -1,4 +1,4 @@
-"""TorchScript's operations on shapes and types in terms of ``GraphBuilder``; see ``torchscript_ops``."""
+"""Translates TorchScript's operations on shapes and types into ``GraphBuilder``'s; see ``ops``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rpg_platform.priors.formats.torchscript.arguments import (
     tensor,
     tensors,
 )
+from rpg_platform.priors.network import composites
 from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Symbol, Value, axis_of, shape_of
 
 
@@ -80,26 +81,18 @@ def _t(b: GraphBuilder, x: Any) -> Value:
 
 def _split(b: GraphBuilder, x: Any, size: Any, dim: Any = 0) -> list[Value]:
     value, axis = tensor(x), axis_of(tensor(x), integer(dim))
-    whole = value.shape[axis]
-    if whole is None:
-        raise GraphError("splits the batch")
     if isinstance(size, list):
-        parts = [integer(each) for each in size]
-    else:
-        step = integer(size)
-        if step < 1 or whole > 1_000 * step:
-            raise GraphError(f"parts of {step} of {whole}")
-        parts = [min(step, whole - start) for start in range(0, whole, step)]
-    if any(part < 1 for part in parts) or sum(parts) != whole:
-        raise GraphError(f"parts {parts} of {whole}")
-    ends = [sum(parts[: i + 1]) for i in range(len(parts))]
-    return [b.slice(value, axis, end - part, end) for part, end in zip(parts, ends, strict=True)]
+        return composites.split(b, value, axis, [integer(each) for each in size])
+    whole, step = composites.length_to_split(value, axis), integer(size)
+    if step < 1 or whole > 1_000 * step:
+        raise GraphError(f"parts of {step} of {whole}")
+    return composites.split(b, value, axis, [min(step, whole - start) for start in range(0, whole, step)])
 
 
 def _chunk(b: GraphBuilder, x: Any, chunks: Any, dim: Any = 0) -> list[Value]:
-    whole = tensor(x).shape[axis_of(tensor(x), integer(dim))]
-    if whole is None or not 1 <= integer(chunks) <= 1_000:
-        raise GraphError("splits the batch" if whole is None else f"{chunks} parts")
+    whole = composites.length_to_split(tensor(x), integer(dim))
+    if not 1 <= integer(chunks) <= 1_000:
+        raise GraphError(f"{chunks} parts")
     return _split(b, x, -(-whole // integer(chunks)), dim)
 
 
@@ -127,17 +120,8 @@ def _stack(b: GraphBuilder, values: Any, dim: Any = 0) -> Value:
     return b.concat([b.unsqueeze(part, [integer(dim) % max(rank, 1)]) for part in parts], integer(dim) % max(rank, 1))
 
 
-def _repeat(b: GraphBuilder, x: Any, repeats: Any) -> Value:
-    """Only along axes of size 1 or once, which is all that is needed to give a vector to the whole batch."""
-    value, times = tensor(x), sizes(repeats)
-    own = [1] * (len(times) - len(value.shape)) + shape_of(value)
-    if len(own) != len(times) or any(size != 1 and time != 1 for size, time in zip(own, times, strict=True)):
-        raise GraphError(f"repeats {times} of {shape_of(value)}")
-    return b.expand(value, [time if size == 1 else size for size, time in zip(own, times, strict=True)])
-
-
 def _index(b: GraphBuilder, x: Any, indices: Any) -> Value:
-    """``x[:, [3, 1]]``: entries of one axis by constants."""
+    """Takes entries of one axis by constants, as in ``x[:, [3, 1]]``."""
     given = [(axis, each) for axis, each in enumerate(indices if isinstance(indices, list) else []) if each is not None]
     if len(given) != 1 or not isinstance(given[0][1], Constant) or len(given[0][1].shape) != 1:
         raise GraphError("an index other than one list of whole numbers")
@@ -194,7 +178,7 @@ SHAPE_OPERATIONS: Mapping[str, Operation] = {
     "expand": lambda b, x, shape, implicit=False: b.expand(tensor(x), sizes(shape)),
     "expand_as": lambda b, x, other: b.expand(tensor(x), shape_of(tensor(other))),
     "broadcast_to": lambda b, x, shape: b.expand(tensor(x), sizes(shape)),
-    "repeat": _repeat,
+    "repeat": lambda b, x, repeats: composites.repeat(b, tensor(x), sizes(repeats)),
     **dict.fromkeys(("cat", "concat", "concatenate"), lambda b, x, dim=0: b.concat(tensors(x), integer(dim))),
     "stack": _stack,
     "chunk": _chunk,

@@ -1,4 +1,4 @@
-"""The SHA-256 by which a card names the file or folder that a prior was made from."""
+"""The hash of a source that a prior comes from, as its card records it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_FILES = 10_000
 
 
 def hash_of(path: Path) -> str:
-    """SHA-256 of a file; of a folder, that of its files' names and hashes in order. Links are left out.
+    """Computes the SHA-256 of a file, or of a folder's file names and their hashes in order, links left out.
 
     Raises:
         PriorImportError: the folder has more files than are hashed.
