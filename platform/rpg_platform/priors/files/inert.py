@@ -1,6 +1,7 @@
 """A pickle reader that imports and calls nothing that the pickle names.
 
-``load`` runs the pickle's own small stack machine (protocols 0 to 5) and gives back
+``load`` lets the standard library's own reader in Python (``pickle._Unpickler``, protocols 0 to 5) do the work, all but
+the instructions that look up, call or change what the pickle names, and gives back
 
 - Python's containers, numbers, strings and bytes; ``OrderedDict``; numeric numpy arrays, scalars and types, as
   themselves;
@@ -8,32 +9,62 @@
   asked for, never carried out.
 
 So a pickle can lie, but it cannot act: a file whose ``__reduce__`` would run a command yields an
-``Instance("os.system", ("…",))``. Budgets (``Limits``) hold its size in time and memory. The containers of a result
-never contain themselves and unfold to a bounded tree, so they may be walked recursively; only instances may form
-cycles. Whatever is wrong with the bytes, ``PriorImportError`` is raised and nothing else.
+``Instance("os.system", ("…",))``. ``Limits`` bound its size in time and memory. The containers of a result never
+contain themselves and unfold to a bounded tree, so they may be walked recursively; only instances may form cycles.
+Whatever is wrong with the bytes, ``PriorImportError`` is raised and nothing else.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 import struct
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rpg_platform.priors.files.inert_machine import Limits, Machine
-from rpg_platform.priors.files.inert_values import (
-    INTERPRETERS,
-    Global,
-    Instance,
-    Interpreter,
-    KeepInert,
-)
+from rpg_platform.priors.files.inert_readers import INTERPRETERS, Interpreter, canonical_name, with_state
+from rpg_platform.priors.files.inert_values import Budget, Global, Instance, Limits
 from rpg_platform.priors.imported import PriorImportError
 
-__all__ = ["Global", "Instance", "KeepInert", "Limits", "load", "load_at"]
+__all__ = ["Global", "Instance", "Limits", "PickleStream", "load"]
+
+_LONGEST_NAME = 1_000
+_DAMAGE = (
+    pickle.PickleError,
+    struct.error,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+
+class PickleStream(io.BytesIO):
+    """Bytes that are read in whole pieces or not at all."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(size)
+        if size is not None and len(piece) < size:
+            raise PriorImportError("the pickle is truncated: it ends before its STOP")
+        return piece
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if not line.endswith(b"\n"):
+            raise PriorImportError("the pickle is truncated, or damaged: a line without an end")
+        return line
+
+    def left(self) -> int:
+        """The number of bytes not read yet."""
+        return len(self.getbuffer()) - self.tell()
 
 
 def load(
-    data: bytes,
+    source: bytes | PickleStream,
     *,
     what: str = "pickle",
     limits: Limits | None = None,
@@ -43,99 +74,218 @@ def load(
     """Reads one pickle; bytes after its end are ignored, as ``pickle.load`` ignores them.
 
     Args:
-        data: the pickle.
-        what: what it is, for messages, such as ``model.zip: data: policy_kwargs``.
-        limits: budgets, by default ``Limits()``.
-        persistent: maps a persistent id (of any type) to its value; without it, persistent ids are refused.
-        interpret: further names read as themselves: ``{"module.name": function(args, charge)}``. Such a function is
-            ours, calls ``charge(bytes)`` before it allocates, raises ``KeepInert`` for arguments that it has no
-            reading of (an ``Instance`` results) and ``ValueError`` for wrong ones.
+        source: the pickle, or a stream that stands at its beginning and is left at its end.
+        what: names it in messages, such as ``model.zip: data: policy_kwargs``.
+        limits: bounds, by default ``Limits()``.
+        persistent: maps a persistent id (of any type, not yet checked) to its value; without it, such ids are refused.
+        interpret: further names read as themselves: ``{"module.name": function(budget, *args)}``, see
+            ``inert_readers``. Such a function is ours and calls ``budget.charge(bytes)`` before it allocates.
 
     Raises:
-        PriorImportError: the bytes are no pickle, are damaged, or exceed a budget.
+        PriorImportError: the bytes are no pickle, are damaged, or exceed a limit.
     """
-    return load_at(data, 0, what=what, limits=limits, persistent=persistent, interpret=interpret)[0]
-
-
-def load_at(
-    data: bytes,
-    start: int,
-    *,
-    what: str = "pickle",
-    limits: Limits | None = None,
-    persistent: Callable[[Any], Any] | None = None,
-    interpret: Mapping[str, Interpreter] | None = None,
-) -> tuple[Any, int]:
-    """``load`` of the pickle that begins at ``start``; returns its value and where it ends."""
-    machine = Machine(data, start, limits or Limits(), persistent, {**INTERPRETERS, **(interpret or {})})
+    stream = source if isinstance(source, PickleStream) else PickleStream(source)
+    budget = Budget(limits or Limits())
     try:
-        value = machine.run()
-        _check_unfolding(value, machine.limits)
+        value = _Reader(stream, budget, persistent, {**INTERPRETERS, **(interpret or {})}).load()
+        budget.check_unfolding(value)
     except PriorImportError as error:
         raise PriorImportError(f"{what}: {error}") from error
     except IndexError as error:
         raise PriorImportError(f"{what}: not a pickle, or a damaged one: its stack runs empty") from error
-    except (ValueError, TypeError, KeyError, OverflowError, struct.error, MemoryError, RecursionError) as error:
+    except _DAMAGE as error:
         raise PriorImportError(f"{what}: not a pickle, or a damaged one: {str(error)[:200]}") from error
-    return value, machine.position
+    return value
 
 
-def _children(container: Any) -> Iterator[Any]:
-    if isinstance(container, dict):
-        yield from container.keys()
-        yield from container.values()
-    else:
-        yield from container
+class _Instructions(dict[int, Callable[[Any], None]]):
+    """What a reader does for each instruction; counts the instructions."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(_Reader.dispatch)
+        self._limits, self._count, self._deadline = limits, 0, time.monotonic() + limits.seconds
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        if self._count % 1024 == 0 and time.monotonic() > self._deadline:
+            raise PriorImportError(f"the pickle takes more than {self._limits.seconds:g} s to read")
+        if self._count >= self._limits.opcodes:
+            raise PriorImportError(f"the pickle takes more than {self._limits.opcodes} instructions")
+        self._count += 1
+        return super().__getitem__(code)
+
+    def __missing__(self, code: int) -> Callable[[Any], None]:
+        raise PriorImportError(f"not a pickle, or a damaged one: the byte {code:#04x} is no instruction")
 
 
-def _check_unfolding(value: Any, limits: Limits) -> None:
-    """Raises PriorImportError unless containers are trees of bounded depth and size; see the module's docstring."""
-    containers = (list, tuple, dict, set, frozenset)
-    measured: dict[int, tuple[int, int]] = {}  # id -> levels below, nodes when unfolded
-    seen: set[int] = set()
-    roots = [value]
-    while roots:
-        root = roots.pop()
-        if isinstance(root, Instance):
-            if id(root) not in seen:
-                seen.add(id(root))
-                roots += [root.args, root.kwargs, root.state, root.items, root.entries]
-            continue
-        if not isinstance(root, containers) or id(root) in measured:
-            continue
-        path: list[tuple[Any, Iterator[Any], list[int]]] = [(root, _children(root), [0, 1])]
-        within = {id(root)}
-        while path:
-            container, children, measure = path[-1]
-            for child in children:
-                if isinstance(child, Instance):
-                    roots.append(child)
-                    measure[1] += 1
-                elif not isinstance(child, containers):
-                    measure[1] += 1
-                elif id(child) in measured:
-                    _add_measure(measure, measured[id(child)], limits)
-                elif id(child) in within:
-                    raise PriorImportError("the pickle holds a container that contains itself")
-                else:
-                    path.append((child, _children(child), [0, 1]))
-                    within.add(id(child))
-                    break
+class _Memo(dict[int, Any]):
+    """Stored objects; in place of an instance that its state made a numpy value, that value."""
+
+    def __getitem__(self, index: int) -> Any:
+        found = super().__getitem__(index)
+        return found if not isinstance(found, Instance) or found.value is None else found.value
+
+
+class _Reader(pickle._Unpickler):
+    """Replaces each instruction that could import, call, or change what is not a plain container."""
+
+    # The standard library's reader has these; its type stubs leave them out.
+    dispatch: dict[int, Callable[[Any], None]]  # type: ignore[misc]
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+
+    def __init__(
+        self,
+        stream: PickleStream,
+        budget: Budget,
+        persistent: Callable[[Any], Any] | None,
+        interpreters: Mapping[str, Interpreter],
+    ) -> None:
+        super().__init__(stream, encoding="latin-1")  # strings of Python 2 are bytes that mostly hold text
+        self.stream, self.budget = stream, budget
+        self.persistent, self.interpreters = persistent, interpreters
+        self.memo: dict[int, Any] = _Memo()
+        self.dispatch = _Instructions(budget.limits)
+
+    # -- names and calls, none of which happen --
+
+    def find_class(self, module: str, name: str) -> Global:
+        if max(len(module), len(name)) > _LONGEST_NAME:
+            raise PriorImportError("damaged pickle: a name that is none")
+        return Global(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self.persistent is None:
+            raise PriorImportError("the pickle refers to objects outside of it (a persistent id)")
+        return self.persistent(pid)
+
+    def get_extension(self, code: int) -> None:
+        raise PriorImportError("the pickle refers to an extension registry, which no file of this kind does")
+
+    def load_next_buffer(self) -> None:
+        raise PriorImportError("the pickle keeps buffers outside of it")
+
+    load_readonly_buffer = load_next_buffer
+
+    def call(self, function: Any, args: Any, kwargs: Any = None) -> None:
+        """Pushes what stands for ``function(*args, **kwargs)``: a value of our own making, or a record of the call."""
+        if not isinstance(args, tuple) or not isinstance(function, Global | Instance):
+            raise PriorImportError("damaged pickle: a call without a function or without arguments")
+        name = function.qualified_name if isinstance(function, Global) else f"{function.qualified_name[:200]}(…)"
+        self.budget.charge(len(name) + 8 * len(args))
+        if isinstance(function, Global) and not kwargs:
+            interpreter = self.interpreters.get(canonical_name(function))
+            try:
+                if interpreter is not None:
+                    self.append(interpreter(self.budget, *args))
+                    return
+            except TypeError:
+                pass
+        self.append(Instance(name, args, kwargs) if kwargs else Instance(name, args))
+
+    def _instantiate(self, klass: Any, args: Sequence[Any]) -> None:  # for INST and OBJ
+        self.call(klass, tuple(args))
+
+    def load_reduce(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        self.call(function, args)
+
+    load_newobj = load_reduce
+
+    def load_newobj_ex(self) -> None:
+        kwargs, args, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        if not isinstance(kwargs, dict):
+            raise PriorImportError("damaged pickle: keyword arguments that are none")
+        self.call(function, args, kwargs)
+
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Instance):
+            target.value = with_state(target, state, self.budget)
+            if target.value is None:
+                target.state = state
             else:
-                path.pop()
-                within.discard(id(container))
-                _add_measure(measure, (-1, 0), limits)
-                measured[id(container)] = (measure[0], measure[1])
-                if path:
-                    _add_measure(path[-1][2], measured[id(container)], limits)
-            if len(path) > limits.nesting:
-                raise PriorImportError(f"the pickle nests more than {limits.nesting} levels deep")
+                self.stack[-1] = target.value
+        elif isinstance(target, Global | str | bytes | int | float | None):  # others' attributes mean nothing to us
+            raise PriorImportError("damaged pickle: a state for what takes none")
+
+    # -- containers --
+
+    def load_append(self) -> None:
+        self.add(list, [self.stack.pop()])
+
+    def load_appends(self) -> None:
+        self.add(list, self.pop_mark())
+
+    def load_additems(self) -> None:
+        self.add(set, self.pop_mark())
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.add(dict, [(key, value)])
+
+    def load_setitems(self) -> None:
+        self.add(dict, self.pop_pairs())
+
+    def load_dict(self) -> None:
+        pairs = self.pop_pairs()
+        self.append({})
+        self.add(dict, pairs)
+
+    def load_frozenset(self) -> None:
+        elements = self.pop_mark()
+        for element in elements:
+            self.budget.check_key(element)
+        self.append(frozenset(elements))
+
+    def pop_pairs(self) -> list[tuple[Any, Any]]:
+        items = self.pop_mark()
+        if len(items) % 2:
+            raise PriorImportError("damaged pickle: a dictionary key without a value")
+        return list(zip(items[::2], items[1::2], strict=True))
+
+    def add(self, kind: type, items: list[Any]) -> None:
+        """Adds to the container on top of the stack, which is of a ``kind``, or an instance that may be a subclass."""
+        target = self.stack[-1]
+        if isinstance(target, Instance):
+            target.items.extend(items)
+        elif not isinstance(target, kind):
+            raise PriorImportError(f"damaged pickle: it adds to what is no {kind.__name__}")
+        elif isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, dict | set):
+            for item in items:
+                self.budget.check_key(item[0] if kind is dict else item)
+            target.update(items)
+
+    # -- sizes --
+
+    def load_frame(self) -> None:
+        """Reads the frame's length alone: what follows is read as if there were no frames."""
+        if int.from_bytes(self.read(8), "little") > self.stream.left():
+            raise PriorImportError("the pickle is truncated: a frame claims more bytes than it has")
+
+    def load_bytearray8(self) -> None:
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
+    def measured(self, load: Callable[[_Reader], None]) -> None:
+        """Carries out an instruction that pushes a number or a text, whose size is checked."""
+        load(self)
+        value = self.stack[-1]
+        if isinstance(value, str):
+            self.budget.charge(sys.getsizeof(value))
+        elif value.bit_length() > 8 * self.budget.limits.integer_bytes:
+            raise PriorImportError(f"the pickle holds an integer of {(value.bit_length() + 7) // 8} bytes")
 
 
-def _add_measure(measure: list[int], child: tuple[int, int], limits: Limits) -> None:
-    measure[0] = max(measure[0], child[0] + 1)
-    measure[1] += child[1]
-    if measure[0] > limits.nesting:
-        raise PriorImportError(f"the pickle nests more than {limits.nesting} levels deep")
-    if measure[1] > limits.nodes:
-        raise PriorImportError(f"the pickle unfolds to more than {limits.nodes} values")
+def _measured(load: Callable[[Any], None]) -> Callable[[_Reader], None]:
+    return lambda reader: reader.measured(load)
+
+
+# The standard library's instructions, each by the method of ours that replaces it where there is one.
+_Reader.dispatch = {code: getattr(_Reader, load.__name__) for code, load in pickle._Unpickler.dispatch.items()}
+for _code in (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4):
+    _Reader.dispatch[_code[0]] = _measured(_Reader.dispatch[_code[0]])
+for _code in (pickle.UNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE, pickle.BINUNICODE8):
+    _Reader.dispatch[_code[0]] = _measured(_Reader.dispatch[_code[0]])

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from rpg_platform.priors.files import inert
 from rpg_platform.priors.files.archive import read_file, read_npy
 from rpg_platform.priors.files.inert import Global, Instance
+from rpg_platform.priors.files.inert_readers import make_array
 from rpg_platform.priors.files.spaces import read_space
 from rpg_platform.priors.imported import PriorImportError
 
@@ -244,14 +245,12 @@ def _numpy_object(data: dict[Any, Any]) -> Any:
     """An array or a number as msgpack_numpy writes it; where that unpickles arrays of objects, this refuses."""
     if b"nd" not in data:
         return data
-    kind, raw, shape = data.get(b"type"), data.get(b"data"), data.get(b"shape", [])
-    if data.get(b"kind", b"") != b"" or not isinstance(kind, str) or not re.fullmatch(r"[<>|=]?[biuf]\d{1,2}", kind):
-        raise PriorImportError(f"an array of {str(kind)[:40]}: expected numbers")
-    dtype = np.dtype(kind)
-    if not isinstance(raw, bytes) or not isinstance(shape, list) or not all(type(n) is int for n in shape):
-        raise PriorImportError("a damaged array")
-    array = np.frombuffer(raw, dtype)
-    return array.reshape(shape).copy() if data[b"nd"] else array.reshape(())[()]
+    kind, raw, shape = (data.get(key) for key in (b"type", b"data", b"shape"))
+    try:
+        array = make_array(raw, kind, tuple(shape) if isinstance(shape, list) else (), "C")
+    except TypeError as error:
+        raise PriorImportError(f"an array of {str(kind)[:40]}: expected numbers") from error
+    return array if data[b"nd"] else array.reshape(())[()]
 
 
 def decode_array(text: Any, where: str) -> Array:

@@ -75,6 +75,7 @@ def patched(data: bytes, record: bytes, offset: int, value: bytes) -> bytes:
 
 
 PLAIN = zipped({"data": TEXT, "other": b"x"})
+NESTED = zipped({"first": b"x", "inner": PLAIN, "last": b"x"})
 PACKED = deflated({"data": TEXT, "other": b"x"})
 CENTRAL = b"PK\1\2"
 BAD: dict[str, tuple[bytes, str]] = {
@@ -87,10 +88,21 @@ BAD: dict[str, tuple[bytes, str]] = {
     "cut in a member": (PLAIN[:200], "truncated: it has no directory"),
     "cut in the directory": (PLAIN[: PLAIN.index(CENTRAL) + 20], "truncated: it has no directory"),
     "cut in the end": (PLAIN[:-5], "truncated"),
-    "middle lost": (PLAIN[:300] + PLAIN[400:], "truncated or damaged: its directory is not where it says"),
-    "directory elsewhere": (patched(PLAIN, b"PK\5\6", 16, struct.pack("<I", 10)), "fewer members than it says"),
-    "more members than there are": (patched(PLAIN, b"PK\5\6", 8, struct.pack("<2H", 9, 9)), "damaged"),
-    "parts": (patched(PLAIN, b"PK\5\6", 4, struct.pack("<H", 3)), "one part of an archive in several"),
+    "cut behind an archive in it": (
+        zipped({"other": b"x", "data": PLAIN, "last": b"x"})[: 80 + len(PLAIN)],
+        "truncated",
+    ),
+    "something appended": (PLAIN + b"x" * 100, "truncated: it has no directory at its end"),
+    "something before": (b"PK\3\4" + bytes(100) + PLAIN, "truncated"),
+    "middle lost": (PLAIN[:300] + PLAIN[400:], "truncated or damaged: data is not where"),
+    "directory elsewhere": (
+        patched(PLAIN, b"PK\5\6", 16, struct.pack("<I", 10)),
+        "is not where the archive's directory says",
+    ),
+    "smaller directory": (patched(PLAIN, b"PK\5\6", 12, struct.pack("<I", 51)), "damaged: other is not where"),
+    "larger directory": (patched(PLAIN, b"PK\5\6", 12, struct.pack("<I", 200)), "truncated or damaged"),
+    "directory of noise": (patched(PLAIN, CENTRAL, 0, b"noise"), "truncated or damaged"),
+    "parts": (patched(PLAIN, CENTRAL, 34, struct.pack("<H", 3)), "one part of an archive in several"),
     "encrypted": (patched(PLAIN, CENTRAL, 8, struct.pack("<H", 1)), "data is encrypted"),
     "another packer": (patched(PLAIN, CENTRAL, 10, struct.pack("<H", 14)), "packed by method 14"),
     "twice the same name": (zipped({"data": TEXT, "data#": b"x"}), "two members named data"),
@@ -103,15 +115,17 @@ BAD: dict[str, tuple[bytes, str]] = {
     "name is no text": (patched(zipped({"nä": b"x"}), CENTRAL, 46, b"\xff\xff"), "name is not text"),
     "bomb": (deflated({"data": bytes(50 << 20)}), "unpack .* bytes to 52428800: a zip bomb"),
     "claims terabytes": (patched(PLAIN, CENTRAL, 24, struct.pack("<I", 0xF0000000)), "more than the 1073741824"),
+    "no member there": (patched(PLAIN, CENTRAL, 42, struct.pack("<I", 7)), "data is not where the archive's directory"),
+    "beyond the end": (patched(PLAIN, CENTRAL, 42, struct.pack("<I", 1 << 30)), "data is not where the archive's"),
     "many members": (zipped({str(i): b"" for i in range(10_001)}), "10001 members, more than the 10000"),
 }
 BAD_MEMBERS: dict[str, tuple[bytes, str]] = {
-    "flipped bit": (patched(PLAIN, TEXT[:20], 3, b"\x00"), "data: damaged: its checksum"),
-    "flipped bit, packed": (patched(PACKED, b"data", 20, b"\xff\xff\xff"), "data: damaged"),
-    "no member there": (patched(PLAIN, CENTRAL, 42, struct.pack("<I", 7)), "no data where its directory says"),
-    "beyond the end": (patched(PLAIN, CENTRAL, 42, struct.pack("<I", 1 << 30)), "no data where its directory says"),
-    "claims more": (patched(PLAIN, CENTRAL, 20, struct.pack("<2I", 5_000, 5_000)), "truncated: .* of 5000 bytes"),
-    "unpacks to more": (patched(PACKED, CENTRAL, 24, struct.pack("<I", 100)), "data: damaged: its checksum or size"),
+    "flipped bit": (patched(PLAIN, TEXT[:20], 3, b"\x00"), "data: truncated or damaged: Bad CRC-32"),
+    "flipped bit, packed": (patched(PACKED, b"data", 20, b"\xff\xff\xff"), "data: truncated or damaged"),
+    "claims more": (patched(PLAIN, CENTRAL, 20, struct.pack("<2I", 5_000, 5_000)), "data: truncated or damaged"),
+    "unpacks to less": (patched(PACKED, CENTRAL, 24, struct.pack("<I", 5_000)), "1080 of 5000 bytes"),
+    "another name in the member": (patched(PLAIN, b"PK\3\4", 30, b"evil"), "data: .*header b'evil' differ"),
+    "unpacks to more": (patched(PACKED, CENTRAL, 24, struct.pack("<I", 100)), "data: truncated or damaged: Bad CRC-32"),
 }
 
 

@@ -17,7 +17,7 @@ from tests.platform.priors.payloads import Payload
 from torch import nn
 
 from rpg_platform.priors.files.inert import Instance
-from rpg_platform.priors.files.torch_files import load_pickle, load_tensors, read_tensors
+from rpg_platform.priors.files.torch_files import load_tensors, read_tensors
 from rpg_platform.priors.imported import PriorImportError
 
 
@@ -96,13 +96,6 @@ def test_whole_modules_stay_inert(new: bool) -> None:
     assert found.qualified_name == "torch.nn.modules.container.Sequential"
     linear = found.attributes["_modules"]["0"]
     compare(linear.attributes["_parameters"]["weight"], module[0].weight)
-
-
-def test_tensors_in_a_plain_pickle() -> None:
-    value = {"a": torch.arange(6.0).reshape(2, 3).T, "b": nn.Parameter(torch.ones(2)), "c": object()}
-    found = load_pickle(pickle.dumps(value))
-    compare({k: found[k] for k in "ab"}, {k: value[k] for k in "ab"})
-    assert isinstance(found["c"], Instance)
 
 
 @pytest.mark.parametrize("new", [True, False])
