@@ -121,13 +121,7 @@ def rpg(env: str, seed: int, total: int) -> Iterator[tuple[float, Split]]:
 
     import gymnasium as gym
 
-    from rpg_algorithms import (
-        NetworkConfig,
-        PolicyNetwork,
-        PriorCard,
-        RPGConfig,
-        save_bundle,
-    )
+    from rpg_algorithms import NetworkConfig, PolicyNetwork, PriorCard, RPGConfig, save_bundle
     from rpg_algorithms.policies.network import spec_for_spaces
 
     _start_ray()

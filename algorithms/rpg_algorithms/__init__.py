@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rpg_algorithms.addons import AddonReward
-    from rpg_algorithms.policies.bundle import (
-        BundleError,
-        PriorBundle,
-        PriorCard,
-        load_bundle,
-        load_card,
-        save_bundle,
-    )
+    from rpg_algorithms.policies.bundle import BundleError, PriorBundle, PriorCard, load_bundle, load_card, save_bundle
     from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork
     from rpg_algorithms.rllib.module import ActorCriticModule, NetworkConfig
     from rpg_algorithms.rllib.rollout import NonFiniteError, Rollout

@@ -12,14 +12,7 @@ import numpy as np
 import torch
 from tests.algorithms.environments import WalkEnv
 
-from rpg_algorithms import (
-    NetworkConfig,
-    PolicyNetwork,
-    PriorCard,
-    RPGConfig,
-    SPGConfig,
-    save_bundle,
-)
+from rpg_algorithms import NetworkConfig, PolicyNetwork, PriorCard, RPGConfig, SPGConfig, save_bundle
 from rpg_algorithms.policies.network import spec_for_spaces
 
 ENVS, STEPS = 4, 32

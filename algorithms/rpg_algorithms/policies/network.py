@@ -16,12 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rpg_algorithms.maths.distributions import (
-    Categorical,
-    DiagonalGaussian,
-    DistributionName,
-    make_distribution,
-)
+from rpg_algorithms.maths.distributions import Categorical, DiagonalGaussian, DistributionName, make_distribution
 from rpg_algorithms.policies.graph import Graph, GraphNetwork
 
 ActivationName = Literal["relu", "tanh", "elu", "silu"]

@@ -21,12 +21,7 @@ from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import ENV_RESET_TIMER, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
-from rpg_algorithms.addons import (
-    AddonReward,
-    CompositeReward,
-    part_names,
-    resolve_addon,
-)
+from rpg_algorithms.addons import AddonReward, CompositeReward, part_names, resolve_addon
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 from rpg_algorithms.policies.spaces import flatten_observations
 from rpg_algorithms.rllib.rollout import NonFinite, Rollout

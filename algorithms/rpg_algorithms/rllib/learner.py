@@ -36,21 +36,11 @@ from rpg_algorithms.maths.objectives import (
     ppo_loss,
     value_loss,
 )
-from rpg_algorithms.maths.rewards import (
-    entropy_term,
-    prior_term,
-    rpg_reward,
-    spg_reward,
-)
+from rpg_algorithms.maths.rewards import entropy_term, prior_term, rpg_reward, spg_reward
 from rpg_algorithms.policies.comparison import compare
 from rpg_algorithms.rllib.fused import FusedUpdate, UpdateSettings
 from rpg_algorithms.rllib.module import ActorCriticModule
-from rpg_algorithms.rllib.rollout import (
-    NonFiniteError,
-    RolloutBatch,
-    TensorRollout,
-    merge_rollouts,
-)
+from rpg_algorithms.rllib.rollout import NonFiniteError, RolloutBatch, TensorRollout, merge_rollouts
 
 REWARD_EPSILON = 1e-8
 STATISTICS = ("policy_loss", "vf_loss", "approx_kl", "clip_fraction", "entropy", "grad_norm")

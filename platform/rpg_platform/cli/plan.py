@@ -7,15 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rpg_platform.cli.common import (
-    Address,
-    AsJson,
-    Name,
-    SpecFile,
-    Storage,
-    refusals,
-    stdout_console,
-)
+from rpg_platform.cli.common import Address, AsJson, Name, SpecFile, Storage, refusals, stdout_console
 
 
 def plan(

@@ -11,16 +11,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from rpg_platform.cli.common import (
-    FAILED,
-    Address,
-    AsJson,
-    Name,
-    SpecFile,
-    Storage,
-    refusals,
-    stdout_console,
-)
+from rpg_platform.cli.common import FAILED, Address, AsJson, Name, SpecFile, Storage, refusals, stdout_console
 from rpg_platform.spec.errors import SpecError, explain
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.spec.yaml_file import load_spec

@@ -8,12 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rpg_platform.cli.common import (
-    FAILED,
-    AsJson,
-    refusals,
-    stdout_console,
-)
+from rpg_platform.cli.common import FAILED, AsJson, refusals, stdout_console
 
 
 def track(

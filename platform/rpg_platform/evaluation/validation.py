@@ -15,18 +15,8 @@ from pathlib import Path
 
 from rpg_algorithms.policies.bundle import PriorCard, load_bundle, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork
-from rpg_platform.evaluation.play import (
-    Episodes,
-    as_metrics,
-    evaluate,
-)
-from rpg_platform.results.ranking import (
-    Figures,
-    needed,
-    needs_prior,
-    order_key,
-    violations,
-)
+from rpg_platform.evaluation.play import Episodes, as_metrics, evaluate
+from rpg_platform.results.ranking import Figures, needed, needs_prior, order_key, violations
 from rpg_platform.results.report import RUNG, VALIDATION, Mode
 from rpg_platform.spec.measures import PER_MODE
 from rpg_platform.spec.sections import Evaluation, Objective

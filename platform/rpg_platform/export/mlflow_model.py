@@ -18,12 +18,7 @@ import numpy as np
 from rpg_algorithms.policies.bundle import CARD_FILE, WEIGHTS_FILE, load_bundle
 from rpg_algorithms.policies.network import NetworkSpec
 from rpg_platform.export import onnx_model
-from rpg_platform.export.policy import (
-    Mode,
-    Precision,
-    output_names,
-    typical_states,
-)
+from rpg_platform.export.policy import Mode, Precision, output_names, typical_states
 from rpg_platform.priors.ancestry import lineage_lines
 
 if TYPE_CHECKING:

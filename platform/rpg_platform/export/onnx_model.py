@@ -22,14 +22,7 @@ from rpg_algorithms.policies.bundle import PriorBundle
 from rpg_algorithms.policies.network import NetworkSpec
 from rpg_platform.export.onnx_graph import TRANSLATIONS, graph_outputs
 from rpg_platform.export.onnx_nodes import Nodes
-from rpg_platform.export.policy import (
-    INPUT,
-    Mode,
-    Outputs,
-    Precision,
-    check,
-    output_names,
-)
+from rpg_platform.export.policy import INPUT, Mode, Outputs, Precision, check, output_names
 
 if TYPE_CHECKING:
     import onnx

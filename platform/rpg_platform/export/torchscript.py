@@ -21,14 +21,7 @@ from torch import Tensor, nn
 
 from rpg_algorithms.policies.bundle import PriorBundle
 from rpg_algorithms.policies.network import PolicyNetwork
-from rpg_platform.export.policy import (
-    Mode,
-    Outputs,
-    Precision,
-    check,
-    output_names,
-    typical_states,
-)
+from rpg_platform.export.policy import Mode, Outputs, Precision, check, output_names, typical_states
 
 CARD = "card.json"
 _jit: Any = torch.jit  # mostly untyped

@@ -15,13 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rpg_platform.results.ranking import (
-    Figures,
-    Violation,
-    order_key,
-    pareto_set,
-    violations,
-)
+from rpg_platform.results.ranking import Figures, Violation, order_key, pareto_set, violations
 from rpg_platform.results.report import (
     BEST,
     ENV_STEPS,

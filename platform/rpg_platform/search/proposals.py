@@ -19,13 +19,7 @@ from rpg_platform.search.population import population_of
 from rpg_platform.spec import quasi_random
 from rpg_platform.spec.space import SearchSpace, Setting, dump
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
-from rpg_platform.spec.trials import (
-    PRIOR_TRIAL,
-    arms,
-    make_trials,
-    searched,
-    trials_of,
-)
+from rpg_platform.spec.trials import PRIOR_TRIAL, arms, make_trials, searched, trials_of
 
 if TYPE_CHECKING:
     from rpg_platform.storage.sweep_folder import SweepFolder

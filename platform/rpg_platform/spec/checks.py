@@ -16,20 +16,8 @@ from rpg_platform.spec.errors import Problem, SpecError
 from rpg_platform.spec.methods import METHODS, weight_faults
 from rpg_platform.spec.search_checks import check_search, space_paths
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
-from rpg_platform.spec.task import (
-    build_task,
-    same_environment,
-    task_env_id,
-    task_label,
-)
-from rpg_platform.spec.trials import (
-    Arm,
-    arms,
-    count_trials,
-    draws,
-    make_trials,
-    uses_prior,
-)
+from rpg_platform.spec.task import build_task, same_environment, task_env_id, task_label
+from rpg_platform.spec.trials import Arm, arms, count_trials, draws, make_trials, uses_prior
 from rpg_platform.tasks.registry import TASKS
 from rpg_platform.wording import Path, dotted, show, suggestion
 

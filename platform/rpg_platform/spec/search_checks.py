@@ -10,14 +10,7 @@ from rpg_platform.spec.errors import Problem
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.space import SearchSpace
 from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.spec.trials import (
-    Arm,
-    arms,
-    rungs,
-    searched,
-    searched_weights,
-    warmup_env_steps,
-)
+from rpg_platform.spec.trials import Arm, arms, rungs, searched, searched_weights, warmup_env_steps
 from rpg_platform.wording import Path
 
 MAX_RUNGS = 100

@@ -11,14 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self, TypeAlias, cast, get_args
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from rpg_platform.spec.errors import Problem, explain, fault, refuse
 from rpg_platform.spec.methods import METHODS, WEIGHTS, MethodName
@@ -42,15 +35,7 @@ from rpg_platform.spec.sections import (
     Training,
     Whole,
 )
-from rpg_platform.spec.space import (
-    SearchSpace,
-    Setting,
-    WeightValue,
-    dump,
-    is_space,
-    parse_space,
-    parse_weight_value,
-)
+from rpg_platform.spec.space import SearchSpace, Setting, WeightValue, dump, is_space, parse_space, parse_weight_value
 from rpg_platform.spec.task import AnyTask
 from rpg_platform.wording import Path, one_of, show, suggestion
 

@@ -21,12 +21,7 @@ from pydantic import (
 )
 
 from rpg_platform.spec.errors import Problem, explain, fault, refuse
-from rpg_platform.spec.sections import (
-    Line,
-    Positive,
-    Section,
-    Text,
-)
+from rpg_platform.spec.sections import Line, Positive, Section, Text
 from rpg_platform.tasks.expressions import Expression, ExpressionError
 from rpg_platform.tasks.registry import TASKS
 from rpg_platform.tasks.task import Nothing, Part, StepFunction, Task, WeightedSum

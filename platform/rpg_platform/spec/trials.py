@@ -23,19 +23,8 @@ from typing import Any, cast
 
 from rpg_platform.spec import quasi_random
 from rpg_platform.spec.methods import METHODS, WEIGHTS, MethodName
-from rpg_platform.spec.space import (
-    SearchSpace,
-    Setting,
-    WeightValue,
-    dump,
-)
-from rpg_platform.spec.sweep import (
-    Baseline,
-    Network,
-    SweepSpec,
-    Training,
-    TrialSpec,
-)
+from rpg_platform.spec.space import SearchSpace, Setting, WeightValue, dump
+from rpg_platform.spec.sweep import Baseline, Network, SweepSpec, Training, TrialSpec
 from rpg_platform.wording import Path
 
 PRIOR_TRIAL = "prior"

@@ -21,12 +21,7 @@ from rpg_platform.spec.checks import check, is_path
 from rpg_platform.spec.errors import Problem, SpecError, explain
 from rpg_platform.spec.sweep import SECTION_KEYS, SweepSpec
 from rpg_platform.spec.task import TaskFile, TaskSpec, get_task
-from rpg_platform.spec.yaml_document import (
-    MAX_BYTES,
-    Document,
-    Place,
-    read_document,
-)
+from rpg_platform.spec.yaml_document import MAX_BYTES, Document, Place, read_document
 from rpg_platform.tasks.registry import TASKS
 from rpg_platform.tasks.task import Task
 from rpg_platform.wording import Path

@@ -8,18 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
-from rpg_platform.tracking.sender import (
-    Sender,
-    TrackerState,
-    read_identity,
-    write_identity,
-)
-from rpg_platform.tracking.spool import (
-    FOLDER,
-    Spool,
-    SpoolError,
-    spool_folder,
-)
+from rpg_platform.tracking.sender import Sender, TrackerState, read_identity, write_identity
+from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError, spool_folder
 from rpg_platform.tracking.store import without_login
 
 PATIENCE_S = 60.0

@@ -30,20 +30,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rpg_platform.tracking.errors import is_refusal, says_gone, short
-from rpg_platform.tracking.runs import (
-    ARTIFACTS,
-    PARENT,
-    KnownRun,
-    MlflowRuns,
-    Record,
-)
-from rpg_platform.tracking.spool import (
-    Spool,
-    SpoolError,
-    Window,
-    encode,
-    read_lines,
-)
+from rpg_platform.tracking.runs import ARTIFACTS, PARENT, KnownRun, MlflowRuns, Record
+from rpg_platform.tracking.spool import Spool, SpoolError, Window, encode, read_lines
 from rpg_platform.tracking.store import without_login
 
 logger = logging.getLogger(__name__)

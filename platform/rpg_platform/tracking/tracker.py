@@ -40,12 +40,7 @@ from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.task import task_label
 from rpg_platform.tracking.run_tags import provenance
 from rpg_platform.tracking.runs import PARENT, Kind, MlflowRuns, Record
-from rpg_platform.tracking.sender import (
-    Sender,
-    TrackerState,
-    read_identity,
-    write_identity,
-)
+from rpg_platform.tracking.sender import Sender, TrackerState, read_identity, write_identity
 from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError, spool_folder
 from rpg_platform.tracking.store import without_login
 from rpg_platform.tracking.tune_trial import checkpoint_address, error_text

@@ -7,12 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rpg_algorithms.maths.advantages import (
-    generalized_advantages,
-    linear_recurrence,
-    running_returns,
-    standardize,
-)
+from rpg_algorithms.maths.advantages import generalized_advantages, linear_recurrence, running_returns, standardize
 
 
 def column(*values: float) -> Tensor:

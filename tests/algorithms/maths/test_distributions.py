@@ -12,12 +12,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from rpg_algorithms.maths.distributions import (
-    Categorical,
-    DiagonalGaussian,
-    SquashedGaussian,
-    make_distribution,
-)
+from rpg_algorithms.maths.distributions import Categorical, DiagonalGaussian, SquashedGaussian, make_distribution
 
 
 @pytest.fixture

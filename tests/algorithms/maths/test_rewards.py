@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rpg_algorithms.maths.rewards import (
-    entropy_term,
-    prior_term,
-    rpg_reward,
-    spg_reward,
-)
+from rpg_algorithms.maths.rewards import entropy_term, prior_term, rpg_reward, spg_reward
 
 REWARD = torch.tensor([[1.0, -2.0]])
 LOGP = torch.tensor([[-0.5, 2.0]])  # a density may exceed one

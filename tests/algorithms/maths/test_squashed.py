@@ -11,12 +11,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from tests.algorithms.registry import (
-    CASES,
-    built,
-    learner_of,
-    make_prior,
-)
+from tests.algorithms.registry import CASES, built, learner_of, make_prior
 
 from rpg_algorithms import RPGConfig, load_bundle
 from rpg_algorithms.maths.distributions import SquashedGaussian

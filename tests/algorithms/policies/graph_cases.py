@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from rpg_algorithms.policies.graph import (
-    Graph,
-    GraphNetwork,
-    GraphTensor,
-    Node,
-)
+from rpg_algorithms.policies.graph import Graph, GraphNetwork, GraphTensor, Node
 
 B, D = 7, 12
 W, BIAS, VECTOR, CUBE = (5, D), (5,), (D,), (2, 3)

@@ -14,15 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rpg_algorithms import (
-    BundleError,
-    NetworkSpec,
-    PolicyNetwork,
-    PriorCard,
-    load_bundle,
-    load_card,
-    save_bundle,
-)
+from rpg_algorithms import BundleError, NetworkSpec, PolicyNetwork, PriorCard, load_bundle, load_card, save_bundle
 from rpg_algorithms.policies.bundle import (
     CARD_FILE,
     MAX_CARD_BYTES,

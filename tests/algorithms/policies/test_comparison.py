@@ -14,15 +14,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
-from tests.algorithms.registry import (
-    CASES,
-    RESIDUAL,
-    Case,
-    built,
-    learner_of,
-    make_prior,
-    weights_of,
-)
+from tests.algorithms.registry import CASES, RESIDUAL, Case, built, learner_of, make_prior, weights_of
 from torch import Tensor
 
 from rpg_algorithms import NetworkConfig, RPGConfig, SPGConfig

@@ -12,20 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.algorithms.policies.graph_cases import (
-    CASES,
-    B,
-    D,
-    network_of,
-    node,
-)
+from tests.algorithms.policies.graph_cases import CASES, B, D, network_of, node
 
 from rpg_algorithms import NetworkSpec, PolicyNetwork
-from rpg_algorithms.policies.graph import (
-    Graph,
-    GraphTensor,
-    NumpyGraph,
-)
+from rpg_algorithms.policies.graph import Graph, GraphTensor, NumpyGraph
 from rpg_algorithms.policies.graph_ops import OPS, GraphError
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 

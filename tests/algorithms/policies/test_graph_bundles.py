@@ -10,21 +10,9 @@ from typing import Any
 import pytest
 import torch
 from tests.algorithms.policies.graph_priors import FAMILIES, D, make_graph_prior
-from tests.algorithms.registry import (
-    CASES,
-    built,
-    learner_of,
-    same,
-    weights_of,
-)
+from tests.algorithms.registry import CASES, built, learner_of, same, weights_of
 
-from rpg_algorithms import (
-    BundleError,
-    NetworkSpec,
-    load_bundle,
-    load_card,
-    save_bundle,
-)
+from rpg_algorithms import BundleError, NetworkSpec, load_bundle, load_card, save_bundle
 from rpg_algorithms.policies.bundle import CARD_FILE, WEIGHTS_FILE, _content_hash
 from rpg_algorithms.rllib.module import NetworkConfig
 

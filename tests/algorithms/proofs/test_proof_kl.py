@@ -17,13 +17,7 @@ from tests.algorithms.proofs.finite_mdp import (
     visitation,
 )
 
-from rpg_algorithms import (
-    NetworkSpec,
-    PolicyNetwork,
-    PriorBundle,
-    PriorCard,
-    RPGConfig,
-)
+from rpg_algorithms import NetworkSpec, PolicyNetwork, PriorBundle, PriorCard, RPGConfig
 from rpg_algorithms.maths.advantages import generalized_advantages
 from rpg_algorithms.maths.distributions import DiagonalGaussian
 from rpg_algorithms.maths.objectives import policy_gradient_objective

@@ -27,13 +27,7 @@ from tests.algorithms.proofs.finite_mdp import (
     visitation,
 )
 
-from rpg_algorithms import (
-    NetworkSpec,
-    PolicyNetwork,
-    PriorCard,
-    RPGConfig,
-    save_bundle,
-)
+from rpg_algorithms import NetworkSpec, PolicyNetwork, PriorCard, RPGConfig, save_bundle
 from rpg_algorithms.maths.advantages import generalized_advantages
 from rpg_algorithms.maths.objectives import policy_gradient_objective
 from rpg_algorithms.maths.rewards import rpg_reward

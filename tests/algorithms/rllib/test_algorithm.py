@@ -15,17 +15,7 @@ import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.ppo import PPOConfig
 from tests.algorithms.environments import WalkEnv
-from tests.algorithms.registry import (
-    CASES,
-    ENVS,
-    STEPS,
-    addon,
-    built,
-    learner_of,
-    make_prior,
-    same,
-    weights_of,
-)
+from tests.algorithms.registry import CASES, ENVS, STEPS, addon, built, learner_of, make_prior, same, weights_of
 
 from rpg_algorithms import NonFiniteError, RPGConfig
 from rpg_algorithms.rllib.env_runner import RolloutEnvRunner

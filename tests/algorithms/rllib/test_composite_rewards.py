@@ -10,12 +10,7 @@ from tests.algorithms.environments import WalkEnv
 from tests.algorithms.registry import built
 
 from rpg_algorithms import Rollout, SPGConfig
-from rpg_algorithms.addons import (
-    AddonReward,
-    CompositeReward,
-    part_names,
-    resolve_addon,
-)
+from rpg_algorithms.addons import AddonReward, CompositeReward, part_names, resolve_addon
 
 N, T = 3, 45
 

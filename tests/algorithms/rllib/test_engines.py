@@ -11,15 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.algorithms.registry import (
-    CASES,
-    FAMILIES,
-    Case,
-    built,
-    learner_of,
-    same,
-    weights_of,
-)
+from tests.algorithms.registry import CASES, FAMILIES, Case, built, learner_of, same, weights_of
 
 from rpg_algorithms import NetworkConfig, SPGConfig
 from rpg_algorithms.rllib.rollout import RolloutBatch

@@ -13,12 +13,7 @@ from ray.tune.registry import register_env
 from tests.algorithms.environments import WalkEnv
 from tests.algorithms.registry import built
 
-from rpg_algorithms import (
-    NetworkConfig,
-    NonFiniteError,
-    Rollout,
-    SPGConfig,
-)
+from rpg_algorithms import NetworkConfig, NonFiniteError, Rollout, SPGConfig
 from rpg_algorithms.rllib.env_runner import env_seeds
 
 pytestmark = pytest.mark.usefixtures("local_ray")

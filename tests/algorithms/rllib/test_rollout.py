@@ -5,13 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rpg_algorithms.rllib.rollout import (
-    NonFinite,
-    Rollout,
-    RolloutBatch,
-    TensorRollout,
-    merge_rollouts,
-)
+from rpg_algorithms.rllib.rollout import NonFinite, Rollout, RolloutBatch, TensorRollout, merge_rollouts
 
 T, D = 5, 3
 

@@ -11,24 +11,9 @@ import pytest
 import torch
 from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
-from tests.algorithms.registry import (
-    CASES,
-    ENVS,
-    STEPS,
-    addon,
-    built,
-    learner_of,
-    same,
-    weights_of,
-)
+from tests.algorithms.registry import CASES, ENVS, STEPS, addon, built, learner_of, same, weights_of
 
-from rpg_algorithms import (
-    RPG,
-    NetworkConfig,
-    NonFiniteError,
-    SPGConfig,
-    load_bundle,
-)
+from rpg_algorithms import RPG, NetworkConfig, NonFiniteError, SPGConfig, load_bundle
 from rpg_algorithms.rllib.rollout import RolloutBatch, TensorRollout
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -14,20 +14,10 @@ import torch
 from stable_baselines3 import PPO
 from typer.testing import CliRunner, Result
 
-from rpg_algorithms.policies.bundle import (
-    ReturnStatistics,
-    load_bundle,
-    load_card,
-    save_bundle,
-)
+from rpg_algorithms.policies.bundle import ReturnStatistics, load_bundle, load_card, save_bundle
 from rpg_platform.bundles import resolve_prior
 from rpg_platform.cli.main import app
-from rpg_platform.evaluation.prior_check import (
-    Returns,
-    check_prior,
-    returns_png,
-    sparkline,
-)
+from rpg_platform.evaluation.prior_check import Returns, check_prior, returns_png, sparkline
 from rpg_platform.priors.environment import bare_task, chosen_task, task_of_card
 
 PRIOR = "halfcheetah-spg"

@@ -12,12 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpg_algorithms import PolicyNetwork
-from rpg_algorithms.policies.bundle import (
-    PriorBundle,
-    PriorCard,
-    load_bundle,
-    save_bundle,
-)
+from rpg_algorithms.policies.bundle import PriorBundle, PriorCard, load_bundle, save_bundle
 
 OURS = ("rpg_algorithms", "rpg_platform", "ray")
 

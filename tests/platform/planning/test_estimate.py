@@ -15,23 +15,9 @@ from rpg_algorithms.policies.bundle import load_bundle
 from rpg_platform.bundles import resolve_prior
 from rpg_platform.planning import rates
 from rpg_platform.planning.cluster import CapacityError
-from rpg_platform.planning.estimate import (
-    PlanError,
-    SweepPlan,
-    all_trials,
-    check_writable,
-    heaviest,
-    make_plan,
-)
+from rpg_platform.planning.estimate import PlanError, SweepPlan, all_trials, check_writable, heaviest, make_plan
 from rpg_platform.planning.preflight import head_lines, period
-from rpg_platform.planning.rates import (
-    Rate,
-    evaluated_steps,
-    keep_rate,
-    known_rate,
-    measure,
-    rate_key,
-)
+from rpg_platform.planning.rates import Rate, evaluated_steps, keep_rate, known_rate, measure, rate_key
 from rpg_platform.run import disk_guard as disk
 from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.spec.sweep import SweepSpec

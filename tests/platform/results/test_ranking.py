@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rpg_platform.results.ranking import (
-    needed,
-    needs_prior,
-    order_key,
-    pareto_set,
-    violations,
-)
+from rpg_platform.results.ranking import needed, needs_prior, order_key, pareto_set, violations
 from rpg_platform.spec.sections import Constraints, Objective
 
 NAN, INF = math.nan, math.inf

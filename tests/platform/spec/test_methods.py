@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rpg_platform.spec.methods import (
-    METHODS,
-    WEIGHTS,
-    MethodName,
-    training_arguments,
-    weight_faults,
-)
+from rpg_platform.spec.methods import METHODS, WEIGHTS, MethodName, training_arguments, weight_faults
 from rpg_platform.spec.space import WeightValue
 
 FALLING = ((0, 0.2), (1000, 0.05))

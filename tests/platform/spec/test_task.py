@@ -17,13 +17,7 @@ from rpg_platform.run.run import SweepError, _check_trials
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.task import TaskSpec, get_task, task_label
-from rpg_platform.spec.yaml_file import (
-    SpecError,
-    dump_spec,
-    find_task,
-    load_spec,
-    parse_spec,
-)
+from rpg_platform.spec.yaml_file import SpecError, dump_spec, find_task, load_spec, parse_spec
 from rpg_platform.tasks.environments import TaskEnv, make_env
 from rpg_platform.tasks.expressions import Expression
 from rpg_platform.tasks.registry import TASKS

@@ -18,12 +18,7 @@ from hypothesis import strategies as st
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.spec.trials import count_trials
-from rpg_platform.spec.yaml_file import (
-    SpecError,
-    dump_spec,
-    load_spec,
-    parse_spec,
-)
+from rpg_platform.spec.yaml_file import SpecError, dump_spec, load_spec, parse_spec
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

@@ -9,12 +9,7 @@ from tests.platform import own_tasks
 
 from rpg_algorithms.policies.spaces import flatten_observations
 from rpg_platform.spec.task import get_task
-from rpg_platform.tasks.conformance import (
-    ConformanceError,
-    check_task,
-    probe,
-    require,
-)
+from rpg_platform.tasks.conformance import ConformanceError, check_task, probe, require
 from rpg_platform.tasks.registry import TASKS
 from rpg_platform.tasks.task import Linear, Task
 from rpg_platform.tasks.transitions import flat

@@ -13,12 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rpg_platform.tasks.expressions import (
-    FUNCTIONS,
-    Expression,
-    ExpressionError,
-    Sizes,
-)
+from rpg_platform.tasks.expressions import FUNCTIONS, Expression, ExpressionError, Sizes
 
 COUNT = 8_000
 SLOWEST_S = 2.0

@@ -18,15 +18,7 @@ from typing import Any
 import pytest
 
 from rpg_platform.tracking import spool as spool_module
-from rpg_platform.tracking.spool import (
-    Position,
-    Spool,
-    SpoolBusyError,
-    Window,
-    decode,
-    encode,
-    spool_folder,
-)
+from rpg_platform.tracking.spool import Position, Spool, SpoolBusyError, Window, decode, encode, spool_folder
 
 
 @pytest.fixture

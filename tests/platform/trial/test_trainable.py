@@ -26,12 +26,7 @@ from rpg_platform.spec.sweep import StartFrom, TrialSpec
 from rpg_platform.spec.task import get_task
 from rpg_platform.storage.trial_state import read_state
 from rpg_platform.tasks.environments import make_env
-from rpg_platform.trial.trainable import (
-    CustomizationTrial,
-    algorithm_config,
-    copy_bundle,
-    running_code,
-)
+from rpg_platform.trial.trainable import CustomizationTrial, algorithm_config, copy_bundle, running_code
 
 # What the card of the policy says of its alpha: the entropy temperature that it was trained at.
 ALPHA = {"rpg": 0.02, "kl": 0.1, "greedy": None, "full": 0.02, "spg": 0.1, "ppo": None, "repeat-entropy": 0.1}

@@ -18,14 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.platform.servers import MlflowServer, free_port
-from tests.platform.whole.crash_driver import (
-    CLEAN,
-    DIED,
-    KEYS,
-    STEPS,
-    TRIALS,
-    specs,
-)
+from tests.platform.whole.crash_driver import CLEAN, DIED, KEYS, STEPS, TRIALS, specs
 
 from rpg_platform.storage.location import default_tracking_uri
 

@@ -23,10 +23,7 @@ from rpg_platform.priors.formats import Format, what_is_read
 from rpg_platform.priors.formats.content import Content
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError, printable
 from rpg_platform.priors.origin import hash_of
-from rpg_platform.priors.recognise import (
-    format_of,
-    recognise,
-)
+from rpg_platform.priors.recognise import format_of, recognise
 from rpg_platform.tracking.store import check_store, without_login
 
 if TYPE_CHECKING:

@@ -14,14 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from tests.platform.priors.clone.demonstrators import (
-    balance,
-    play,
-    record,
-    save,
-    shipped,
-    swing_up,
-)
+from tests.platform.priors.clone.demonstrators import balance, play, record, save, shipped, swing_up
 from typer.testing import CliRunner
 
 from rpg_algorithms import NetworkSpec, RPGConfig
@@ -30,14 +23,7 @@ from rpg_algorithms.policies.bundle import load_bundle
 from rpg_algorithms.policies.comparison import BOUND_STRIP
 from rpg_platform.cli.main import app
 from rpg_platform.evaluation.play import evaluate
-from rpg_platform.priors.clone.clone import (
-    Clone,
-    CloneSettings,
-    Likelihood,
-    clone_prior,
-    fit,
-    hold_out,
-)
+from rpg_platform.priors.clone.clone import Clone, CloneSettings, Likelihood, clone_prior, fit, hold_out
 from rpg_platform.priors.clone.demonstrations import DemonstrationError, Demonstrations, read_demonstrations
 from rpg_platform.priors.environment import bare_task
 

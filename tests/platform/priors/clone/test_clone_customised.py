@@ -9,12 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.platform.priors.clone.demonstrators import (
-    play,
-    save,
-    shipped,
-    swing_up,
-)
+from tests.platform.priors.clone.demonstrators import play, save, shipped, swing_up
 
 from rpg_algorithms import RPGConfig
 from rpg_algorithms.policies.bundle import PriorBundle, load_bundle

@@ -16,13 +16,7 @@ import h5py
 import minari
 import numpy as np
 import pytest
-from tests.platform.priors.clone.demonstrators import (
-    balance,
-    play,
-    record,
-    save,
-    swing_up,
-)
+from tests.platform.priors.clone.demonstrators import balance, play, record, save, swing_up
 
 from rpg_platform.priors.clone.demonstrations import DemonstrationError, Demonstrations, read_demonstrations
 

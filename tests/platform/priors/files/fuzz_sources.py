@@ -17,14 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tests.platform.priors.archives import saved, smuggled
 from tests.platform.priors.payloads import Payload
-from tests.platform.priors.sb3_zips import (
-    box,
-    dumps,
-    instance,
-    layers,
-    linear,
-    stub,
-)
+from tests.platform.priors.sb3_zips import box, dumps, instance, layers, linear, stub
 
 from rpg_algorithms.policies.bundle import PriorCard, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork, spec_for_spaces

@@ -15,35 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.platform.priors.archives import (
-    parts_of,
-    pickles_of,
-    saved,
-    smuggled,
-    smuggled_torch,
-    with_data,
-    with_parts,
-)
+from tests.platform.priors.archives import parts_of, pickles_of, saved, smuggled, smuggled_torch, with_data, with_parts
 from tests.platform.priors.files import fuzz_sources as sources
-from tests.platform.priors.graph_modules import (
-    CASES,
-    CONTINUOUS,
-    A,
-    D,
-)
-from tests.platform.priors.onnx_files import (
-    constant,
-    exported,
-    model_of,
-    node,
-)
+from tests.platform.priors.graph_modules import CASES, CONTINUOUS, A, D
+from tests.platform.priors.onnx_files import constant, exported, model_of, node
 from tests.platform.priors.payloads import Payload
-from tests.platform.priors.sb3_zips import (
-    dumps,
-    model_zip,
-    stub,
-    vecnormalize,
-)
+from tests.platform.priors.sb3_zips import dumps, model_zip, stub, vecnormalize
 from torch import nn
 
 from rpg_platform.priors.files import inert, torch_files

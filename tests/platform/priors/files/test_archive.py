@@ -13,12 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rpg_platform.priors.files.archive import (
-    ArchiveLimits,
-    open_archive,
-    read_file,
-    read_npz,
-)
+from rpg_platform.priors.files.archive import ArchiveLimits, open_archive, read_file, read_npz
 from rpg_platform.priors.imported import PriorImportError
 
 TEXT = b"some text that packs well, " * 40

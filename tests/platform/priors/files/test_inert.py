@@ -16,13 +16,7 @@ import numpy as np
 import pytest
 from tests.platform.priors.payloads import Payload, acts
 
-from rpg_platform.priors.files.inert import (
-    Global,
-    Instance,
-    Limits,
-    PickleStream,
-    load,
-)
+from rpg_platform.priors.files.inert import Global, Instance, Limits, PickleStream, load
 from rpg_platform.priors.imported import PriorImportError
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

@@ -13,14 +13,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from tests.platform.priors.graph_modules import (
-    CASES,
-    CONTINUOUS,
-    DISCRETE,
-    assert_same_policy,
-    expected_inputs,
-    states,
-)
+from tests.platform.priors.graph_modules import CASES, CONTINUOUS, DISCRETE, assert_same_policy, expected_inputs, states
 
 from rpg_algorithms import PriorCard, load_bundle, save_bundle
 from rpg_platform.priors.formats import functions

@@ -23,13 +23,7 @@ from tests.platform.priors.graph_modules import (
     assert_same_policy,
     states,
 )
-from tests.platform.priors.onnx_files import (
-    constant,
-    exported,
-    model_of,
-    node,
-    run,
-)
+from tests.platform.priors.onnx_files import constant, exported, model_of, node, run
 
 from rpg_algorithms import NetworkSpec, PriorCard
 from rpg_platform.priors.formats.onnx import model as onnx_models

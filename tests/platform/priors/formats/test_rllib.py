@@ -21,18 +21,8 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from tests.platform.priors.archives import smuggled
-from tests.platform.priors.payloads import (
-    Payload,
-    acts,
-    payload,
-    refusal,
-)
-from tests.platform.priors.rllib_policies import (
-    OWN_ENV,
-    Reference,
-    configurations,
-    make,
-)
+from tests.platform.priors.payloads import Payload, acts, payload, refusal
+from tests.platform.priors.rllib_policies import OWN_ENV, Reference, configurations, make
 
 from rpg_algorithms.policies.bundle import load_bundle
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy

@@ -14,12 +14,7 @@ import pytest
 import stable_baselines3 as sb3
 import torch
 from numpy.typing import NDArray
-from tests.platform.priors.sb3_models import (
-    CENTRE,
-    RECIPES,
-    SPREAD,
-    Trained,
-)
+from tests.platform.priors.sb3_models import CENTRE, RECIPES, SPREAD, Trained
 
 from rpg_algorithms.policies.bundle import PriorCard, load_bundle, save_bundle
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy

@@ -12,14 +12,7 @@ from torch.nn import functional as F
 
 from rpg_algorithms.policies.graph import GraphNetwork
 from rpg_algorithms.policies.graph_ops import GraphError
-from rpg_platform.priors.network.graph_builder import (
-    BATCH,
-    Constant,
-    GraphBuilder,
-    Symbol,
-    Value,
-    to_graph,
-)
+from rpg_platform.priors.network.graph_builder import BATCH, Constant, GraphBuilder, Symbol, Value, to_graph
 from rpg_platform.priors.network.simplify import affine, constant_of, simplified
 
 D = 6
