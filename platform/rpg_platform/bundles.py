@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 
@@ -60,4 +59,6 @@ def bundle_in(path: Path) -> Path | None:
 
 def versions(*packages: str) -> dict[str, str]:
     """Returns the versions of this package and of the named ones, as the card of a new bundle records them."""
+    from importlib.metadata import version  # slow to import, and few processes write a card
+
     return {"residual-policy-gradient": rpg_algorithms.__version__} | {name: version(name) for name in packages}

@@ -64,3 +64,12 @@ def one_of(names: Iterable[str]) -> str:
     """The names, quoted: `one of 'a', 'b'`."""
     quoted = [repr(name) for name in names]
     return quoted[0] if len(quoted) == 1 else f"one of {', '.join(quoted)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``1:05`` or ``2:01:05``; ``?`` if unknown."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, s = divmod(int(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"

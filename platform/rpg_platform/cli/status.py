@@ -42,7 +42,7 @@ def status(
 
 
 def _print(found: SweepStatus, console: Console) -> None:
-    from rpg_platform.run.progress import duration
+    from rpg_platform.wording import duration
 
     content = found.content
     lines = [("Sweep", found.sweep), ("State", found.words), ("Trials", _counts(content["trials"]))]
@@ -74,7 +74,7 @@ def _print(found: SweepStatus, console: Console) -> None:
 
 
 def _counts(trials: dict[str, Any]) -> str:
-    from rpg_platform.run.progress import words_of
+    from rpg_platform.run.status import words_of
 
     return f"{trials['total']}: {words_of({state: count for state, count in trials.items() if state != 'total'})}"
 
@@ -82,7 +82,7 @@ def _counts(trials: dict[str, Any]) -> str:
 def _print_all(found: list[SweepStatus], console: Console) -> None:
     from rich.table import Table
 
-    from rpg_platform.run.progress import duration
+    from rpg_platform.wording import duration
 
     table = Table("sweep", "state", "finished", "failed", "env steps", "time left", box=None, padding=(0, 2, 0, 0))
     for each in found:

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 from rpg_platform.cli.common import FAILED, Address, AsJson, Name, SpecFile, Storage, refusals, stdout_console
-from rpg_platform.spec.errors import SpecError, explain
-from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.spec.yaml_file import load_spec
 
 if TYPE_CHECKING:
     from rpg_platform.run.run import SweepOutcome
+    from rpg_platform.spec.sweep import SweepSpec
     from rpg_platform.storage.sweep import Sweep
 
 SweepName = Annotated[str, typer.Argument(help="A sweep's name.", metavar="NAME")]
@@ -32,6 +29,12 @@ def add_to(app: typer.Typer) -> None:
 
 def load_for(file: Path, name: str | None, storage: str | None) -> SweepSpec:
     """The specification in ``file`` with the name and the storage of the command line."""
+    from pydantic import ValidationError
+
+    from rpg_platform.spec.errors import SpecError, explain
+    from rpg_platform.spec.sweep import SweepSpec
+    from rpg_platform.spec.yaml_file import load_spec
+
     spec = load_spec(file)
     changes = {k: v for k, v in (("name", name), ("storage", storage)) if v is not None}
     try:

@@ -19,11 +19,13 @@ from rich.text import Text
 
 from rpg_platform.results.leader import Leader, Standing
 from rpg_platform.results.report import ENV_STEPS, FAILED, FINAL, Ending, ending, finite_figures
+from rpg_platform.run.status import words_of
 from rpg_platform.spec.measures import BY_NAME, RETURNS
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import TrialSpec, trial_id_of
 from rpg_platform.tracking.sender import TrackerState
 from rpg_platform.tracking.tune_trial import error_text
+from rpg_platform.wording import duration
 
 LINE_EVERY_S = 10.0
 REFRESH_PER_S = 2
@@ -328,11 +330,6 @@ _STATE_AT: Mapping[Ending, str] = {
 }
 
 
-def words_of(states: Mapping[str, int]) -> str:
-    """How many trials are in which state, to read."""
-    return ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items() if count)
-
-
 def _pace(now: Snapshot) -> str:
     if not now.env_steps_per_s > 0:
         return "starting"
@@ -341,12 +338,3 @@ def _pace(now: Snapshot) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:,.1f}" if isinstance(value, float) and math.isfinite(value) else "–"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``1:05`` or ``2:01:05``; ``?`` if unknown."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, s = divmod(int(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"

@@ -14,7 +14,7 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -200,3 +200,8 @@ def sweeps_in(storage: str) -> list[str]:
     """
     root = SweepFolder(storage, "")
     return sorted(name for name in root.folders() if SweepFolder(storage, name).is_sweep())
+
+
+def words_of(states: Mapping[str, int]) -> str:
+    """How many trials are in which state, to read."""
+    return ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items() if count)
