@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any
 
 from rpg_platform.planning.cluster import Amounts, check_capacity, placement, rounds, total, trials_at_once
 from rpg_platform.planning.rates import Rate
 from rpg_platform.results.ranking import needed, needs_prior
 from rpg_platform.spec.methods import METHODS
-from rpg_platform.spec.sweep import TrialSpec
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.trials import arms, searched, trials_of
 from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.storage.sweep import Sweep
@@ -30,8 +28,6 @@ START_S = 12.0
 """Seconds to start Ray and to import everything in the trials' processes."""
 DEFAULT_EPISODE = 1_000
 """Env steps of an episode where the task sets no limit."""
-NOTHING_DONE: Mapping[str, TrialState] = MappingProxyType({})
-"""How far the trials of a new sweep are."""
 _GRADIENT_STEP = 20_000  # its fixed cost, calls and Adam's bookkeeping, in parameters
 # Bytes: MLflow's empty store, its rows of a report, of a trial beside its bundles; Tune's state of a sweep and a trial.
 _MLFLOW, _MLFLOW_REPORT, _MLFLOW_TRIAL, _SWEEP, _TRIAL_STATE = 1_100_000, 7_500, 48_000, 250_000, 80_000
@@ -126,37 +122,34 @@ class SweepPlan:
         return data
 
 
-def all_trials(sweep: Sweep, begun: Collection[str] = ()) -> list[TrialSpec]:
+def all_trials(spec: SweepSpec, trials: Sequence[TrialSpec], begun: Collection[str] = ()) -> list[TrialSpec]:
     """The trials of a sweep; those that an adaptive search chooses as it goes are represented by others of their kind.
 
     The stand-ins are as many as there will be, half of them at either end of the searched spaces.
 
     Args:
-        sweep: the sweep.
+        spec: the sweep.
+        trials: those that are known from the specification (`expand`).
         begun: ids of the trials that it has, on resuming; what the search has chosen of them takes a stand-in's place.
     """
-    spec = sweep.spec
     if not spec.search.is_adaptive:
-        return list(sweep.trials)
+        return list(trials)
     spaces = searched(spec, arms(spec)[0])
     kinds = [trials_of(spec, {name: space.values[end] for name, space in spaces.items()}) for end in (0, -1)]
-    chosen: dict[str, list[str]] = defaultdict(list)
-    for trial_id in sorted(set(begun) - {trial.trial_id for trial in sweep.trials}, reverse=True):
-        chosen[trial_id.rpartition("-seed=")[2]].append(trial_id)
-    stand_ins = []
-    for index in range(spec.samples or 1):
-        for kind in kinds[index % len(kinds)]:
-            its = chosen[str(kind.seed)]
-            trial_id = its.pop() if its else f"{spec.algorithm}-{index}-seed={kind.seed}"
-            stand_ins.append(kind.model_copy(update={"trial_id": trial_id}))
-    return [*sweep.trials, *stand_ins]
+    chosen = iter(sorted(set(begun) - {trial.trial_id for trial in trials}))
+    stand_ins = [
+        kind.model_copy(update={"trial_id": next(chosen, f"{spec.algorithm}-{index}-seed={kind.seed}")})
+        for index in range(spec.samples or 1)
+        for kind in kinds[index % len(kinds)]
+    ]
+    return [*trials, *stand_ins]
 
 
 def make_plan(
     sweep: Sweep,
     nodes: Sequence[Amounts],
     rate_of: Callable[[TrialSpec], Rate | None],
-    states: Mapping[str, TrialState] = NOTHING_DONE,
+    states: Mapping[str, TrialState] | None = None,
 ) -> SweepPlan:
     """Counts and estimates what is left of a sweep, in time linear in its trials.
 
@@ -169,7 +162,8 @@ def make_plan(
     Raises:
         CapacityError: no trial could ever start.
     """
-    spec, storage, trials = sweep.spec, sweep.storage, all_trials(sweep, states)
+    spec, storage, states = sweep.spec, sweep.storage, states or {}
+    trials = all_trials(spec, sweep.trials, states)
     bundles = placement(spec)
     check_capacity(bundles, nodes)
     left = [t for t in trials if t.trial_id not in states or not states[t.trial_id].finishes(t)]
