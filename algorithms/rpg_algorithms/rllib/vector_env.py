@@ -1,8 +1,8 @@
-"""Vector environments with SAME_STEP autoreset: gymnasium's, or envpool's where it is asked for and can.
+"""Vector environments with SAME_STEP autoreset, of gymnasium or of envpool.
 
-Whatever the engine, ``step`` gives the observation after the reset where an episode ended, and the final observation in
-``infos["final_obs"]``, so that every row of a rollout is a real transition. What ``step`` returns may be overwritten by
-the next step. ``final_observations`` and ``write_infos`` read the last step of an episode out of the infos.
+With either engine, ``step`` returns the observation after the reset where an episode ended, and its final observation
+in ``infos["final_obs"]``, so every row of a rollout is a real transition. The next step may overwrite the arrays that
+``step`` returned. ``final_observations`` and ``write_infos`` read the last step of an episode out of the infos.
 
 Ray is needed only to look up an environment that RLlib knows by a name. Dimension letters: N environments, D
 observation size.
@@ -213,7 +213,7 @@ def _pool_seed(seed: int | list[int] | None) -> int:
 
 
 def open_vector_env(config: Any, context: Mapping[str, Any], infos: frozenset[str], seed: int | None) -> Any:
-    """The vector environment that an algorithm's configuration asks for.
+    """Opens the vector environment that an algorithm's configuration asks for.
 
     ``auto`` takes envpool where it is installed, has the environment with these arguments, and the env runner has more
     than one CPU to step with; on one CPU it is no faster than gymnasium.
@@ -261,7 +261,7 @@ def _pool_candidate(env: Any, context: Mapping[str, Any]) -> tuple[str | None, s
 
 
 def _single_env_maker(env: Any, context: Mapping[str, Any]) -> Callable[[], gym.Env[Any, Any]]:
-    """A function that makes one environment from what ``AlgorithmConfig.environment()`` accepts."""
+    """Returns a function that makes one environment from any value that ``AlgorithmConfig.environment()`` accepts."""
     creator = _registered(env) or env
     if callable(creator):
         return lambda: creator(context)
@@ -269,7 +269,7 @@ def _single_env_maker(env: Any, context: Mapping[str, Any]) -> Callable[[], gym.
 
 
 def _registered(env: Any) -> Any:
-    """The function that RLlib's registry holds under the name ``env``; None where it holds none."""
+    """Returns the function that RLlib's registry holds under the name ``env``; None if it holds none."""
     from ray.tune.registry import ENV_CREATOR, _global_registry  # heavy, and needed for RLlib's configurations alone
 
     known = isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env)

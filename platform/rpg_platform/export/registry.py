@@ -212,7 +212,7 @@ def _register(
 
 
 def _experiment(client: MlflowClient, tracking_uri: str) -> str:
-    """The experiment for policies that no run of this store made."""
+    """Returns the experiment for policies that no run of this store made; makes it if it is missing."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         if found.lifecycle_stage != "active":
