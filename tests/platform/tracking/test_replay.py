@@ -198,10 +198,11 @@ def test_every_report_of_a_real_sweep_whose_driver_is_killed(
     uri = default_tracking_uri(tmp_path)
     code = (
         "import sys; from pathlib import Path; import ray; import tests.platform.tracking.toy_sweep as toy\n"
+        "from tests.platform.resolved import tracker_of\n"
         "ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
         "toy.STEPS = 100_000; spec, trials = toy.toy_sweep(); folder = Path(sys.argv[1])\n"
         "spool = folder / 'tune' / 'tracking'\n"
-        "tracker = toy.tracker_of(sys.argv[2], 'killed', spec, trials, spool); tracker.start()\n"
+        "tracker = tracker_of(sys.argv[2], 'killed', spec, trials, spool); tracker.start()\n"
         "toy.make_tuner(tracker, trials, folder, faults={}).fit()\n"
     )
     root = Path(__file__).resolve().parents[3]
