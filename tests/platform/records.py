@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 from rpg_platform.tracking.runs import Record
@@ -18,3 +21,10 @@ def metrics(run: str, step: int, **values: float) -> Record:
 
 def closing(run: str, status: str = "FINISHED") -> Record:
     return Record(run, "close", {"status": status, "end_time": 2_000})
+
+
+def records_in(folder: Path) -> int:
+    """How many records a closed spool still has on the disk."""
+    with contextlib.closing(sqlite3.connect(folder / "spool.db")) as database:
+        [count] = database.execute("SELECT count(*) FROM records").fetchone()
+    return int(count)

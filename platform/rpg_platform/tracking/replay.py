@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
-from rpg_platform.tracking.sender import Sender, TrackerState, read_identity, write_identity
+from rpg_platform.tracking.sender import (
+    IDENTITY_FILE,
+    Sender,
+    TrackerState,
+    read_identity,
+    write_identity,
+)
 from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError, spool_folder
 from rpg_platform.tracking.store import without_login
 
@@ -93,11 +99,12 @@ def replay(
     spool = Spool(folder)
     spool.open()
     try:
-        last_change_s = spool.newest_change()
         runs = MlflowRuns(uri, identity.experiment, identity.run_key, identity.sweep)
         if tracking_uri is not None:
             write_identity(spool, runs)
-        sender, before = Sender(spool, runs), spool.acknowledged.number
+        else:  # the spool may have been of an earlier format
+            spool.write_json(IDENTITY_FILE, asdict(identity))
+        sender, before = Sender(spool, runs), spool.acknowledged
         tell(f"{spool.waiting} records to send to {without_login(uri)}, experiment {identity.experiment!r}")
         if identity.needs_login and tracking_uri is None and "MLFLOW_TRACKING_USERNAME" not in os.environ:
             tell("The sweep had a login for it: give --uri with it, or set MLFLOW_TRACKING_USERNAME and _PASSWORD")
@@ -106,11 +113,11 @@ def replay(
             sender.retry_rejected()
             ended: tuple[str, ...] = ()
             if sender.flush(patience_s):
-                ended = _end_runs(spool, sender, runs, int(1000 * last_change_s), patience_s)
+                ended = _end_runs(spool, sender, runs, int(1000 * spool.changed_s), patience_s)
         finally:
             sender.stop()
         state = sender.state()
-        sent = spool.acknowledged.number - before - len(ended)
+        sent = spool.acknowledged - before - len(ended)
         return Replayed(
             folder,
             without_login(uri),

@@ -31,14 +31,13 @@ from pathlib import Path
 
 from rpg_platform.tracking.errors import is_refusal, says_gone, short
 from rpg_platform.tracking.runs import ARTIFACTS, PARENT, KnownRun, MlflowRuns, Record
-from rpg_platform.tracking.spool import Spool, SpoolError, Window, encode, read_lines
+from rpg_platform.tracking.spool import Row, Spool, SpoolError, encode, read_lines
 from rpg_platform.tracking.store import without_login
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 IDENTITY_FILE = "sweep.json"
-RUNS_FILE = "runs.log"
 ATTEMPTS = 5
 MAX_FLUSH_S = 600.0
 _SHORTEST_REST_S, _LONGEST_REST_S, _REST_PER_WORK = 1.0, 10.0, 10.0
@@ -93,8 +92,8 @@ def read_identity(folder: Path) -> Identity | None:
     try:
         content = json.loads(file.read_bytes())
         version = content["format"]
-        if version == FORMAT:
-            return Identity(**content)
+        if version in (1, FORMAT):  # 1 is version 0.1.0's, which the spool takes over when it is opened
+            return Identity(**content | {"format": FORMAT})
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError) as error:
@@ -167,11 +166,8 @@ class Sender:
     def start(self) -> None:
         """Reads what earlier processes knew of the runs, and begins to send."""
         self._earlier = self._spool.appended
-        for payload in read_lines(self._spool.folder / RUNS_FILE):
-            if payload is None:
-                self._runs.expect_earlier_runs()
-                continue
-            self._runs.known[payload["run"]] = KnownRun(payload["id"], payload["status"], payload["doubtful"])
+        for key, known in self._spool.remembered().items():
+            self._runs.known[key] = KnownRun(known["id"], known["status"], known["doubtful"])
         self._runs.changed = self._remember
         self._rejected = sum(1 for _ in read_lines(self._spool.rejected_file))
         settings = {name: value for name, value in _DEFAULTS.items() if name not in os.environ} | _SETTINGS
@@ -232,7 +228,7 @@ class Sender:
         """Where the records are now."""
         spool = self._spool
         away = None if self._away_since is None else time.monotonic() - self._away_since
-        sent = max(0, spool.acknowledged.number - self._rejected - spool.damaged)
+        sent = max(0, spool.acknowledged - self._rejected - spool.damaged)
         return TrackerState(sent, spool.waiting, self._rejected, spool.damaged + spool.lost, away)
 
     def failed(self, what: str, error: BaseException) -> None:
@@ -246,16 +242,16 @@ class Sender:
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            window = Window((), self._spool.acknowledged)
+            rows: list[Row] = []
             try:
                 self._wake.clear()
-                window = self._spool.read(self._spool.acknowledged)
-                if window.records or window.damaged:
+                rows = self._spool.read(self._spool.acknowledged)
+                if rows:
                     started = time.monotonic()
-                    self._send(window)
+                    self._send(rows)
                     self._check()
-                    self._spool.acknowledge(window)
-                    self._rest(time.monotonic() - started, behind=self._spool.waiting > len(window.records))
+                    self._spool.acknowledge(rows)
+                    self._rest(time.monotonic() - started, behind=self._spool.waiting > len(rows))
                 elif self._retry_all:
                     try:
                         self._send_rejected(everything=True)
@@ -268,8 +264,8 @@ class Sender:
             except Exception as error:
                 self.failed("the sender failed, a defect; please report it", error)
                 logger.debug("tracking: the sender", exc_info=True)
-                if window.records:
-                    self._set_aside(window, short(error))
+                if rows:
+                    self._set_aside(rows, short(error))
                 else:
                     with contextlib.suppress(_Stopped):
                         self._sleep(_LONGEST_REST_S)
@@ -281,10 +277,13 @@ class Sender:
         elif not self._hurry:
             self._sleep(min(max(_SHORTEST_REST_S, _REST_PER_WORK * work_s), _LONGEST_REST_S))
 
-    def _send(self, window: Window) -> None:
-        """Deals with every record of a window: the sweep's run is opened first and closed last."""
+    def _send(self, rows: Sequence[Row]) -> None:
+        """Deals with every record of some rows: the sweep's run is opened first and closed last."""
         groups: dict[str, list[Record]] = {PARENT: []}
-        for number, payload in window.records:
+        for number, payload in rows:
+            if payload is None:
+                self._runs.expect_earlier_runs()
+                continue
             try:
                 record = Record.from_payload(payload)
             except KeyError as error:
@@ -293,7 +292,7 @@ class Sender:
             if number <= self._earlier and record.run not in self._runs.known:
                 self._runs.expect_earlier_runs(record.run)
             groups.setdefault(record.run, []).append(record)
-        if self._spool.damaged or window.damaged:
+        if self._spool.damaged:
             self._runs.expect_earlier_runs()
         parent = groups.pop(PARENT)
         self._log(parent)
@@ -408,7 +407,7 @@ class Sender:
 
     def _reject(self, records: Sequence[Record], why: str, *, refused: bool) -> None:
         for record in records:
-            self._spool.remember(self._spool.rejected_file.name, {**record.payload(), "why": why, "refused": refused})
+            self._spool.reject({**record.payload(), "why": why, "refused": refused})
             self._runs.passed_over(record)
         self._rejected += len(records)
         what = f"{records[0].kind!r} of {records[0].run or 'the sweep'}"
@@ -420,12 +419,13 @@ class Sender:
         )
         self._warned.add(verb)
 
-    def _set_aside(self, window: Window, why: str) -> None:
-        """So that a defect does not hold up the queue for ever."""
-        for _, payload in window.records:
-            self._spool.remember(self._spool.rejected_file.name, {**payload, "why": why, "refused": True})
-        self._rejected += len(window.records)
-        self._spool.acknowledge(window)
+    def _set_aside(self, rows: Sequence[Row], why: str) -> None:
+        """Gives records up, so that a defect does not hold up the queue for ever."""
+        whole = [payload for _, payload in rows if payload is not None]
+        for payload in whole:
+            self._spool.reject({**payload, "why": why, "refused": True})
+        self._rejected += len(whole)
+        self._spool.acknowledge(rows)
 
     def _send_rejected(self, *, everything: bool) -> None:
         """Tries once what was set aside; what fails again stays, and in an outage all of it."""
@@ -435,11 +435,9 @@ class Sender:
         kept, before, away = 0, self._rejected, False
         unfinished = file.with_name(f".{file.name}.new")
         self._unopened.clear()
-        with unfinished.open("wb") as output:
+        with unfinished.open("w") as output:
             for payload in read_lines(file):
                 self._check()
-                if payload is None:
-                    continue
                 why = payload["why"]
                 if not away and (everything or not payload["refused"]):
                     try:
@@ -449,7 +447,7 @@ class Sender:
                     except Exception as error:
                         why, away = short(error), not self._others_pass()
                 kept += 1
-                output.write(encode({**payload, "why": why}))
+                output.write(encode({**payload, "why": why}) + "\n")
             output.flush()
             os.fsync(output.fileno())
         unfinished.replace(file)
@@ -463,7 +461,7 @@ class Sender:
     # ---- small parts ----------------------------------------------------------------------------
 
     def _remember(self, key: str, run: KnownRun) -> None:
-        self._spool.remember(RUNS_FILE, {"run": key, "id": run.run_id, "status": run.status, "doubtful": run.doubtful})
+        self._spool.remember(key, {"id": run.run_id, "status": run.status, "doubtful": run.doubtful})
 
     def _check(self) -> None:
         if self._stopping.is_set():

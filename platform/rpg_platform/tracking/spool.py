@@ -1,21 +1,23 @@
-"""A write-ahead spool on disk: records are appended first, sent later, and forgotten once they are acknowledged.
+"""A spool on disk: records are appended first, sent later, and deleted once they are acknowledged.
 
-A spool is a folder that one process at a time may write::
+A spool is a folder that one process at a time may open::
 
-    lock                    held (``flock``) for as long as a process has the spool open; a killed process lets go
-    000001.log, …           segments: one record a line, ``CRC32 of the JSON, space, JSON, newline``
-    acknowledged            how far everything has been dealt with; replaced whole, never written in place
-    rejected.log            records given up, each with its reason, in the same line format
-    …                       small files of whoever owns the spool (``remember``, ``write_json``)
+    lock            held (``flock``) for as long as a process has the spool open; a killed process lets go
+    spool.db        SQLite: the records that wait, and what ``remember`` keeps; beside it its write-ahead log, ``-wal``
+    rejected.log    records given up, each with its reason, one JSON object a line
+    sweep.json      whose records they are (``write_json``)
 
-What each death may cost:
+How SQLite is set (``_SETTINGS``), and why:
 
-- of the process, at any point: nothing. A record that ``append`` has returned from is in the operating system. The
-  acknowledgement may be older than what was sent, never newer, so the same records may be read a second time.
-- of the machine: what was appended in the last second (``SYNC_EVERY_S``), as segments are synced to the disk by a
-  thread of their own that often.
-- of a sector: the records in it. A line whose checksum does not fit is skipped and counted; a torn last line, of a
-  record whose ``append`` never returned, is skipped.
+- ``journal_mode=WAL``, ``synchronous=NORMAL``: an append writes to the log and syncs nothing. The death of the process
+  costs nothing that ``append`` has returned from, because the operating system has it. A thread syncs the log every
+  second (``SYNC_EVERY_S``), so the death of the machine costs at most the last second. ``FULL`` would sync at each
+  report in the driver's thread; with ``OFF``, the death of the machine could damage the database.
+- ``wal_autocheckpoint=0``: that same thread moves a long log into the database, not the driver's.
+- ``locking_mode=EXCLUSIVE``: SQLite then needs no shared memory, which network file systems do not have.
+
+Each record has a checksum, so a damaged one is skipped and counted. A database that SQLite finds damaged is replaced by
+one of what can still be read of it.
 """
 
 from __future__ import annotations
@@ -26,26 +28,44 @@ import hashlib
 import json
 import logging
 import os
-import re
+import sqlite3
 import threading
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from rpg_platform.tracking import old_spool
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "tracking"
 """Name of a sweep's spool inside the sweep's folder."""
 
-SEGMENT_BYTES = 8 * 2**20
 WINDOW_BYTES = 2**20
+LOG_BYTES = 4 * 2**20
+UNUSED_BYTES = 2**20
 SYNC_EVERY_S = 1.0
 MAX_UNWRITTEN = 10_000
-_LOCK, _ACKNOWLEDGED, _REJECTED = "lock", "acknowledged", "rejected.log"
-_SEGMENT = re.compile(r"(\d{6,})\.log")
+_SETTINGS = """
+PRAGMA locking_mode = EXCLUSIVE; PRAGMA page_size = 2048; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
+PRAGMA wal_autocheckpoint = 0;
+"""  # small pages, because an append writes each page that it changes
+_TABLES = """
+CREATE TABLE IF NOT EXISTS records (n INTEGER PRIMARY KEY, crc INTEGER NOT NULL, json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS remembered (key TEXT PRIMARY KEY, json TEXT NOT NULL);
+"""  # user_version is the number up to which everything is acknowledged
+_ADD = "INSERT OR IGNORE INTO records VALUES (?, ?, ?)"
+_READ = "SELECT n, crc, CAST(json AS BLOB) FROM records"
+_REMEMBER = "INSERT OR REPLACE INTO remembered VALUES (?, ?)"
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
+
+Row: TypeAlias = "tuple[int, dict[str, Any] | None]"
+"""A record with its number, counted from 1; None in place of a record that is damaged."""
+
+encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+"""JSON on one line; refuses NaN and infinity with a ``ValueError``."""
 
 
 class SpoolError(ValueError):
@@ -56,92 +76,15 @@ class SpoolBusyError(SpoolError):
     """Another process has the spool open."""
 
 
-@dataclass(frozen=True)
-class Position:
-    """A place between two records.
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one a line, without lines that a kill cut; nothing if there is no such file.
 
-    Attributes:
-        segment: number of the segment.
-        offset: bytes into it.
-        number: records before this place, since the spool was made.
+    A checksum before the object, which version 0.1.0 wrote, is passed over.
     """
-
-    segment: int = 0
-    offset: int = 0
-    number: int = 0
-
-
-@dataclass(frozen=True)
-class Window:
-    """Some records in a row.
-
-    Attributes:
-        records: each with its number, counted from 1.
-        end: the place after them.
-        damaged: lines among them that could not be read.
-    """
-
-    records: tuple[tuple[int, dict[str, Any]], ...]
-    end: Position
-    damaged: int = 0
-
-
-def encode(payload: Mapping[str, Any]) -> bytes:
-    """One line: checksum and JSON.
-
-    Raises:
-        TypeError: the payload is not JSON.
-        ValueError: it holds NaN or infinity, or itself.
-    """
-    text = json.dumps(payload, separators=(",", ":"), allow_nan=False).encode("ascii")
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def decode(line: bytes) -> dict[str, Any] | None:
-    """The payload of one line, or None if it is not whole."""
-    line = line.lstrip(b"\0")  # what some file systems fill the gap with that a power failure leaves
-    if not line.endswith(b"\n") or line[8:9] != b" ":
-        return None
-    try:
-        if int(line[:8], 16) != zlib.crc32(line[9:-1]):
-            return None
-        payload = json.loads(line[9:-1])
-    except ValueError:
-        return None
-    return payload if isinstance(payload, dict) else None
-
-
-def read_lines(file: Path) -> Iterator[dict[str, Any] | None]:
-    """The payloads of a file of lines, None for each damaged one; nothing if there is no such file."""
     with contextlib.suppress(FileNotFoundError), file.open("rb") as lines:
         for line in lines:
-            yield decode(line)
-
-
-def write_atomically(file: Path, content: bytes, *, durable: bool = True) -> None:
-    """Replaces a file whole: a reader, and a kill, see the old content or the new one.
-
-    Args:
-        file: the file.
-        content: all of it.
-        durable: whether it must also outlive a power failure from now on.
-    """
-    temporary = file.with_name(f".{file.name}.new")
-    with temporary.open("wb") as output:
-        output.write(content)
-        if durable:
-            output.flush()
-            os.fsync(output.fileno())
-    temporary.replace(file)
-
-
-def _end_last_line(file: Path) -> None:
-    """Ends a line that a kill cut, so that the next one is not lost with it."""
-    with contextlib.suppress(OSError), file.open("r+b") as lines:
-        if lines.seek(0, os.SEEK_END) > 0:
-            lines.seek(-1, os.SEEK_END)
-            if lines.read(1) != b"\n":
-                lines.write(b"\n")
+            with contextlib.suppress(ValueError):
+                yield json.loads(line[line.index(b"{") :])
 
 
 def spool_folder(storage: str, name: str) -> Path:
@@ -163,38 +106,39 @@ def spool_folder(storage: str, name: str) -> Path:
 class Spool:
     """One spool folder. ``open`` it before anything else, ``close`` it at the end.
 
-    ``append`` may be called by any thread and costs a write to the page cache; ``read`` and ``acknowledge`` belong to
-    one thread. Memory stays bounded whatever is waiting on the disk.
+    Any thread may call ``append``; ``read`` and ``acknowledge`` belong to one thread. Memory stays bounded whatever
+    waits on the disk.
 
     Attributes:
         folder: the folder.
-        damaged: lines that could not be read, among those acknowledged since ``open``.
+        rejected_file: where records lie that were given up.
+        appended: records appended since the spool was made, by every process.
+        acknowledged: the number up to which everything has been dealt with.
+        damaged: records that could not be read, among those acknowledged since ``open``; also from ``open`` on, if
+            damage may have taken records or something that ``remember`` kept.
         lost: records that could be written neither to the disk nor kept in memory.
+        changed_s: when an earlier process last wrote, in seconds since the epoch; 0.0 if none did.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.damaged = 0
-        self.lost = 0
-        self._appending = threading.Lock()
+        self.rejected_file = folder / "rejected.log"
+        self.appended = self.acknowledged = self.damaged = self.lost = 0
+        self.changed_s = 0.0
+        self._file, self._log = folder / "spool.db", folder / "spool.db-wal"
         self._lock_fd: int | None = None
-        self._acknowledged = Position()
-        self._number = 0  # records appended since the spool was made, by every process
-        self._segment = 0  # the one being written, or the last there was
-        self._fd: int | None = None
-        self._committed = 0  # bytes of the segment being written that are whole lines
-        self._retired: list[int] = []  # descriptors of full segments, to be synced and closed
-        self._dirty = False
-        self._unwritten: deque[bytes] = deque()  # lines that a full disk did not take
-        self._warned = False
-        self._ack_written = True
-        self._stop_syncing = threading.Event()
-        self._syncer: threading.Thread | None = None
+        self._vfs = "unix"
+        self._database: sqlite3.Connection | None = None
+        self._one_at_a_time = threading.Lock()
+        self._unwritten: deque[tuple[int, int, str]] = deque()  # rows that a full disk did not take
+        self._unsynced = self._warned = False
+        self._closing = threading.Event()
+        self._syncer = threading.Thread(target=self._sync_often, name="rpg-spool-sync", daemon=True)
 
     # ---- opening and closing --------------------------------------------------------------------
 
     def open(self) -> None:
-        """Takes the spool for this process and finds what an earlier one left.
+        """Takes the spool for this process and finds what an earlier one left, whichever version wrote it.
 
         Raises:
             SpoolBusyError: another process has it.
@@ -202,45 +146,41 @@ class Spool:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        for file in self.folder.glob("*.log"):
-            if not _SEGMENT.fullmatch(file.name):
-                _end_last_line(file)
-        segments = self._segments()
-        self._acknowledged = self._read_acknowledged(segments)
-        self._segment = max([*segments, self._acknowledged.segment])
-        self._number = self._acknowledged.number
-        for segment in reversed(segments):
-            numbers = [payload["n"] for payload in read_lines(self._path(segment)) if payload]
-            if numbers:
-                self._number = max(self._number, *numbers)
-                break
-        self._remove_segments()
-        self._stop_syncing.clear()
-        self._syncer = threading.Thread(target=self._sync_often, name="rpg-spool-sync", daemon=True)
+        try:
+            written = [file for file in (self._file, self._log, *old_spool.files(self.folder)) if file.exists()]
+            self.changed_s = max((file.stat().st_mtime for file in written), default=0.0)
+            self._database = self._open_database()
+            self._take_over_old_spool(self._database)
+            [self.acknowledged] = self._database.execute("PRAGMA user_version").fetchone()
+            [newest] = self._database.execute("SELECT max(n) FROM records").fetchone()
+            self.appended = max(newest or 0, self.acknowledged)
+        except Exception as error:
+            self.close()
+            if isinstance(error, sqlite3.Error):
+                raise OSError(f"{self._file} can't be used: {error}") from error
+            raise
         self._syncer.start()
 
     def close(self) -> None:
-        """Syncs, lets go of the lock, and removes the segments if nothing in them is waiting."""
-        if self._lock_fd is None:
-            return
-        self._stop_syncing.set()
-        if self._syncer is not None:
+        """Moves the log into the database, gives unused space back, and lets go of the lock."""
+        self._closing.set()
+        if self._syncer.is_alive():
             self._syncer.join()
-        with self._appending:
-            self._write_unwritten()
-            self.lost += len(self._unwritten)
-            self._unwritten.clear()
-            self._retire()
-        self.sync()
-        if self.waiting == 0 and self._ack_written:
-            for segment in self._segments():
-                self._path(segment).unlink(missing_ok=True)
-        os.close(self._lock_fd)
-        self._lock_fd = None
+        with self._one_at_a_time:
+            if self._database is not None:
+                self._write()
+                self.lost += len(self._unwritten)
+                self._unwritten.clear()
+                self._checkpoint(unused_bytes=0)
+                self._database.close()
+                self._database = None
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
 
     def _take_lock(self) -> None:
         # Not inherited by child processes: Ray's would hold the lock of a driver that was killed.
-        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -252,40 +192,81 @@ class Spool:
             ) from None
         except OSError as error:  # a file system without locks
             logger.warning("tracking: %s can't be locked (%s): run one process at a time on it", self.folder, error)
+            self._vfs = "unix-none"  # SQLite takes no locks either
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock_fd = descriptor
 
-    def _read_acknowledged(self, segments: list[int]) -> Position:
-        start = Position(min(segments, default=0))
+    def _connect(self, file: Path) -> sqlite3.Connection:
+        address = f"{file.absolute().as_uri()}?vfs={self._vfs}"
+        return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
+
+    def _open_database(self) -> sqlite3.Connection:
+        database = self._connect(self._file)
         try:
-            found = decode((self.folder / _ACKNOWLEDGED).read_bytes())
-        except FileNotFoundError:
-            return start
-        if found is None:  # then everything there is is read once more
-            logger.warning("tracking: %s is damaged; what is spooled is sent again", self.folder / _ACKNOWLEDGED)
-            return start
-        return Position(**found)
+            database.executescript(_SETTINGS)
+            _, frames, _ = database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if hidden := _hidden_commits(self._log, frames):
+                logger.warning("tracking: %s is damaged: %d writes can't be read", self._log, hidden)
+                self.damaged += hidden
+            database.executescript(_TABLES)
+            [found] = database.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode not in _DAMAGED:
+                database.close()
+                raise
+            found = str(error)
+        return database if found == "ok" else self._salvage(database, found)
+
+    def _salvage(self, damaged: sqlite3.Connection, why: str) -> sqlite3.Connection:
+        """Makes a new database of what can be read of a damaged one: from both ends of a table up to the damage."""
+        logger.warning("tracking: %s is damaged (%s); what can be read of it goes on", self._file, why)
+        new = self._file.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        with contextlib.closing(self._connect(new)) as saved:
+            saved.executescript(_SETTINGS + _TABLES)
+            for query, insert in (
+                ("SELECT key, json FROM remembered", _REMEMBER),
+                (f"{_READ} ORDER BY n", _ADD),
+                (f"{_READ} ORDER BY n DESC", _ADD),
+            ):
+                with contextlib.suppress(sqlite3.Error):
+                    for row in damaged.execute(query):
+                        saved.execute(insert, row)
+            with contextlib.suppress(sqlite3.Error):
+                saved.execute(f"PRAGMA user_version = {damaged.execute('PRAGMA user_version').fetchone()[0]:d}")
+            [missing] = saved.execute("SELECT max(n) - min(n) + 1 - count(*) FROM records").fetchone()
+        damaged.close()
+        self._log.unlink(missing_ok=True)
+        new.replace(self._file)
+        self.damaged += missing or 1
+        return self._open_database()
+
+    def _take_over_old_spool(self, database: sqlite3.Connection) -> None:
+        """Takes over what version 0.1.0 spooled, then removes its files; a kill in between costs nothing."""
+        if not (old := old_spool.files(self.folder)):
+            return
+        with database:
+            database.execute("BEGIN")
+            for number, payload in old_spool.records(self.folder):
+                database.execute(_ADD, _row(number, encode(payload)))
+            for run, known in old_spool.runs(self.folder):
+                database.execute(_REMEMBER, (run, encode(known)))
+            database.execute(f"PRAGMA user_version = {old_spool.acknowledged(self.folder):d}")
+        self.damaged += old_spool.damaged(self.folder)
+        database.execute("PRAGMA wal_checkpoint(FULL)")  # which syncs
+        for file in old:
+            file.unlink()
 
     # ---- writing --------------------------------------------------------------------------------
 
     @property
-    def appended(self) -> int:
-        """Records appended since the spool was made, by every process."""
-        return self._number
-
-    @property
-    def acknowledged(self) -> Position:
-        """Up to where everything has been dealt with."""
-        return self._acknowledged
-
-    @property
     def waiting(self) -> int:
         """Records appended and not acknowledged."""
-        return max(0, self._number - self._acknowledged.number)
+        return max(0, self.appended - self.acknowledged)
 
     def append(self, payload: Mapping[str, Any]) -> None:
-        """Appends a record (JSON); it gets the key ``n``, its number.
+        """Appends a record (JSON) and gives it the next number.
 
         A full disk is survived: what can't be written waits in memory, up to ``MAX_UNWRITTEN`` records, for the next
         call; beyond that it is lost and counted.
@@ -293,180 +274,131 @@ class Spool:
         Raises:
             TypeError, ValueError: the record is not JSON, or holds NaN or infinity.
         """
-        with self._appending:
-            line = encode({"n": self._number + 1, **payload})
+        text = encode(payload)
+        with self._one_at_a_time:
             if len(self._unwritten) >= MAX_UNWRITTEN:
-                self._write_unwritten()
+                self._write()
             if len(self._unwritten) >= MAX_UNWRITTEN:
                 self.lost += 1
                 return
-            self._number += 1
-            self._unwritten.append(line)
-            self._write_unwritten()
+            self.appended += 1
+            self._unwritten.append(_row(self.appended, text))
+            self._write()
 
-    def _write_unwritten(self) -> None:
-        while self._unwritten and self._write(self._unwritten[0]):
+    def _write(self) -> None:
+        """Writes what waits in memory, as far as the disk takes it."""
+        while self._unwritten and self._execute(_ADD, self._unwritten[0]):
             self._unwritten.popleft()
 
-    def _write(self, line: bytes) -> bool:
+    def acknowledge(self, rows: Sequence[Row]) -> None:
+        """Notes that what ``read`` has given has been dealt with, and deletes it."""
+        with self._one_at_a_time:
+            self.damaged += sum(payload is None for _, payload in rows)
+            self.acknowledged = number = rows[-1][0]
+            # A power failure, or a kill in between, may cost a repetition, and that adds nothing.
+            if self._execute(f"PRAGMA user_version = {number:d}"):
+                self._execute("DELETE FROM records WHERE n <= ?", (number,))
+
+    def remember(self, key: str, payload: Mapping[str, Any]) -> None:
+        """Keeps what is known of ``key``, in place of what was known before."""
+        with self._one_at_a_time:
+            self._execute(_REMEMBER, (key, encode(payload)))
+
+    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> bool:
+        """Whether the disk took it. After ``close``, from a request of the sender that hung then: False."""
+        if self._database is None:
+            return False
         try:
-            if self._fd is None or self._committed >= SEGMENT_BYTES:
-                self._next_segment()
-            assert self._fd is not None
-            if os.write(self._fd, line) != len(line):
-                raise OSError("the disk took a part only")
-        except OSError as error:
+            self._database.execute(statement, values)
+        except sqlite3.Error as error:
             logger.log(
                 logging.DEBUG if self._warned else logging.WARNING,
                 "tracking: %s can't be written (%s); up to %d records wait in memory",
-                *(self.folder, error, MAX_UNWRITTEN),
+                *(self._file, error, MAX_UNWRITTEN),
             )
             self._warned = True
-            self._undo()
             return False
-        self._committed += len(line)
-        self._dirty = True
+        self._unsynced = True
         return True
 
-    def _next_segment(self) -> None:
-        self._retire()
-        self._segment += 1
-        self._committed = 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self._path(self._segment), flags, 0o666)
-
-    def _undo(self) -> None:
-        """Takes a half-written line back; if even that fails, the next record begins a new segment."""
-        if self._fd is None:
-            return
-        try:
-            os.ftruncate(self._fd, self._committed)
-        except OSError:
-            self._retire()
-
-    def _retire(self) -> None:
-        if self._fd is not None:
-            self._retired.append(self._fd)
-            self._fd = None
-
-    def sync(self) -> None:
-        """Puts what has been appended on the disk itself."""
-        with self._appending:
-            retired, self._retired = self._retired, []
-            current, self._dirty = (self._fd if self._dirty else None), False
-        for descriptor in (*retired, *([] if current is None else [current])):
-            with contextlib.suppress(OSError):
-                os.fsync(descriptor)
-        for descriptor in retired:
-            os.close(descriptor)
-        if retired or current is not None:
-            with contextlib.suppress(OSError):
-                folder = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
-
     def _sync_often(self) -> None:
-        while not self._stop_syncing.wait(SYNC_EVERY_S):
-            self.sync()
+        while not self._closing.wait(SYNC_EVERY_S):
+            if not self._unsynced and not self._unwritten:
+                continue
+            self._unsynced = False
+            with contextlib.suppress(OSError), self._log.open("rb") as log:
+                os.fsync(log.fileno())  # appends go on meanwhile
+            # Where the disk is full, a log that begins anew needs no more of it.
+            if self._unwritten or (self._log.exists() and self._log.stat().st_size > LOG_BYTES):
+                with self._one_at_a_time:
+                    self._checkpoint(UNUSED_BYTES)
+
+    def _checkpoint(self, unused_bytes: int) -> None:
+        """Moves the log into the database; if nothing waits, gives space back of which more than this is unused."""
+        assert self._database is not None
+        unused = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size"
+        with contextlib.suppress(sqlite3.Error):
+            if not self.waiting and self._database.execute(unused).fetchone()[0] > unused_bytes:
+                self._database.execute("VACUUM")
+        with contextlib.suppress(sqlite3.Error):
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # ---- reading --------------------------------------------------------------------------------
 
-    def read(self, position: Position) -> Window:
-        """Some of the records after ``position``, about ``WINDOW_BYTES``; none if there are none yet."""
-        while True:
-            with self._appending:
-                writing = self._fd is not None and position.segment == self._segment
-                committed, number = self._committed, self._number - len(self._unwritten)
-            window = self._read_segment(position, committed if writing else None)
-            if writing and window.end.offset == committed:  # whatever was damaged, this is where we are
-                window = replace(window, end=replace(window.end, number=number))
-            if window.records or window.damaged or writing:
-                return window
-            later = [segment for segment in self._segments() if segment > position.segment]
-            if not later:
-                return window
-            position = Position(later[0], 0, window.end.number)
+    def read(self, after: int) -> list[Row]:
+        """Some of the records after number ``after``, about ``WINDOW_BYTES``; none if there are none yet."""
+        found, size = [], 0
+        with self._one_at_a_time:
+            assert self._database is not None
+            with contextlib.closing(self._database.execute(f"{_READ} WHERE n > ? ORDER BY n", (after,))) as rows:
+                for row in rows:
+                    found.append(row)
+                    size += len(row[2])
+                    if size >= WINDOW_BYTES:
+                        break
+        return [(number, json.loads(text) if zlib.crc32(text) == crc else None) for number, crc, text in found]
 
-    def _read_segment(self, position: Position, limit: int | None) -> Window:
-        """Reads on in one segment.
+    def remembered(self) -> dict[str, dict[str, Any]]:
+        """What ``remember`` has kept, in this process and earlier ones."""
+        assert self._database is not None
+        return {key: json.loads(text) for key, text in self._database.execute("SELECT key, json FROM remembered")}
 
-        Args:
-            position: where.
-            limit: bytes of it that are whole lines; None: all there is, as nobody writes it any more.
-        """
-        records: list[tuple[int, dict[str, Any]]] = []
-        offset, number, damaged = position.offset, position.number, 0
-        with contextlib.suppress(FileNotFoundError), self._path(position.segment).open("rb") as file:
-            file.seek(offset)
-            while offset - position.offset < WINDOW_BYTES and (limit is None or offset < limit):
-                line = file.readline()
-                offset += len(line)
-                if not line.endswith(b"\n"):  # the end, or a record that a kill cut: its append never returned
-                    break
-                payload = decode(line)
-                if payload is None or not isinstance(payload.get("n"), int):
-                    damaged += 1
-                    continue
-                number = max(number, payload.pop("n"))
-                records.append((number, payload))
-        return Window(tuple(records), Position(position.segment, offset, number), damaged)
+    # ---- beside the database --------------------------------------------------------------------
 
-    def acknowledge(self, window: Window) -> None:
-        """Notes that everything up to the end of ``window`` has been dealt with; removes segments that are."""
-        self.damaged += window.damaged
-        self._acknowledged = window.end
+    def reject(self, payload: Mapping[str, Any]) -> None:
+        """Adds a record that is given up to ``rejected_file``; a full disk is logged, not raised."""
         try:
-            # Not durable: after a power failure an older one costs a repetition, and that adds nothing.
-            write_atomically(self.folder / _ACKNOWLEDGED, encode(asdict(window.end)), durable=False)
+            with self.rejected_file.open("a") as output:
+                output.write(f"\n{encode(payload)}")  # on a line of its own, even if a kill cut the last one
         except OSError as error:
-            self._ack_written = False
-            logger.debug("tracking: %s: %s", self.folder / _ACKNOWLEDGED, error)
-            return
-        self._ack_written = True
-        self._remove_segments()
-
-    def _remove_segments(self) -> None:
-        for segment in self._segments():
-            if segment < self._acknowledged.segment:
-                self._path(segment).unlink(missing_ok=True)
-
-    def _segments(self) -> list[int]:
-        found = (_SEGMENT.fullmatch(name) for name in os.listdir(self.folder))  # noqa: PTH208 - hot: names alone
-        return sorted(int(match[1]) for match in found if match)
-
-    def _path(self, segment: int) -> Path:
-        return self.folder / f"{segment:06d}.log"
-
-    # ---- beside the records ---------------------------------------------------------------------
-
-    @property
-    def rejected_file(self) -> Path:
-        """Where records lie that were given up."""
-        return self.folder / _REJECTED
-
-    def remember(self, file: str, payload: Mapping[str, Any]) -> None:
-        """Appends a line to a small file beside the segments; a full disk is logged, not raised."""
-        try:
-            with (self.folder / file).open("ab") as output:
-                output.write(encode(payload))
-        except OSError as error:
-            logger.warning("tracking: %s can't be written: %s", self.folder / file, error)
+            logger.warning("tracking: %s can't be written: %s", self.rejected_file, error)
 
     def write_json(self, file: str, content: Mapping[str, Any]) -> None:
-        """Replaces a small file beside the segments, durably.
+        """Replaces a small file of the folder: whoever reads it, and whatever dies, finds the old content or the new.
 
         Raises:
             OSError: it can't be written.
         """
-        write_atomically(self.folder / file, json.dumps(content, indent=2).encode())
+        new = self.folder / f".{file}.new"
+        with new.open("w") as output:
+            json.dump(content, output, indent=2)
+            output.flush()
+            os.fsync(output.fileno())
+        new.replace(self.folder / file)
 
-    def newest_change(self) -> float:
-        """When an earlier process last wrote, in seconds since the epoch; 0.0 if it never did."""
-        files = [self._path(segment) for segment in self._segments()] + [self.folder / _ACKNOWLEDGED]
-        times = []
-        for file in files:
-            with contextlib.suppress(FileNotFoundError):
-                times.append(file.stat().st_mtime)
-        return max(times, default=0.0)
+
+def _row(number: int, text: str) -> tuple[int, int, str]:
+    return number, zlib.crc32(text.encode()), text
+
+
+def _hidden_commits(log: Path, frames: int) -> int:
+    """Counts the writes in a write-ahead log that SQLite passes over because a frame before them is damaged.
+
+    Args:
+        log: the log; its format is described at sqlite.org/fileformat2.html#walformat.
+        frames: how many of its frames SQLite has read.
+    """
+    content = log.read_bytes() if log.exists() else b""
+    step = 24 + int.from_bytes(content[8:12])  # a frame's head and page
+    heads = (content[start : start + 16] for start in range(32 + max(0, frames) * step, len(content), step))
+    return sum(head[8:16] == content[16:24] and any(head[4:8]) for head in heads)

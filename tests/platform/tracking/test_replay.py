@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -169,9 +171,11 @@ def test_damage_is_told(embedded_store: str, tmp_path: Path, read_sweep: ReadSwe
         data = {"values": {"a": 0.5}, "step": step, "timestamp": 1_000 * step}
         spool.append(Record(trials[0].trial_id, "metrics", data).payload())
     spool.close()
-    [segment] = tracker.folder.glob("0*.log")
-    segment.write_bytes(segment.read_bytes().replace(b'"step":4', b'"step":9'))
-    (tracker.folder / "runs.log").write_bytes((tracker.folder / "runs.log").read_bytes()[:-5])  # torn
+    database = tracker.folder / "spool.db"
+    database.write_bytes(database.read_bytes().replace(b'"step":4', b'"step":9'))
+    with closing(sqlite3.connect(database)) as kept:
+        kept.execute("DELETE FROM remembered")  # as if that had been damaged, too
+        kept.commit()
     done = json.loads(rpg_track(tmp_path / "damaged", "--json").stdout)
     assert (done["damaged"], done["spooled"], done["complete"]) == (1, 0, True)
     found = read_sweep(embedded_store, "damaged")  # fails on a second run of a trial
@@ -194,10 +198,11 @@ def test_every_report_of_a_real_sweep_whose_driver_is_killed(
     uri = default_tracking_uri(tmp_path)
     code = (
         "import sys; from pathlib import Path; import ray; import tests.platform.tracking.toy_sweep as toy\n"
+        "from tests.platform.resolved import tracker_of\n"
         "ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
         "toy.STEPS = 100_000; spec, trials = toy.toy_sweep(); folder = Path(sys.argv[1])\n"
         "spool = folder / 'tune' / 'tracking'\n"
-        "tracker = toy.tracker_of(sys.argv[2], 'killed', spec, trials, spool); tracker.start()\n"
+        "tracker = tracker_of(sys.argv[2], 'killed', spec, trials, spool); tracker.start()\n"
         "toy.make_tuner(tracker, trials, folder, faults={}).fit()\n"
     )
     root = Path(__file__).resolve().parents[3]

@@ -51,7 +51,7 @@ class Line:
             self.sender.wake()
 
     def rejected(self) -> list[dict[str, Any]]:
-        return [payload for payload in read_lines(self.spool.rejected_file) if payload is not None]
+        return list(read_lines(self.spool.rejected_file))
 
     def close(self) -> None:
         self.sender.stop()
@@ -272,7 +272,7 @@ def test_whose_records_they_are_is_kept_without_the_login(tmp_path: Path) -> Non
     file = tmp_path / "sweep.json"
     assert "secret" not in file.read_text()
     whole = file.read_text()
-    for content, message in ((whole[:-9], "damaged"), (whole.replace('"format": 1', '"format": 2'), "use a newer one")):
+    for content, message in ((whole[:-9], "damaged"), (whole.replace('"format": 2', '"format": 3'), "use a newer one")):
         file.write_text(content)
         with pytest.raises(SpoolError, match=message):
             read_identity(tmp_path)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
+import resource
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rpg_platform.tracking import spool as spool_module
-from rpg_platform.tracking.spool import Position, Spool, SpoolBusyError, Window, decode, encode, spool_folder
+from rpg_platform.tracking.spool import (
+    Spool,
+    SpoolBusyError,
+    read_lines,
+    spool_folder,
+)
 
 
 @pytest.fixture
@@ -28,18 +36,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def spool(folder: Path) -> Iterator[Spool]:
-    opened = Spool(folder)
-    opened.open()
+    opened = reopened(folder)
     yield opened
     opened.close()
-
-
-def read_all(spool: Spool, position: Position | None = None) -> list[dict[str, Any]]:
-    position, found = position or spool.acknowledged, []
-    while (window := spool.read(position)).records or window.damaged:
-        found += [payload for _, payload in window.records]
-        position = window.end
-    return found
 
 
 def reopened(folder: Path) -> Spool:
@@ -48,89 +47,296 @@ def reopened(folder: Path) -> Spool:
     return spool
 
 
+def read_all(spool: Spool) -> list[dict[str, Any]]:
+    after, found = spool.acknowledged, []
+    while rows := spool.read(after):
+        found += [payload for _, payload in rows if payload is not None]
+        after = rows[-1][0]
+    return found
+
+
+def taken(spool: Spool) -> list[int]:
+    """Reads and acknowledges everything, as the sender does; returns each record's ``i``."""
+    found = []
+    while rows := spool.read(spool.acknowledged):
+        found += [payload["i"] for _, payload in rows if payload is not None]
+        spool.acknowledge(rows)
+    assert spool.waiting == 0
+    return found
+
+
+def size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("spool.db*"))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def replace_bytes(file: Path, old: bytes, new: bytes) -> None:
+    content = file.read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    file.write_bytes(content.replace(old, new))
+
+
 def test_what_is_not_acknowledged_is_there_for_the_next_process(folder: Path) -> None:
     first = reopened(folder)
     for i in range(10):
         first.append({"i": i, "text": "ü\n" * i})
-    window = first.read(first.acknowledged)
-    first.acknowledge(Window(window.records[:4], first.read(Position()).end))  # all of it, in one window
+    first.acknowledge(first.read(0))
     first.append({"i": 10})
+    first.remember("run", {"id": 1})
+    first.remember("run", {"id": 2})
     first.close()
     second = reopened(folder)
-    assert (second.waiting, second.appended) == (1, 11)
+    assert (second.waiting, second.appended, second.acknowledged) == (1, 11, 10)
+    assert second.remembered() == {"run": {"id": 2}}
     second.append({"i": 11})
-    window = second.read(second.acknowledged)
-    assert [(n, payload["i"]) for n, payload in window.records] == [(11, 10)]
-    assert [payload["i"] for payload in read_all(second)] == [10, 11]
+    assert [(number, payload["i"]) for number, payload in second.read(10) if payload] == [(11, 10), (12, 11)]
+    assert taken(second) == [10, 11]
     second.close()
 
 
-def test_segments_are_rotated_and_removed_once_they_are_acknowledged(
-    folder: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
+def test_an_outage_of_hours_takes_the_disk_that_its_records_need_and_gives_it_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_module, "SEGMENT_BYTES", 4_000)
-    monkeypatch.setattr(spool_module, "WINDOW_BYTES", 1_000)
-    for i in range(500):
-        spool.append({"i": i, "pad": "x" * 100})
-    assert len(list(folder.glob("0*.log"))) > 10
-    seen, largest = [], 0
-    while (window := spool.read(spool.acknowledged)).records:
-        seen += [payload["i"] for _, payload in window.records]
-        largest = max(largest, len(window.records))
-        spool.acknowledge(window)
-        first = min(int(file.stem) for file in folder.glob("0*.log"))
-        assert first == window.end.segment, "acknowledged segments are removed, others are not"
-    assert seen == list(range(500))
-    assert largest < 10
-    assert spool.waiting == 0
+    monkeypatch.setattr(spool_module, "WINDOW_BYTES", 20_000)
+    monkeypatch.setattr(spool_module, "LOG_BYTES", 100_000)
+    monkeypatch.setattr(spool_module, "UNUSED_BYTES", 100_000)
+    monkeypatch.setattr(spool_module, "SYNC_EVERY_S", 0.02)
+    spool = reopened(folder)
+    for i in range(5_000):
+        spool.append({"i": i, "pad": "x" * 1_000})
+    wait_until(lambda: size(folder) < 15e6)
+    assert size(folder) > 5e6
+    largest = max(len(spool.read(0)), len(spool.read(2_500)))
+    assert 10 < largest < 30
+    assert taken(spool) == list(range(5_000))
+    wait_until(lambda: size(folder) < 1e6)
+    number = spool.appended
     spool.close()
-    assert not list(folder.glob("0*.log"))
+    assert size(folder) < 20_000
     again = reopened(folder)
-    assert again.appended == 500
-    again.append({"i": 500})
-    assert [payload["i"] for payload in read_all(again)] == [500]
+    assert again.appended == again.acknowledged == number
+    again.append({"i": 5_000})
+    assert taken(again) == [5_000]
     again.close()
 
 
-def test_damage_is_skipped_and_counted_and_a_torn_end_is_no_damage(folder: Path, spool: Spool) -> None:
-    for i in range(20):
-        spool.append({"i": i})
+def test_space_of_what_was_sent_is_used_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some records always wait, as in a long sweep."""
+    monkeypatch.setattr(spool_module, "LOG_BYTES", 100_000)
+    monkeypatch.setattr(spool_module, "SYNC_EVERY_S", 0.02)
+    spool = reopened(folder)
+    for i in range(5_000):
+        spool.append({"i": i, "pad": "x" * 500})
+        if i >= 100:
+            spool.acknowledge([(i - 100, None)])
+    wait_until(lambda: size(folder) < 300_000)
     spool.close()
-    [segment] = folder.glob("0*.log")
-    lines = segment.read_bytes().splitlines(keepends=True)
-    lines[3] = lines[3].replace(b'"i":3', b'"i":9')  # a flipped bit
-    lines[7] = lines[7][:-1] + lines[8]  # a lost line end: two records in one line
-    del lines[8]
-    lines[11] = bytes(64) + lines[11]  # what a power failure leaves of a block
-    segment.write_bytes(b"".join(lines) + encode({"n": 21, "i": 20})[:-3])
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from rpg_platform.tracking import spool as module
+module.LOG_BYTES, module.SYNC_EVERY_S, module.WINDOW_BYTES = 50_000, 0.01, 5_000
+spool = module.Spool(Path(sys.argv[1]))
+spool.open()
+while True:
+    for _ in range(7):
+        spool.append({"i": spool.appended + 1, "pad": "x" * 200})
+        os.write(1, b"%d %d\\n" % (spool.appended, spool.acknowledged))
+    spool.acknowledge(spool.read(spool.acknowledged)[:5])
+"""
+
+
+def test_a_process_that_is_killed_at_any_moment_loses_nothing(folder: Path) -> None:
+    """It appends and acknowledges as fast as it can, and says so only after ``append`` has returned."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
+    chances, appended = random.Random(0), 0
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, env=environment)
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(chances.randint(100, 2_000))]
+        process.kill()
+        said += process.stdout.read().splitlines(keepends=True)
+        process.wait()
+        appended, acknowledged = map(int, [line for line in said if line.endswith(b"\n")][-1].split())
+        left = reopened(folder)
+        assert left.appended >= appended
+        assert left.acknowledged >= acknowledged
+        assert (left.damaged, left.appended - appended < 2) == (0, True)
+        assert [payload["i"] for payload in read_all(left)] == [*range(left.acknowledged + 1, left.appended + 1)]
+        left.close()
+    assert appended > 500
+
+
+# ---- damage --------------------------------------------------------------------------------------
+def test_a_damaged_record_is_skipped_and_counted(folder: Path, spool: Spool) -> None:
+    for i in range(20):
+        spool.append({"i": i, "pad": "x" * 100})
+    spool.close()
+    replace_bytes(folder / "spool.db", b'{"i":3,', b'{"i":9,')
+    replace_bytes(folder / "spool.db", b'{"i":11,', b'{"i":1\xff,')
     again = reopened(folder)
     again.append({"i": 100})
-    position, found, damaged = again.acknowledged, [], 0
-    while (window := again.read(position)).records or window.damaged:
-        found += [payload["i"] for _, payload in window.records]
-        damaged += window.damaged
-        again.acknowledge(window)
-        position = window.end
-    assert found == [*(i for i in range(20) if i not in (3, 7, 8)), 100]
-    assert damaged == again.damaged == 2
-    assert again.waiting == 0
+    assert taken(again) == [*(i for i in range(20) if i not in (3, 11)), 100]
+    assert again.damaged == 2
     again.close()
 
 
-def test_a_damaged_acknowledgement_costs_a_repetition(folder: Path, spool: Spool) -> None:
-    for i in range(3):
-        spool.append({"i": i})
-    spool.acknowledge(spool.read(spool.acknowledged))
-    spool.append({"i": 3})
+def test_a_damaged_sector_costs_the_records_in_it(folder: Path, spool: Spool) -> None:
+    for i in range(200):
+        spool.append({"i": i, "pad": "x" * 100})
+    spool.acknowledge(spool.read(0)[:10])
+    spool.remember("run", {"id": 1})
     spool.close()
-    whole = (folder / "acknowledged").read_bytes()
-    for damaged in (b"", whole[:-1], whole.replace(b'"number":3', b'"number":4')):
-        (folder / "acknowledged").write_bytes(damaged)
-        again = reopened(folder)
-        assert [payload["i"] for payload in read_all(again)] == [0, 1, 2, 3]
-        again.close()
+    content = bytearray((folder / "spool.db").read_bytes())
+    start = content.index(b'{"i":100,') // 2048 * 2048
+    content[start : start + 512] = bytes(512)
+    (folder / "spool.db").write_bytes(content)
+    again = reopened(folder)
+    assert again.remembered() == {"run": {"id": 1}}
+    again.append({"i": 200})
+    found = taken(again)
+    lost = sorted(set(range(10, 201)) - set(found))
+    assert found == sorted(found)
+    assert 100 in lost
+    assert len(lost) == again.damaged < 20
+    again.close()
+    assert reopened_and_closed(folder).damaged == 0, "the damage is behind"
 
 
+def test_a_file_that_is_no_database_is_begun_anew(folder: Path, spool: Spool) -> None:
+    spool.append({"i": 0})
+    spool.close()
+    (folder / "spool.db").write_bytes(b"\xff" * 10_000)
+    again = reopened(folder)
+    again.append({"i": 1})
+    assert (taken(again), again.damaged) == ([1], 1)
+    again.close()
+
+
+def test_damage_in_the_log_of_a_killed_process_is_counted(folder: Path, spool: Spool, tmp_path: Path) -> None:
+    for i in range(20):
+        spool.append({"i": i})
+    shutil.copytree(folder, tmp_path / "killed")  # what a kill leaves at this moment
+    (tmp_path / "killed" / "lock").unlink()
+    log = tmp_path / "killed" / "spool.db-wal"
+    content = log.read_bytes()
+    at = content.rindex(b'{"i":14}', 0, content.rindex(b'{"i":15}'))  # in the frame of its own append
+    log.write_bytes(content[:at] + b"?" + content[at + 1 :])
+    again = reopened(tmp_path / "killed")
+    found = taken(again)
+    assert found == list(range(len(found)))
+    assert again.damaged == 20 - len(found) > 0
+    again.append({"i": 100})
+    assert taken(again) == [100]
+    again.close()
+
+
+def reopened_and_closed(folder: Path) -> Spool:
+    spool = reopened(folder)
+    spool.close()
+    return spool
+
+
+# ---- an earlier version's spool -------------------------------------------------------------------
+OLD = {
+    "000001.log": (
+        b'3f9e4495 {"n":1,"run":"t","kind":"metrics","data":{"values":{"a":0.5},"step":1,"timestamp":1000}}\n'
+        b'1c2306f3 {"n":2,"run":"t","kind":"metrics","data":{"values":{"a":0.5},"step":2,"timestamp":2000}}\n'
+    ),
+    "000002.log": (
+        b'b4673aee {"n":3,"run":"t","kind":"metrics","data":{"values":{"a":0.5},"step":3,"timestamp":3000}}\n'
+        b'5b59823f {"n":4,"run":"t","kind":"metrics","data":{"values":{"a":0.5},"step":4,"timestamp":4000}}\n'
+    ),
+    "000003.log": (
+        b'f31dbe22 {"n":5,"run":"t","kind":"metrics","data":{"values":{"a":0.5},"step":5,"timestamp":5000}}\n'
+        b'd0a0fc44 {"n":6,"run":"t","kind":"metrics","data":{"values":{"a":0.5},"step":6,"timest'  # its end, a kill
+    ),
+    "acknowledged": b'e15af1be {"segment":1,"offset":196,"number":2}\n',
+    "rejected.log": (
+        b'bcdf83d6 {"run":"t","kind":"metrics","data":{"values":{"a":0.5},"step":9,"timestamp":9000},'
+        b'"why":"no","refused":true}\n'
+    ),
+    "runs.log": (
+        b'457a72ee {"run":"","id":"p","status":"RUNNING","doubtful":false}\n'
+        b'1d2eb300 {"run":"t","id":"c","status":"RUNNING","doubtful":false}\n'
+    ),
+}
+"""A spool as version 0.1.0 left it."""
+
+
+def old_spool(folder: Path, **changes: bytes) -> Path:
+    folder.mkdir()
+    for name, content in (OLD | changes).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def steps(spool: Spool) -> list[tuple[int, int]]:
+    return [(number, payload["data"]["step"]) for number, payload in spool.read(spool.acknowledged) if payload]
+
+
+def test_what_an_earlier_version_left_is_taken_over(folder: Path) -> None:
+    old_spool(folder)
+    os.utime(folder / "000003.log", (2e9, 2e9))
+    taken_over = reopened(folder)
+    assert (taken_over.acknowledged, taken_over.appended, taken_over.damaged) == (2, 5, 0)
+    assert steps(taken_over) == [(3, 3), (4, 4), (5, 5)]
+    assert taken_over.remembered() == {
+        "": {"id": "p", "status": "RUNNING", "doubtful": False},
+        "t": {"id": "c", "status": "RUNNING", "doubtful": False},
+    }
+    assert taken_over.changed_s == 2e9
+    taken_over.reject({"why": "no more"})
+    assert [payload["why"] for payload in read_lines(taken_over.rejected_file)] == ["no", "no more"]
+    taken_over.append({"data": {"step": 6}})
+    taken_over.close()
+    assert not {file.name for file in folder.iterdir()} & (set(OLD) - {"rejected.log"})
+    again = reopened(folder)
+    assert steps(again) == [(3, 3), (4, 4), (5, 5), (6, 6)]
+    again.close()
+
+
+def test_a_failure_while_it_is_taken_over_costs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the records are in the database and before all the old files are gone."""
+    old_spool(folder)
+
+    def stop(file: Path, missing_ok: bool = False) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "unlink", stop)
+        with pytest.raises(OSError, match="Input/output error"):
+            reopened(folder)
+    again = reopened(folder)
+    assert steps(again) == [(3, 3), (4, 4), (5, 5)]
+    again.close()
+
+
+def test_damage_that_an_earlier_version_left_is_counted(folder: Path) -> None:
+    old_spool(
+        folder,
+        **{
+            "000002.log": OLD["000002.log"].replace(b'"step":3', b'"step":8'),
+            "000003.log": bytes(64) + OLD["000003.log"],  # what a power failure leaves of a block
+        },
+        acknowledged=OLD["acknowledged"].replace(b'"number":2', b'"number":4'),
+    )
+    damaged = reopened(folder)
+    assert steps(damaged) == [(1, 1), (2, 2), (4, 4), (5, 5)], "sent again, as nobody knows better"
+    assert damaged.damaged == 2
+    damaged.close()
+
+
+# ---- processes, disks, content -------------------------------------------------------------------
 def test_one_process_at_a_time_and_a_killed_one_lets_go(folder: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from rpg_platform.tracking.spool import Spool\n"
@@ -157,27 +363,86 @@ def test_one_process_at_a_time_and_a_killed_one_lets_go(folder: Path) -> None:
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_full_disk_loses_nothing_that_memory_can_hold(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool.append({"i": 0})
-    real = os.write
+@contextmanager
+def full_disk(bytes_left: int, folder: Path) -> Iterator[None]:
+    """The operating system lets no file of this process grow beyond the spool's log and this much."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = (folder / "spool.db-wal").stat().st_size + bytes_left
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def full(descriptor: int, line: bytes) -> int:
-        if b'"i"' not in line:
-            return real(descriptor, line)
-        if random.Random(len(line)).random() < 0.5:
-            return real(descriptor, line[: len(line) // 2])  # the last block
-        raise OSError(errno.ENOSPC, "No space left on device")
 
+def test_a_full_disk_loses_nothing_that_memory_can_hold(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(spool_module, "SYNC_EVERY_S", 3_600.0)
     monkeypatch.setattr(spool_module, "MAX_UNWRITTEN", 50)
-    with monkeypatch.context() as disk:
-        disk.setattr("os.write", full)
-        for i in range(1, 61):
+    spool = reopened(folder)
+    for i in range(101):
+        spool.append({"i": i, "pad": "x" * 1_000})
+    with full_disk(bytes_left=1_000, folder=folder):
+        for i in range(101, 161):
             spool.append({"i": i, "pad": "x" * (i % 7)})
-    assert [payload["i"] for payload in read_all(spool)] == [0]
+        assert [payload["i"] for payload in read_all(spool)] == list(range(101))
+        rows = spool.read(0)
+        spool.acknowledge(rows[:1])  # which can't be written either
+        assert [payload["i"] for payload in read_all(spool)] == list(range(1, 101))
     assert spool.lost == 10
-    spool.append({"i": 61})
-    assert [payload["i"] for payload in read_all(spool)] == [*range(51), 61]
-    assert spool.waiting == 52
+    assert len(caplog.records) == 1, "said once"
+    spool.append({"i": 161})
+    assert spool.waiting == 151
+    assert taken(spool) == [*range(1, 151), 161]
+    spool.close()
+
+
+def test_a_full_disk_has_room_again_once_the_log_begins_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool_module, "SYNC_EVERY_S", 0.2)
+    spool = reopened(folder)
+    for i in range(200):
+        spool.append({"i": i, "pad": "x" * 500})
+    taken(spool)
+    with full_disk(bytes_left=1_000, folder=folder):
+        for i in range(20):
+            spool.append({"i": i, "pad": "x" * 500})
+        assert len(read_all(spool)) < 20
+
+        def written() -> bool:
+            spool.append({"i": 20})
+            return len(read_all(spool)) > 20
+
+        wait_until(written)
+    assert taken(spool)[:20] == list(range(20))
+    assert spool.lost == 0
+    spool.close()
+
+
+def test_a_database_that_someone_else_holds_is_refused_and_let_go(folder: Path) -> None:
+    reopened_and_closed(folder)
+    with closing(sqlite3.connect(folder / "spool.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(OSError, match=r"spool\.db can't be used: database is locked"):
+            reopened(folder)
+    assert reopened_and_closed(folder).waiting == 0
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    spool = reopened(folder)
+    assert "run one process at a time on it" in caplog.text
+    spool.append({"i": 1})
+    assert not (folder / "spool.db-shm").exists(), "nor shared memory"
+    spool.close()
+    again = reopened(folder)
+    assert taken(again) == [1]
+    again.close()
 
 
 def test_only_json_is_taken_and_only_finite(spool: Spool) -> None:
@@ -190,8 +455,14 @@ def test_only_json_is_taken_and_only_finite(spool: Spool) -> None:
     exact = [0.1 + 0.2, 1e-320, 1.7976931348623157e308, -0.0, 2**53 + 1]
     spool.append({"x": exact})
     assert json.dumps(read_all(spool)[0]["x"]) == json.dumps(exact)
-    for line in (b"", b"\n", b"00000000 {}\n", b"zzzzzzzz {}\n", encode({"a": 1})[:-1], encode({"a": 1})[1:]):
-        assert decode(line) is None
+
+
+def test_a_line_that_a_kill_cut_costs_itself(spool: Spool) -> None:
+    for text in ("first", "second", "third"):
+        spool.reject({"why": text})
+        if text == "second":
+            os.truncate(spool.rejected_file, spool.rejected_file.stat().st_size - 4)
+    assert [payload["why"] for payload in read_lines(spool.rejected_file)] == ["first", "third"]
 
 
 def test_appended_records_reach_the_disk_within_a_second(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,10 +486,10 @@ def test_memory_does_not_grow_with_what_waits(spool: Spool, monkeypatch: pytest.
     try:
         for i in range(5_000):
             spool.append({"i": i, "values": {f"metric_{k}": 0.1 * i + k for k in range(40)}})
-        position, count = spool.acknowledged, 0
-        while (window := spool.read(position)).records:
-            count += len(window.records)
-            position = window.end
+        after, count = spool.acknowledged, 0
+        while rows := spool.read(after):
+            count += len(rows)
+            after = rows[-1][0]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from mlflow.entities import Run
 from ray import tune
+from tests.platform.records import records_in
 from tests.platform.resolved import tracker_of
 from tests.platform.tracking.toy_sweep import (
     HAPPENED_ONCE,
@@ -95,7 +96,7 @@ def test_one_parent_and_one_child_a_trial(sweep: Sweep) -> None:
     state = sweep.tracker.state()
     assert (state.spooled, state.rejected, state.damaged, state.unreachable_s) == (0, 0, 0, None)
     assert state.sent > 14
-    assert not list(sweep.tracker.folder.glob("0*.log")), "nothing is left on the disk"
+    assert records_in(sweep.tracker.folder) == 0, "nothing is left on the disk"
     assert sweep.tracker.parent_run_id == sweep.found.parent.info.run_id
     assert sweep.tracker.parent_url == (
         f"{sweep.tracker.tracking_uri}/#/experiments/{sweep.found.parent.info.experiment_id}"

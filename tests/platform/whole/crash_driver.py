@@ -5,7 +5,7 @@
 ``every`` runs sweep after sweep, each killed once, the k-th at the k-th point that it passes, until one passes fewer;
 ``chain`` runs one sweep that is killed each time that a run has just been made, until there are none to make, and then
 COUNT times at random points. A point lies before and after each request to
-MLflow, before and after each write to the spool's files, and in the middle of an append. Each incarnation is a fork, so
+MLflow, and before, after and in the middle of each write to the spool. Each incarnation is a fork, so
 that imports are paid once. Everything that was appended is noted in ``FOLDER/<experiment>/appended``.
 """
 
@@ -32,7 +32,7 @@ from rpg_platform.tracking import sender, spool
 TRIALS, STEPS, KEYS = 3, 5, 4
 REQUESTS = ("create_run", "create_experiment", "log_batch", "update_run", "set_terminated", "log_text")
 REQUESTS += ("log_artifact", "log_artifacts", "search_runs", "get_run", "set_tag")
-FILES = ("acknowledge", "remember", "write_json", "_next_segment", "_remove_segments")
+FILES = ("acknowledge", "remember", "reject", "write_json", "_open_database", "_checkpoint")
 CLEAN, DIED = 0, -signal.SIGKILL
 
 Event = tuple[str, int, int]  # hook, trial, step
@@ -88,16 +88,20 @@ class Points:
 
         setattr(owner, name, wrapped)
 
-    def inside_appends(self) -> None:
-        real = os.write
+    def inside_writes(self) -> None:
+        """Adds a point in the middle of SQLite's work on each statement that writes to the spool."""
+        real = spool.Spool._execute
 
-        def write(descriptor: int, line: bytes) -> int:
-            if line[8:14] == b' {"n":' and self.here():
-                real(descriptor, line[: len(line) // 2])
+        def execute(this: spool.Spool, statement: str, values: tuple[Any, ...] = ()) -> bool:
+            last = self.here()
+            if last and this._database is not None:
+                this._database.set_progress_handler(self.die, 4)
+            answer = real(this, statement, values)
+            if last:
                 self.die()
-            return real(descriptor, line)
+            return answer
 
-        spool.os = SimpleNamespace(**{**vars(os), "write": write})  # type: ignore[assignment]
+        spool.Spool._execute = execute  # type: ignore[method-assign]
 
 
 def note(folder: Path, line: str) -> None:
@@ -116,8 +120,7 @@ def drive(folder: Path, uri: str, experiment: str, points: Points, incarnation: 
         points.around(MlflowClient, name)
     for name in FILES:
         points.around(spool.Spool, name)
-    points.around(spool, "write_atomically")
-    points.inside_appends()
+    points.inside_writes()
     done = [line for line in (folder / "appended").read_text().splitlines() if line.startswith("did ")]
     spec, trials = specs()
     tracker = tracker_of(uri, experiment, spec, trials, folder / "tracking", resume=True)
