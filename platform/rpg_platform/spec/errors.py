@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
@@ -98,56 +98,44 @@ def explain(
     return [problem for problem in problems if problem.message != _MISSING or problem.path not in misspelt]
 
 
-def _explain_one(error: ErrorDetails, model: type[BaseModel], homes: Mapping[str, Collection[str]]) -> Problem:
-    path: Path = tuple(error["loc"])
-    context: dict[str, Any] = error.get("ctx", {})
-    got = f"got {show(error['input'])}"
-    match error["type"]:
-        case "specification":
-            at_key, offset = bool(context["at_key"]), context["offset"]
-            return Problem(path, str(context["message"]), at_key, offset=offset)
-        case "extra_forbidden":
-            return Problem(path, "unknown key" + _key_hint(path, model, homes), at_key=True)
-        case "missing":
-            return Problem(path, _MISSING)
-        case "literal_error":
-            valid = re.findall(r"'([^']*)'", str(context["expected"]))
-            value = error["input"]
-            if isinstance(value, str):
-                return Problem(path, f"unknown value {show(value)}" + suggestion(value, valid))
-            return Problem(path, f"expected {one_of(valid)}, {got}")
-        case "greater_than_equal":
-            return Problem(path, f"must be at least {show(context['ge'])}, {got}")
-        case "greater_than":
-            return Problem(path, f"must be above {show(context['gt'])}, {got}")
-        case "less_than_equal":
-            return Problem(path, f"must be at most {show(context['le'])}, {got}")
-        case "less_than":
-            return Problem(path, f"must be below {show(context['lt'])}, {got}")
-        case "too_short":
-            return Problem(path, "needs at least one value, got an empty list")
-        case "too_long":
-            return Problem(path, f"takes at most {context['max_length']} values, got {context['actual_length']}")
-        case "string_too_short":
-            return Problem(path, "must not be empty text")
-        case "string_too_long":
-            return Problem(path, f"takes at most {context['max_length']} characters, got {len(error['input'])}")
-    expected = _EXPECTED.get(error["type"])
-    return Problem(path, f"expected {expected}, {got}" if expected else f"{error['msg']}, {got}")
-
-
-_EXPECTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "string_unicode": "valid Unicode text",
-    "tuple_type": "a list",
-    "dict_type": "a mapping (key: value)",
-    "model_type": "a mapping (key: value)",
-    "model_attributes_type": "a mapping (key: value)",
+# The type of pydantic's error -> our sentence; what it names is in the error's context, or put in by `_explain_one`.
+_SENTENCES = {
+    "missing": _MISSING,
+    "literal_error": "expected {one_of}, {got}",
+    "greater_than_equal": "must be at least {ge}, {got}",
+    "greater_than": "must be above {gt}, {got}",
+    "less_than_equal": "must be at most {le}, {got}",
+    "less_than": "must be below {lt}, {got}",
+    "too_short": "needs at least one value, got an empty list",
+    "too_long": "takes at most {max_length} values, got {actual_length}",
+    "string_too_short": "must not be empty text",
+    "string_too_long": "takes at most {max_length} characters, got {length}",
+    "int_type": "expected a whole number, {got}",
+    "float_type": "expected a number, {got}",
+    "finite_number": "expected a finite number, {got}",
+    "bool_type": "expected true or false, {got}",
+    "string_type": "expected text, {got}",
+    "string_unicode": "expected valid Unicode text, {got}",
+    "tuple_type": "expected a list, {got}",
+    "dict_type": "expected a mapping (key: value), {got}",
+    "model_type": "expected a mapping (key: value), {got}",
+    "model_attributes_type": "expected a mapping (key: value), {got}",
 }
+
+
+def _explain_one(error: ErrorDetails, model: type[BaseModel], homes: Mapping[str, Collection[str]]) -> Problem:
+    path, value, context = tuple(error["loc"]), error["input"], error.get("ctx", {})
+    if error["type"] == _CUSTOM:
+        return Problem(path, str(context["message"]), bool(context["at_key"]), offset=context["offset"])
+    if error["type"] == "extra_forbidden":
+        return Problem(path, "unknown key" + _key_hint(path, model, homes), at_key=True)
+    valid = re.findall(r"'([^']*)'", str(context.get("expected")))
+    if error["type"] == "literal_error" and isinstance(value, str):
+        return Problem(path, f"unknown value {show(value)}" + suggestion(value, valid))
+    named = {name: show(each) for name, each in context.items()}
+    named |= {"got": f"got {show(value)}", "length": str(len(str(value))), "one_of": one_of(valid)}
+    sentence = _SENTENCES.get(error["type"])
+    return Problem(path, sentence.format_map(named) if sentence else f"{error['msg']}, {named['got']}")
 
 
 def _key_hint(path: Path, model: type[BaseModel], homes: Mapping[str, Collection[str]]) -> str:

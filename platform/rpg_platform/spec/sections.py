@@ -17,9 +17,6 @@ from rpg_platform.wording import show
 NormalizeAdvantages: TypeAlias = Literal["minibatch", "batch", "none"]
 
 MAX_SEEDS = 1_000
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-_TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
 # ---- field types --------------------------------------------------------------------------------
@@ -28,29 +25,15 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _printable(value: str) -> str:
-    if _CONTROL.search(value):
-        raise fault(f"holds a control character, got {show(value)}")
-    return value
+def matching(pattern: str, expected: str) -> AfterValidator:
+    """The check that the whole of a text matches a regular expression; the refusal of another begins as `expected`."""
 
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise fault(f"{expected}, got {show(value)}")
+        return value
 
-def _one_line(value: str) -> str:
-    if "\n" in value or "\t" in value or value != value.strip():
-        raise fault(f"must be one line without spaces around it, got {show(value)}")
-    return value
-
-
-def _plain_name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise fault(f"takes letters, digits, - and _, and starts with a letter or digit, got {show(value)}")
-    return value
-
-
-def _tracking_uri(value: str) -> str:
-    scheme, separator, _ = value.partition("://")
-    if value != "databricks" and (not separator or scheme.partition("+")[0] not in _TRACKING_SCHEMES):
-        raise fault(f"expected a URI such as http://host:5000 or sqlite:///path/mlflow.db, got {show(value)}")
-    return value
+    return AfterValidator(check)
 
 
 def _seed_list(value: object) -> object:
@@ -71,11 +54,21 @@ Seed: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**31)]
 Seeds: TypeAlias = Annotated[
     tuple[Seed, ...], Field(strict=False, min_length=1, max_length=MAX_SEEDS), BeforeValidator(_seed_list)
 ]
-Text: TypeAlias = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
-Line: TypeAlias = Annotated[
-    str, Field(min_length=1, max_length=1000), AfterValidator(_printable), AfterValidator(_one_line)
+_PRINTABLE = matching(r"[^\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]*", "holds a control character")
+_ONE_LINE = matching(r"(?!\s)[^\n\t]*(?<!\s)", "must be one line without spaces around it")
+_PLAIN_NAME = matching(
+    r"[A-Za-z0-9][A-Za-z0-9_-]*", "takes letters, digits, - and _, and starts with a letter or digit"
+)
+Text: TypeAlias = Annotated[str, Field(max_length=2000), _PRINTABLE]
+Line: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000), _PRINTABLE, _ONE_LINE]
+Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=64), _PLAIN_NAME]
+TrackingUri: TypeAlias = Annotated[
+    Line,
+    matching(
+        r"(?s:databricks|(https?|sqlite|postgresql|mysql|mssql|databricks)(\+.*?)?://.*)",
+        "expected a URI such as http://host:5000 or sqlite:///path/mlflow.db",
+    ),
 ]
-Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_plain_name)]
 
 
 class Section(BaseModel):
@@ -89,19 +82,14 @@ class Network(Section):
     """The policy and value networks of a policy trained from scratch."""
 
     hidden: tuple[Annotated[Whole, Field(ge=1, le=8192)], ...] = Field(
-        default=(128, 128),
-        strict=False,
-        min_length=1,
-        max_length=16,
-        description="Widths of the hidden layers.",
+        default=(128, 128), strict=False, min_length=1, max_length=16, description="Widths of the hidden layers."
     )
     activation: Literal["relu", "tanh", "elu", "silu"] = Field(
         default="relu", description="Activation after each hidden layer."
     )
     log_std_init: float = Field(default=-2.0, ge=-20, le=5, description="Initial log standard deviation, nats.")
     distribution: Literal["gaussian", "squashed_gaussian", "categorical"] | None = Field(
-        default=None,
-        description="Family of the action distribution; null: the one that fits the action space.",
+        default=None, description="Family of the action distribution; null: the one that fits the action space."
     )
     state_dependent_std: bool = Field(default=False, description="The network gives the log standard deviation too.")
 
@@ -120,26 +108,20 @@ class Training(Section):
     vf_loss_coeff: float = Field(default=0.5, ge=0, description="Weight of the value loss.")
     grad_clip: float | None = Field(default=0.8, gt=0, description="Bound on the gradient's norm; null: none.")
     target_kl: float | None = Field(
-        default=None,
-        gt=0,
-        description="Stop an iteration's updates beyond this approximate KL, nats; null: never.",
+        default=None, gt=0, description="Stop an iteration's updates beyond this approximate KL, nats; null: never."
     )
     critic_warmup_iterations: Whole = Field(
-        default=10,
-        ge=0,
-        description="Iterations at the start that train the critic alone (with a prior only).",
+        default=10, ge=0, description="Iterations at the start that train the critic alone (with a prior only)."
     )
     start_from_prior: bool = Field(default=True, description="Start from the prior's weights rather than fresh ones.")
     scale_rewards: bool = Field(
-        default=True,
-        description="Divide the whole soft or residual reward by its return's running deviation.",
+        default=True, description="Divide the whole soft or residual reward by its return's running deviation."
     )
     normalize_advantages: NormalizeAdvantages = Field(
         default="minibatch", description="Over what advantages are normalised."
     )
     network: Network | None = Field(
-        default=None,
-        description="The network of a policy that does not start from a prior; null: the defaults.",
+        default=None, description="The network of a policy that does not start from a prior; null: the defaults."
     )
 
 
@@ -264,7 +246,5 @@ class Faults(Section):
 class Tracking(Section):
     """Where the results are tracked."""
 
-    uri: Annotated[Line, AfterValidator(_tracking_uri)] | None = Field(
-        default=None, description="MLflow tracking URI; null: SQLite under the storage."
-    )
+    uri: TrackingUri | None = Field(default=None, description="MLflow tracking URI; null: SQLite under the storage.")
     experiment: Line | None = Field(default=None, description="MLflow experiment; null: the sweep's name.")

@@ -54,13 +54,7 @@ class SearchSpace:
 
     def draw(self, generator: random.Random) -> Setting:
         """One setting, from `generator` alone."""
-        if self.kind not in _CONTINUOUS:
-            return generator.choice(self.values)
-        low, high = (float(cast(float, bound)) for bound in self.values)
-        if self.kind == "uniform":
-            return generator.uniform(low, high)
-        drawn = math.exp(generator.uniform(math.log(low), math.log(high)))
-        return min(max(drawn, low), high)
+        return self.at(generator.random()) if self.kind in _CONTINUOUS else generator.choice(self.values)
 
     def at(self, u: float) -> Setting:
         """The setting at ``u`` in [0, 1): that share of all of its values, in their order, lies below it."""
@@ -88,10 +82,7 @@ def is_space(raw: object) -> bool:
 
 
 def parse_space(
-    raw: object,
-    parse_value: Callable[[object, Path, list[Problem]], Setting],
-    path: Path,
-    problems: list[Problem],
+    raw: object, parse_value: Callable[[object, Path, list[Problem]], Setting], path: Path, problems: list[Problem]
 ) -> SearchSpace | None:
     """Read a search space, its settings through `parse_value`.
 
@@ -161,10 +152,10 @@ def _parse_bounds(
     return SearchSpace(kind, tuple(bounds)) if len(problems) == found else None
 
 
-def parse_number(raw: object, path: Path, problems: list[Problem]) -> float | None:
+def parse_number(raw: object, path: Path, problems: list[Problem], expected: str = "a number") -> float | None:
     """A finite number as a float; booleans and text are none."""
     if isinstance(raw, bool) or not isinstance(raw, int | float):
-        problems.append(Problem(path, f"expected a number, got {show(raw)}"))
+        problems.append(Problem(path, f"expected {expected}, got {show(raw)}"))
         return None
     try:
         number = float(raw)
@@ -180,14 +171,11 @@ def parse_weight_value(raw: object, path: Path, problems: list[Problem]) -> Weig
     """A weight's value: a number that is not negative, or a schedule of such numbers."""
     if isinstance(raw, list | tuple):
         return _parse_schedule(raw, path, problems)
-    if isinstance(raw, bool) or not isinstance(raw, int | float):
-        problems.append(Problem(path, f"expected a number or a schedule, got {show(raw)}"))
-        return None
-    return _parse_amount(raw, path, problems)
+    return _parse_amount(raw, path, problems, "a number or a schedule")
 
 
-def _parse_amount(raw: object, path: Path, problems: list[Problem]) -> float | None:
-    number = parse_number(raw, path, problems)
+def _parse_amount(raw: object, path: Path, problems: list[Problem], expected: str = "a number") -> float | None:
+    number = parse_number(raw, path, problems, expected)
     if number is not None and number < 0:
         problems.append(Problem(path, f"must not be negative, got {show(number)}"))
         return None

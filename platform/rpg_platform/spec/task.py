@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from rpg_platform.spec.errors import Problem, explain, fault, refuse
-from rpg_platform.spec.sections import Line, Positive, Section, Text
+from rpg_platform.spec.sections import Line, Positive, Section, Text, matching
 from rpg_platform.tasks.expressions import Expression, ExpressionError
 from rpg_platform.tasks.registry import TASKS
 from rpg_platform.tasks.task import Nothing, Part, StepFunction, Task, WeightedSum
@@ -31,7 +31,6 @@ from rpg_platform.wording import Path, show, suggestion
 MAX_ADDONS = 50
 DEFAULT_METRIC = "add-on / step"
 _PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_ENV_ID = re.compile(r"[\w./:-]+")
 _MAX_DEPTH = 8
 
 
@@ -45,20 +44,6 @@ def _expression(value: str) -> str:
         Expression(value)
     except ExpressionError as error:
         raise fault(error.message, offset=error.offset) from None
-    return value
-
-
-def _user_name(value: str) -> str:
-    if not NAME.fullmatch(value):
-        raise fault(f"expected module:name, got {show(value)}")
-    return value
-
-
-def _env_id(value: str) -> str:
-    if not _ENV_ID.fullmatch(value) or (":" in value and not re.fullmatch(r"[^\W\d][\w.]*:[^:]+", value)):
-        raise fault(
-            f"expected a gymnasium id such as HalfCheetah-v5, module:Class or module:function, got {show(value)}"
-        )
     return value
 
 
@@ -160,8 +145,14 @@ def _dump_addons(addons: dict[str, AddonSpec]) -> dict[str, object]:
 
 
 ExpressionText: TypeAlias = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_expression)]
-UserName: TypeAlias = Annotated[Line, AfterValidator(_user_name)]
-EnvId: TypeAlias = Annotated[Line, AfterValidator(_env_id)]
+UserName: TypeAlias = Annotated[Line, matching(NAME.pattern, "expected module:name")]
+EnvId: TypeAlias = Annotated[
+    Line,
+    matching(
+        r"[\w./-]+|[^\W\d][\w.]*:[\w./-]+",
+        "expected a gymnasium id such as HalfCheetah-v5, module:Class or module:function",
+    ),
+]
 TaskName: TypeAlias = Annotated[Line, AfterValidator(_registered)]
 Kwargs: TypeAlias = Annotated[dict[str, Any], PlainValidator(_parse_kwargs)]
 Wrappers: TypeAlias = Annotated[

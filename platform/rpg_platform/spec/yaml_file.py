@@ -21,7 +21,7 @@ from rpg_platform.spec.checks import check, is_path
 from rpg_platform.spec.errors import Problem, SpecError, explain
 from rpg_platform.spec.sweep import SECTION_KEYS, SweepSpec
 from rpg_platform.spec.task import TaskFile, TaskSpec, get_task
-from rpg_platform.spec.yaml_document import MAX_BYTES, Document, Place, read_document
+from rpg_platform.spec.yaml_document import MAX_BYTES, Document, read_document
 from rpg_platform.tasks.registry import TASKS
 from rpg_platform.tasks.task import Task
 from rpg_platform.wording import Path
@@ -77,22 +77,18 @@ def parse_spec(
     Raises:
         SpecError: As `load_spec`.
     """
-    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    document = read_document(raw)
-    problems = [problem for _, problem in document.problems]
-    places = [place for place, _ in document.problems]
-    if not document.broken:
-        spec, found = _validate(document, pathlib.Path(folder), name, check_files)
-        problems += found
-        places += [document.place(problem) for problem in found]
-        if spec is not None and not problems:
-            return spec
-    raise SpecError(_located(source, places, problems))
+    document = read_document(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+    spec, found = (None, []) if document.broken else _validate(document, pathlib.Path(folder), name, check_files)
+    if spec is None or found or document.problems:
+        raise _refusal(source, document, found)
+    return spec
 
 
-def _located(source: str, places: Iterable[Place], problems: Iterable[Problem]) -> list[str]:
-    lines = sorted(zip(places, map(str, problems), strict=True))
-    return list(dict.fromkeys(f"{source}:{line}:{column}: {text}" for (line, column), text in lines))
+def _refusal(source: str, document: Document, found: Iterable[Problem]) -> SpecError:
+    """Lists what could not be read and what was found besides, by line and column."""
+    placed = [*document.problems, *((document.place(problem), problem) for problem in found)]
+    lines = sorted((place, str(problem)) for place, problem in placed)
+    return SpecError(list(dict.fromkeys(f"{source}:{line}:{column}: {text}" for (line, column), text in lines)))
 
 
 def find_task(name_or_file: str) -> Task:
@@ -105,17 +101,14 @@ def find_task(name_or_file: str) -> Task:
     file = pathlib.Path(name_or_file)
     if name_or_file in TASKS or not (file.suffix in (".yaml", ".yml") or file.is_file()):
         return get_task(name_or_file)
-    document = read_document(_read(file))
-    problems = [problem for _, problem in document.problems]
-    places = [place for place, _ in document.problems]
-    if not problems:
+    document, found = read_document(_read(file)), []
+    if not document.problems:
         try:
             task = TaskFile.model_validate({"task": document.data.get("task")}).task
             return get_task(task if isinstance(task, str) else _with_folder(task, file.parent))
         except ValidationError as error:
-            problems = explain(error, TaskFile)
-            places = [document.place(problem) for problem in problems]
-    raise SpecError(_located(str(file), places, problems))
+            found = explain(error, TaskFile)
+    raise _refusal(str(file), document, found)
 
 
 def dump_spec(spec: SweepSpec) -> str:
@@ -127,10 +120,8 @@ def _validate(
     document: Document, folder: pathlib.Path, name: str | None, check_files: bool
 ) -> tuple[SweepSpec | None, list[Problem]]:
     """The specification if its fields are valid, and every problem with it."""
-    data = dict(document.data)
-    nameless = data.get("name") is None and name is not None
-    if nameless:
-        data["name"] = name
+    nameless = document.data.get("name") is None and name is not None
+    data = {**document.data, "name": name} if nameless else document.data
     set_aside = [problem.path for _, problem in document.problems if problem.path]
     try:
         spec = SweepSpec.model_validate(data)
@@ -146,7 +137,9 @@ def _validate(
             spec = SweepSpec.model_validate(rest)
         except ValidationError:
             return None, problems
-    spec = _with_task_folder(_with_absolute_prior(spec, folder), folder)
+    spec = _with_absolute_prior(spec, folder)
+    if isinstance(spec.task, TaskSpec):
+        spec = spec.model_copy(update={"task": _with_folder(spec.task, folder)})
     for problem in check(spec, check_files=check_files):
         if not any(_touches(path, set_aside) for path in (problem.path, *problem.needs)):
             problems.append(problem)
@@ -179,14 +172,8 @@ def _without(data: dict[str, Any], paths: Iterable[Path]) -> dict[str, Any]:
     return rest
 
 
-def _with_task_folder(spec: SweepSpec, folder: pathlib.Path) -> SweepSpec:
-    if isinstance(spec.task, str):
-        return spec
-    return spec.model_copy(update={"task": _with_folder(spec.task, folder)})
-
-
 def _with_folder(task: TaskSpec, folder: pathlib.Path) -> TaskSpec:
-    """Own modules are looked for beside the file, or in the folder that it names."""
+    """The user's modules are looked for beside the file, or in the folder that it names."""
     if not (task.has_user_code or task.folder):
         return task
     beside = os.path.abspath(folder / pathlib.Path(task.folder or ".").expanduser())  # noqa: PTH100

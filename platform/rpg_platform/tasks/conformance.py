@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -70,52 +71,45 @@ class ConformanceError(ValueError):
 
 
 def functions_of(task: Task) -> dict[Path, tuple[str, StepFunction]]:
-    """Where a specification gives them → what messages call them, and the add-on rewards and the metric."""
-    named: dict[Path, tuple[str, StepFunction]] = {
-        _place(("addons", name), part.function): (f"add-on {name}", part.function) for name, part in task.addons.items()
-    }
+    """The add-on rewards and the metric by their place in a specification, each with the name that messages use."""
+    named: list[tuple[Path, str, StepFunction]] = [
+        (("addons", name), f"add-on {name}", part.function) for name, part in task.addons.items()
+    ]
     if task.metric is not task.addon:
-        named[_place(("metric",), task.metric)] = ("metric", task.metric)
-    return named
-
-
-def _place(path: Path, function: StepFunction) -> Path:
-    return (*path, "function") if isinstance(function, UserFunction) else path
+        named.append((("metric",), "metric", task.metric))
+    return {
+        ((*path, "function") if isinstance(function, UserFunction) else path): (name, function)
+        for path, name, function in named
+    }
 
 
 # ---- before a sweep starts --------------------------------------------------------------------------
 def probe(task: Task) -> list[TaskError]:
-    """What is wrong with a task that only its environment can tell, from a few steps of it.
+    """Finds what only the environment can tell: makes it, takes a few steps and tries every function on them.
 
-    The environment is made; its spaces, every index, info key, function and shape are checked against it.
+    Returns:
+        The faults in its spaces, indices, info keys, functions and shapes.
     """
     try:
-        env = make_env(task)
-    except TaskError as error:
-        return [error]
-    try:
-        sizes = sizes_of(env)
-        played = list(itertools.islice(steps(env, 0, np.random.default_rng(0)), PROBE_STEPS))
+        with closing(make_env(task)) as env:
+            sizes = sizes_of(env)
+            played = list(itertools.islice(steps(env, 0, np.random.default_rng(0)), PROBE_STEPS))
     except TaskError as error:
         return [error]
     except MisbehaviourError as fault:
         return [TaskError(("env",), f"{task.env_id} {fault}")]
-    finally:
-        env.close()  # type: ignore[no-untyped-call]
     batch = transitions(played)
     found = (_tried(path, function, batch, sizes) for path, (_, function) in functions_of(task).items())
     return [error for error in found if error is not None]
 
 
 def _tried(path: Path, function: StepFunction, batch: Transitions, sizes: Sizes) -> TaskError | None:
-    if isinstance(function, Expression):
-        known = Sizes(sizes.observation, sizes.action, sizes.discrete, batch.infos.keys())
-        try:
-            function.check(known)
-        except ExpressionError as error:
-            return TaskError(path, error.message, offset=error.offset)
     try:
+        if isinstance(function, Expression):
+            function.check(replace(sizes, info_keys=batch.infos.keys()))
         missing = [key for key in function.info_keys if key not in batch.infos]
+    except ExpressionError as error:
+        return TaskError(path, error.message, offset=error.offset)
     except UserCodeError as error:
         return TaskError(path, str(error))
     if missing:
@@ -136,21 +130,21 @@ def require(task: Task, *, seed: int = 0) -> None:
 def check_task(task: Task, *, seed: int = 0) -> list[Check]:
     """Every check of a task, in order; those that an earlier fault makes pointless are left out.
 
+    gymnasium's ``check_env`` is no substitute: it only warns of a reward that is not finite, compares resets only where
+    ``gymnasium.make`` made the environment, and refuses one that has a random number generator of its own.
+
     Args:
         task: the task; its environment is made several times and played with random actions.
         seed: of the environments and the actions.
     """
+    what = "it can be made and its spaces are supported"
     try:
-        env = make_env(task)
-        sizes_of(env)
+        with closing(make_env(task)) as env:
+            sizes_of(env)
+            checks, played = _environment(task, env, seed)
     except TaskError as error:
-        return [Check(ENVIRONMENT, "it can be made and its spaces are supported", error.message)]
-    checks = [Check(ENVIRONMENT, "it can be made and its spaces are supported")]
-    try:
-        env_checks, played = _environment(task, env, seed)
-        checks += env_checks
-    finally:
-        env.close()  # type: ignore[no-untyped-call]
+        return [Check(ENVIRONMENT, what, error.message)]
+    checks.insert(0, Check(ENVIRONMENT, what))
     if played:
         for where, function in functions_of(task).values():
             checks += _function(where, function, played, env)
@@ -183,56 +177,36 @@ def _episode_and_more(env: gym.Env[Any, Any], seed: int) -> list[Step]:
     ended = False
     for step in itertools.islice(steps(env, seed, np.random.default_rng(seed)), LONGEST_EPISODE):
         played.append(step)
-        ended = ended or step.terminated or step.truncated
+        ended = ended or step.ended
         if ended and len(played) >= STEPS:
             break
     return played
 
 
 def _never_ends(env: gym.Env[Any, Any], played: list[Step]) -> str | None:
-    if any(step.terminated or step.truncated for step in played):
-        return None
     layer: Any = env
-    while isinstance(layer, gym.Wrapper):
-        if isinstance(layer, gym.wrappers.TimeLimit):
-            return None
+    while isinstance(layer, gym.Wrapper) and not isinstance(layer, gym.wrappers.TimeLimit):
         layer = layer.env
+    if isinstance(layer, gym.wrappers.TimeLimit) or any(step.ended for step in played):
+        return None
     return f"none did in {len(played)} random steps, and there is no time limit: give max_episode_steps"
 
 
 def _repeats(task: Task, env: gym.Env[Any, Any], seed: int) -> str | None:
     """The same environment again, and another one, from the same seed by the same actions."""
-    other = make_env(task)
     try:
-        runs = [_run(each, seed) for each in (env, env, other)]
+        with closing(make_env(task)) as other:
+            first, again, anew = (
+                list(itertools.islice(steps(each, seed, np.random.default_rng(seed)), STEPS // 4))
+                for each in (env, env, other)
+            )
     except MisbehaviourError as fault:
         return str(fault)
-    finally:
-        other.close()  # type: ignore[no-untyped-call]
-    for run, which in ((runs[1], "reset with the same seed"), (runs[2], "made anew and reset with the same seed")):
-        for index, (one, two) in enumerate(zip(runs[0], run, strict=True)):
-            different = _difference(one, two)
-            if different:
+    for run, which in ((again, "reset with the same seed"), (anew, "made anew and reset with the same seed")):
+        for index, (one, two) in enumerate(zip(first, run, strict=True)):
+            if different := one.difference(two):
                 return f"{which}, its {different} differs from step {index} on"
     return None
-
-
-def _run(env: gym.Env[Any, Any], seed: int) -> list[Step]:
-    return list(itertools.islice(steps(env, seed, np.random.default_rng(seed)), STEPS // 4))
-
-
-def _difference(one: Step, two: Step) -> str | None:
-    if not np.array_equal(one.obs, two.obs):
-        return "observation before the step"
-    if not np.array_equal(one.next_obs, two.next_obs):
-        return "observation"
-    if one.reward != two.reward:
-        return "reward"
-    if (one.terminated, one.truncated) != (two.terminated, two.truncated):
-        return "end"
-    keys = [key for key, value in one.info.items() if numeric(value) and numeric(two.info.get(key))]
-    changed = [key for key in keys if not np.array_equal(float(one.info[key]), float(two.info[key]), equal_nan=True)]
-    return f"info {changed[0]!r}" if changed else None
 
 
 def _side_by_side(task: Task, seed: int) -> str | None:
@@ -240,32 +214,30 @@ def _side_by_side(task: Task, seed: int) -> str | None:
     from rpg_algorithms.policies.spaces import flatten_observations
     from rpg_algorithms.rllib.vector_env import make_vector_env
 
-    together = make_vector_env(partial(make_env, task), 2, "sync", frozenset())
-    alone = [make_env(task) for _ in range(2)]
-    try:
-        space = together.single_observation_space
-        together.reset(seed=[seed, seed + 1])
-        last = [reset(env, seed + index) for index, env in enumerate(alone)]
-        rng = np.random.default_rng(seed)
-        for count in range(STEPS // 4):
-            actions = np.stack([random_action(together.single_action_space, rng) for _ in alone])
-            obs, rewards, terminated, truncated, _ = together.step(actions)
-            rows = flatten_observations(space, obs)
-            for index, env in enumerate(alone):
-                step = take(env, last[index], actions[index])
-                ended = step.terminated or step.truncated
-                last[index] = reset(env) if ended else step.next_obs
-                same = np.array_equal(rows[index], last[index]) and np.isclose(rewards[index], step.reward)
-                if not same or (terminated[index], truncated[index]) != (step.terminated, step.truncated):
-                    return (
-                        f"beside another one it goes otherwise than alone, from step {count} on: they share something"
-                    )
-    except Exception as error:  # whatever an environment may raise
-        return f"stepped together they raised {said(error)}"
-    finally:
-        together.close()
-        for env in alone:
-            env.close()  # type: ignore[no-untyped-call]
+    make = partial(make_env, task)
+    with (
+        closing(make()) as one,
+        closing(make()) as other,
+        closing(make_vector_env(make, 2, "sync", frozenset())) as both,
+    ):
+        try:
+            both.reset(seed=[seed, seed + 1])
+            alone = {0: one, 1: other}
+            last = [reset(env, seed + index) for index, env in alone.items()]
+            rng = np.random.default_rng(seed)
+            for count in range(STEPS // 4):
+                actions = np.stack([random_action(both.single_action_space, rng) for _ in alone])
+                obs, rewards, terminated, truncated, _ = both.step(actions)
+                rows = flatten_observations(both.single_observation_space, obs)
+                for index, env in alone.items():
+                    step = take(env, last[index], actions[index])
+                    last[index] = reset(env) if step.ended else step.next_obs
+                    same = np.array_equal(rows[index], last[index]) and np.isclose(rewards[index], step.reward)
+                    if not same or (terminated[index], truncated[index]) != (step.terminated, step.truncated):
+                        message = "beside another one it goes otherwise than alone"
+                        return f"{message}, from step {count} on: they share something"
+        except Exception as error:  # whatever an environment may raise
+            return f"stepped together they raised {said(error)}"
     return None
 
 
@@ -284,7 +256,8 @@ def _function(where: str, function: StepFunction, played: list[Step], env: gym.E
     yield Check(where, "finite in real steps", fault)
     yield Check(where, "leaves its inputs as they are", _mutation(function, batch))
     again, _ = call(function, batch)
-    fault = None if _close(again, values, exact=True) else "the same steps gave other values the second time"
+    same = np.array_equal(again, values, equal_nan=True)  # type: ignore[arg-type]
+    fault = None if same else "the same steps gave other values the second time"
     yield Check(where, "the same steps, the same values", fault)
     yield Check(where, "all at once as one by one", _coupling(function, batch, values))
     yield Check(where, "finite at extreme observations", _extremes(function, batch, env))
@@ -302,7 +275,7 @@ def _reads(function: StepFunction, played: list[Step]) -> str | None:
     except UserCodeError as error:
         return str(error)
     for index, step in enumerate(played):
-        ended = ", the last of an episode" if step.terminated or step.truncated else ""
+        ended = ", the last of an episode" if step.ended else ""
         for key in keys:
             if key not in step.info:
                 return f"info has no {key!r} at step {index}{ended}{suggestion(key, list(step.info))}"
@@ -332,20 +305,12 @@ def _arrays(arguments: tuple[Any, Any, Any, Mapping[str, Any]]) -> dict[str, Any
     return {"obs": obs, "actions": actions, "next_obs": next_obs, **{f"info {key!r}": infos[key] for key in infos}}
 
 
-def _close(one: Any, two: Any, exact: bool = False) -> bool:
-    if one is None or two is None:
-        return False
-    if exact:
-        return bool(np.array_equal(one, two, equal_nan=True))
-    return bool(np.allclose(one, two, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True))
-
-
 def _coupling(function: StepFunction, batch: Transitions, values: Any) -> str | None:
     for index in range(0, len(batch), max(1, len(batch) // 25)):
         alone, fault = call(function, batch.row(index))
         if alone is None:
             return f"by itself step {index} {fault}"
-        if not _close(alone, values[index : index + 1]):
+        if not np.allclose(alone, values[index], rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
             message = f"step {index} gives {alone[0]:g} by itself and {values[index]:g} among {len(batch)}"
             return f"{message}: it must not depend on the steps beside it"
     return None
@@ -387,4 +352,6 @@ def _travel(function: StepFunction, batch: Transitions, values: Any) -> str | No
     except Exception as error:  # whatever their class may raise
         return f"it cannot be pickled: {said(error)}"
     found, fault = call(again, batch)
-    return fault if found is None else None if _close(found, values, exact=True) else "pickled and back it differs"
+    if found is None or np.array_equal(found, values, equal_nan=True):
+        return fault
+    return "pickled and back it differs"

@@ -34,10 +34,7 @@ def make_env(task: Task) -> gym.Env[Any, Any]:
         env = on_failure.enter_context(closing(_unwrapped(task)))
         for index, (name, arguments) in enumerate(task.wrappers):
             path: Path = ("wrappers", index)
-            wrapper = _user_callable(name, task.folder, path)
-            wrapped = _called(wrapper, name, (env,), arguments, path, (*path, name))
-            if not isinstance(wrapped, gym.Env):
-                raise TaskError(path, f"{name} gave {_kind(wrapped)}, which is no gymnasium environment")
+            wrapped = _made(name, task.folder, (env,), arguments, path, (*path, name))
             if wrapped.unwrapped is not env.unwrapped:
                 raise TaskError(path, f"{name} is no wrapper: what it gave is not around the environment that it got")
             env = wrapped
@@ -68,11 +65,7 @@ def _unwrapped(task: Task) -> gym.Env[Any, Any]:
             raise TaskError(("env",), str(error)) from error
         if task.env_id not in gym.registry and name in gym.registry and not hasattr(loaded, name):
             return _registered(name, task, arguments)  # gymnasium's own module:Id, for a module that registers it
-        creator = _user_callable(task.env_id, task.folder, ("env",))
-        env = _called(creator, task.env_id, (), arguments, ("env",), ("kwargs",))
-        if not isinstance(env, gym.Env):
-            old = " (an environment of the old gym? gymnasium has taken its place)" if hasattr(env, "reset") else ""
-            raise TaskError(("env",), f"{task.env_id} gave {_kind(env)}, which is no gymnasium environment{old}")
+        env = _made(task.env_id, task.folder, (), arguments, ("env",), ("kwargs",))
         limit = task.max_episode_steps
         return env if limit is None else gym.wrappers.TimeLimit(env, limit)
     return _registered(task.env_id, task, arguments)
@@ -101,23 +94,27 @@ def _entry_point(env_id: str) -> Callable[..., Any] | None:
         return None
 
 
-def _user_callable(name: str, folder: str | None, path: Path) -> Callable[..., Any]:
+def _made(
+    name: str, folder: str | None, first: tuple[Any, ...], arguments: Mapping[str, Any], path: Path, keys: Path
+) -> gym.Env[Any, Any]:
+    """Imports the user's ``module:attribute`` and calls it with ``first`` and ``arguments``.
+
+    Raises TaskError, about ``path`` or one of ``keys``: the places of the name and the arguments in the specification.
+    """
     try:
-        found = load(name, folder)
+        creator = load(name, folder)
     except UserCodeError as error:
         raise TaskError(path, str(error)) from error
-    if not callable(found):
-        raise TaskError(path, f"{name} is {_kind(found)}: expected a class or a function")
-    return found  # type: ignore[no-any-return]
-
-
-def _called(
-    creator: Callable[..., Any], name: str, first: tuple[Any, ...], arguments: Mapping[str, Any], path: Path, keys: Path
-) -> Any:
+    if not callable(creator):
+        raise TaskError(path, f"{name} is {_kind(creator)}: expected a class or a function")
     try:
-        return creator(*first, **arguments)
+        env = creator(*first, **arguments)
     except Exception as error:  # whatever their code may raise
         raise _failure(name, error, arguments, path, keys, creator) from error
+    if not isinstance(env, gym.Env):
+        old = " (an environment of the old gym? gymnasium has taken its place)" if hasattr(env, "reset") else ""
+        raise TaskError(path, f"{name} gave {_kind(env)}, which is no gymnasium environment{old}")
+    return env
 
 
 def _failure(

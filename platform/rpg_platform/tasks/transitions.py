@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 class MisbehaviourError(ValueError):
-    """What an environment did that it must not."""
+    """An environment did something that it must not; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Step:
         action: ``[A]``, or an index.
         reward: the environment's own.
         terminated, truncated: whether the episode ended.
-        info: all that it told.
+        info: everything that the environment told.
     """
 
     obs: Array
@@ -39,6 +39,24 @@ class Step:
     terminated: bool
     truncated: bool
     info: Mapping[str, Any]
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is the last step of its episode."""
+        return self.terminated or self.truncated
+
+    def difference(self, other: Step) -> str | None:
+        """The first thing in which another step is not exactly the same, in words; None where it is."""
+        pairs: dict[str, tuple[Any, Any]] = {
+            "observation before the step": (self.obs, other.obs),
+            "observation": (self.next_obs, other.next_obs),
+            "reward": (self.reward, other.reward),
+            "end": ((self.terminated, self.truncated), (other.terminated, other.truncated)),
+        }
+        for key, value in self.info.items():
+            if numeric(value) and numeric(other.info.get(key)):
+                pairs[f"info {key!r}"] = (float(value), float(other.info[key]))
+        return next((name for name, pair in pairs.items() if not np.array_equal(*pair, equal_nan=True)), None)
 
 
 @dataclass(frozen=True)
@@ -59,20 +77,22 @@ class Transitions:
         return self.obs.copy(), self.actions.copy(), self.next_obs.copy(), infos
 
     def row(self, index: int) -> Transitions:
-        """One of them."""
+        """The transition at ``index``, as a batch of one."""
         at = slice(index, index + 1)
         infos = {key: values[at] for key, values in self.infos.items()}
         return Transitions(self.obs[at], self.actions[at], self.next_obs[at], infos)
 
 
 def flat(space: gym.Space[Any], obs: Any) -> Array:
-    """One observation as the policy sees it: float32 ``[D]``, one-hot for Discrete; what else it is, is refused."""
+    """One observation as the policy sees it: float32 ``[D]``, one-hot for Discrete.
+
+    Raises:
+        MisbehaviourError: it is not in its space.
+    """
     if isinstance(space, gym.spaces.Discrete):
         if obs not in space:
             raise MisbehaviourError(f"gave the observation {obs!r:.60}, which is not in {space}")
-        one_hot = np.zeros(int(space.n), np.float32)
-        one_hot[int(obs) - int(space.start)] = 1.0
-        return one_hot
+        return gym.spaces.flatten(space, obs).astype(np.float32)  # type: ignore[union-attr]
     try:
         array = np.asarray(obs, np.float32)
     except (TypeError, ValueError):
@@ -80,9 +100,8 @@ def flat(space: gym.Space[Any], obs: Any) -> Array:
     if array.shape != space.shape:
         raise MisbehaviourError(f"gave an observation of shape {array.shape}, and its space has {space.shape}")
     if not np.isfinite(array).all():
-        raise MisbehaviourError(
-            f"gave an observation with {int((~np.isfinite(array)).sum())} values that are not finite"
-        )
+        count = np.count_nonzero(~np.isfinite(array))
+        raise MisbehaviourError(f"gave an observation with {count} values that are not finite")
     return array.reshape(-1)
 
 
@@ -121,7 +140,7 @@ def steps(env: gym.Env[Any, Any], seed: int | None, rng: np.random.Generator) ->
         action = random_action(env.action_space, rng)
         step = take(env, obs, action)
         yield step
-        obs = reset(env) if step.terminated or step.truncated else step.next_obs
+        obs = reset(env) if step.ended else step.next_obs
 
 
 def take(env: gym.Env[Any, Any], obs: Array, action: Any) -> Step:
@@ -150,7 +169,7 @@ def numeric(value: Any) -> bool:
 
 
 def transitions(played: Iterable[Step]) -> Transitions:
-    """Steps one below the other, with those infos that are one number in each of them."""
+    """Stacks steps, with the infos that are one number in each of them."""
     rows = list(played)
     keys = [key for key, value in rows[0].info.items() if numeric(value)]
     infos = {

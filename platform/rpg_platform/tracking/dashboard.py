@@ -105,38 +105,27 @@ def _free_port(host: str, port: int) -> int:
     Raises:
         UiError: it is taken, with the nearest free one above; or ``host`` is not ours.
     """
-    error = _bind_error(host, port)
-    if error is None:
-        return port or _any_port(host)
-    if isinstance(error, socket.gaierror):
-        raise UiError(f"host: {host!r} can't be resolved: {error.strerror}") from error
-    free = next((p for p in range(port + 1, min(port + PORTS_TO_TRY, 65_536)) if not _bind_error(host, p)), None)
+    found = _bound(host, port)
+    if isinstance(found, int):
+        return found
+    if isinstance(found, socket.gaierror):
+        raise UiError(f"host: {host!r} can't be resolved: {found.strerror}") from found
+    above = range(port + 1, min(port + PORTS_TO_TRY, 65_536))
+    free = next((each for each in above if isinstance(_bound(host, each), int)), None)
     advice = f"; {free} is free (--port {free})" if free else ""
-    raise UiError(f"port: {port} on {host} can't be used: {error.strerror or error}{advice}") from error
+    raise UiError(f"port: {port} on {host} can't be used: {found.strerror or found}{advice}") from found
 
 
-def _bind_error(host: str, port: int) -> OSError | None:
-    try:
-        with _bound(host, port):
-            return None
-    except OSError as error:
-        return error
-
-
-def _any_port(host: str) -> int:
-    with _bound(host, 0) as listener:
-        number: int = listener.getsockname()[1]
-        return number
-
-
-@contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+def _bound(host: str, port: int) -> int | OSError:
+    """The port that a listener gets, which is closed again; or why it gets none."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         # As servers do: a port whose last connection was closed a moment ago is free.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        yield listener
+        try:
+            listener.bind((host, port))
+            return int(listener.getsockname()[1])
+        except OSError as error:
+            return error
 
 
 def _await_health(child: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
