@@ -116,11 +116,11 @@ def open_archive(source: Path | bytes, what: str | None = None, limits: ArchiveL
         raise PriorImportError(f"{what}: not a zip archive{looks_like(data)}")
     if (count := data.count(b"PK\1\2")) > limits.members:  # before zipfile makes an object of each
         raise PriorImportError(f"{what}: {count} members, more than the {limits.members} that are read")
-    stream, headless = io.BytesIO(data), f"{what}: the archive is truncated: it has no directory at its end"
-    if not zipfile.is_zipfile(stream):
+    headless = f"{what}: the archive is truncated: it has no directory at its end"
+    if b"PK\5\6" not in data[-_END_BYTES - 0xFFFF :]:
         raise PriorImportError(headless)
     try:
-        archive = zipfile.ZipFile(stream)
+        archive = zipfile.ZipFile(io.BytesIO(data))
     except UnicodeDecodeError as error:
         raise PriorImportError(f"{what}: the archive is damaged: a member's name is not text") from error
     except _DAMAGE as error:
@@ -157,7 +157,8 @@ def _checked(member: zipfile.ZipInfo, data: bytes, what: str) -> str:
         )
     if member.volume:
         raise PriorImportError(f"{what}: one part of an archive in several; expected a whole one")
-    if member.header_offset < 0 or not data.startswith(b"PK\3\4", member.header_offset):
+    start, end = member.header_offset, member.header_offset + member.compress_size
+    if start < 0 or end > len(data) or not data.startswith(b"PK\3\4", start):
         raise PriorImportError(f"{what}: truncated or damaged: {name} is not where the archive's directory says")
     return name
 

@@ -16,6 +16,7 @@ Whatever is wrong with the bytes, ``PriorImportError`` is raised and nothing els
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import struct
@@ -46,6 +47,10 @@ _DAMAGE = (
 class PickleStream(io.BytesIO):
     """Bytes that are read in whole pieces or not at all."""
 
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._size = len(data)
+
     def read(self, size: int | None = -1, /) -> bytes:
         piece = super().read(size)
         if size is not None and len(piece) < size:
@@ -60,7 +65,7 @@ class PickleStream(io.BytesIO):
 
     def left(self) -> int:
         """The number of bytes not read yet."""
-        return len(self.getbuffer()) - self.tell()
+        return self._size - self.tell()
 
 
 def load(
@@ -174,15 +179,12 @@ class _Reader(pickle._Unpickler):
             raise PriorImportError("damaged pickle: a call without a function or without arguments")
         name = function.qualified_name if isinstance(function, Global) else f"{function.qualified_name[:200]}(…)"
         self.budget.charge(len(name) + 8 * len(args))
+        value = Instance(name, args, kwargs or {})
         if isinstance(function, Global) and not kwargs:
             interpreter = self.interpreters.get(canonical_name(function))
-            try:
-                if interpreter is not None:
-                    self.append(interpreter(self.budget, *args))
-                    return
-            except TypeError:
-                pass
-        self.append(Instance(name, args, kwargs) if kwargs else Instance(name, args))
+            with contextlib.suppress(TypeError):  # of arguments that it has no reading of
+                value = value if interpreter is None else interpreter(self.budget, *args)
+        self.append(value)
 
     def _instantiate(self, klass: Any, args: Sequence[Any]) -> None:  # for INST and OBJ
         self.call(klass, tuple(args))
@@ -269,23 +271,23 @@ class _Reader(pickle._Unpickler):
     def load_bytearray8(self) -> None:
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
-    def measured(self, load: Callable[[_Reader], None]) -> None:
-        """Carries out an instruction that pushes a number or a text, whose size is checked."""
-        load(self)
-        value = self.stack[-1]
+
+def _measured(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An instruction that pushes a number or a text, whose size is then checked."""
+
+    def action(reader: _Reader) -> None:
+        load(reader)
+        value = reader.stack[-1]
         if isinstance(value, str):
-            self.budget.charge(sys.getsizeof(value))
-        elif value.bit_length() > 8 * self.budget.limits.integer_bytes:
+            reader.budget.charge(sys.getsizeof(value))
+        elif value.bit_length() > 8 * reader.budget.limits.integer_bytes:
             raise PriorImportError(f"the pickle holds an integer of {(value.bit_length() + 7) // 8} bytes")
 
-
-def _measured(load: Callable[[Any], None]) -> Callable[[_Reader], None]:
-    return lambda reader: reader.measured(load)
+    return action
 
 
 # The standard library's instructions, each by the method of ours that replaces it where there is one.
 _Reader.dispatch = {code: getattr(_Reader, load.__name__) for code, load in pickle._Unpickler.dispatch.items()}
-for _code in (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4):
-    _Reader.dispatch[_code[0]] = _measured(_Reader.dispatch[_code[0]])
-for _code in (pickle.UNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE, pickle.BINUNICODE8):
-    _Reader.dispatch[_code[0]] = _measured(_Reader.dispatch[_code[0]])
+_NUMBERS = (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4)
+_TEXTS = (pickle.UNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE, pickle.BINUNICODE8)
+_Reader.dispatch |= {code: _measured(_Reader.dispatch[code]) for code in b"".join(_NUMBERS + _TEXTS)}

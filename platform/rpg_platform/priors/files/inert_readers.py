@@ -84,7 +84,7 @@ def with_state(shell: Instance, state: Any, budget: Budget) -> Any:
     try:
         match shell.qualified_name, shell.args, state:
             case "numpy.dtype", (kind, *_), (_, "<" | ">" | "|" | "=" as order, None, None, None, *_):
-                return _numeric(kind).newbyteorder("=" if order == "|" else order)
+                return np.dtype(_numeric(kind).newbyteorder("=" if order == "|" else order).str)
             case (
                 "numpy._core.multiarray._reconstruct" | "numpy.core.multiarray._reconstruct",
                 _,

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from rpg_platform.priors.imported import PriorImportError
-
-_EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ class Instance:
 
     qualified_name: str
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     state: Any = None
     items: list[Any] = field(default_factory=list)
     value: Any = field(default=None, repr=False)

@@ -53,14 +53,18 @@ def test_an_archive_on_disk_with_wide_sizes_and_a_comment(tmp_path: Path) -> Non
         archive.writestr("data", TEXT)
         archive.comment = b"a comment"
     assert open_archive(tmp_path / "a.zip")["data"] == TEXT
-    data = zipped({"data": TEXT})
-    end = data.rindex(b"PK\5\6")  # rewritten as zip64 writes it: the sizes stand in another record
+    assert zipfile.ZipFile(io.BytesIO(WIDE)).read("data") == TEXT
+    assert open_archive(WIDE)["data"] == TEXT
+
+
+def wide(data: bytes) -> bytes:
+    """An archive of one member rewritten as zip64 writes it: the sizes stand in another record."""
+    end = data.rindex(b"PK\5\6")
     size, start = struct.unpack_from("<2I", data, end + 12)
-    wide = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1, 1, size, start)
-    wide += b"PK\6\7" + struct.pack("<IQI", 0, end, 1)
-    wide += b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
-    assert zipfile.ZipFile(io.BytesIO(data[:end] + wide)).read("data") == TEXT
-    assert open_archive(data[:end] + wide)["data"] == TEXT
+    record = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1, 1, size, start)
+    record += b"PK\6\7" + struct.pack("<IQI", 0, end, 1)
+    record += b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return data[:end] + record
 
 
 def patched(data: bytes, record: bytes, offset: int, value: bytes) -> bytes:
@@ -69,6 +73,7 @@ def patched(data: bytes, record: bytes, offset: int, value: bytes) -> bytes:
     return data[:at] + value + data[at + len(value) :]
 
 
+WIDE = wide(zipped({"data": TEXT}))
 PLAIN = zipped({"data": TEXT, "other": b"x"})
 NESTED = zipped({"first": b"x", "inner": PLAIN, "last": b"x"})
 PACKED = deflated({"data": TEXT, "other": b"x"})
@@ -98,6 +103,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "larger directory": (patched(PLAIN, b"PK\5\6", 12, struct.pack("<I", 200)), "truncated or damaged"),
     "directory of noise": (patched(PLAIN, CENTRAL, 0, b"noise"), "truncated or damaged"),
     "parts": (patched(PLAIN, CENTRAL, 34, struct.pack("<H", 3)), "one part of an archive in several"),
+    "parts of a wide one": (patched(WIDE, b"PK\6\7", 4, b"\3"), "span multiple disks"),
     "encrypted": (patched(PLAIN, CENTRAL, 8, struct.pack("<H", 1)), "data is encrypted"),
     "another packer": (patched(PLAIN, CENTRAL, 10, struct.pack("<H", 14)), "packed by method 14"),
     "twice the same name": (zipped({"data": TEXT, "data#": b"x"}), "two members named data"),
@@ -112,12 +118,16 @@ BAD: dict[str, tuple[bytes, str]] = {
     "claims terabytes": (patched(PLAIN, CENTRAL, 24, struct.pack("<I", 0xF0000000)), "more than the 1073741824"),
     "no member there": (patched(PLAIN, CENTRAL, 42, struct.pack("<I", 7)), "data is not where the archive's directory"),
     "beyond the end": (patched(PLAIN, CENTRAL, 42, struct.pack("<I", 1 << 30)), "data is not where the archive's"),
+    "claims more": (patched(PLAIN, CENTRAL, 20, struct.pack("<2I", 5_000, 5_000)), "data is not where the archive's"),
+    "claims to be less of a bomb": (
+        patched(deflated({"data": bytes(50 << 20)}), CENTRAL, 20, struct.pack("<I", 1 << 20)),
+        "data is not where the archive's directory says",
+    ),
     "many members": (zipped({str(i): b"" for i in range(10_001)}), "10001 members, more than the 10000"),
 }
 BAD_MEMBERS: dict[str, tuple[bytes, str]] = {
     "flipped bit": (patched(PLAIN, TEXT[:20], 3, b"\x00"), "data: truncated or damaged: Bad CRC-32"),
     "flipped bit, packed": (patched(PACKED, b"data", 20, b"\xff\xff\xff"), "data: truncated or damaged"),
-    "claims more": (patched(PLAIN, CENTRAL, 20, struct.pack("<2I", 5_000, 5_000)), "data: truncated or damaged"),
     "unpacks to less": (patched(PACKED, CENTRAL, 24, struct.pack("<I", 5_000)), "1080 of 5000 bytes"),
     "another name in the member": (patched(PLAIN, b"PK\3\4", 30, b"evil"), "data: .*header b'evil' differ"),
     "unpacks to more": (patched(PACKED, CENTRAL, 24, struct.pack("<I", 100)), "data: truncated or damaged: Bad CRC-32"),

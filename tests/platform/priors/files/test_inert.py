@@ -257,6 +257,14 @@ def test_memory_is_charged(function: str, rest: bytes) -> None:
     assert load(data, limits=Limits(allocated_bytes=3 << 30)) is None
 
 
+def test_records_are_charged() -> None:
+    """A tuple of 100,000 arguments is stored once; each of 2,000 records would take it apart anew."""
+    data = b"\x80\x02ccopyreg\n__newobj__\nq\x000(cos\nsystem\n" + b"N" * 100_000 + b"tq\x010"
+    assert load(data + b"h\x00h\x01R.").qualified_name == "os.system"
+    with pytest.raises(PriorImportError, match="more than 1073741824 bytes of memory"):
+        load(data + b"h\x00h\x01R" * 2_000 + b".")
+
+
 def test_time_is_bounded() -> None:
     with pytest.raises(PriorImportError, match="more than 0 s to read"):
         load(pickle.dumps(list(range(5_000))), limits=Limits(seconds=0.0))

@@ -171,3 +171,13 @@ def test_files_of_another_kind() -> None:
     ):
         with pytest.raises(PriorImportError, match=message):
             load_tensors(data)
+
+
+def test_an_unfolding_reference_is_not_printed() -> None:
+    """Its type is a tuple of two tuples of two tuples …: 2 ** 60 words in a message."""
+    doubles = b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(60))
+    identifier = b"(X\x07\0\0\0storageh<X\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ."
+    evil = b"\x80\x02)q\x000" + doubles + identifier
+    data = with_parts(saved(torch.ones(4)), lambda name, part: evil if name.endswith("data.pkl") else part)
+    with pytest.raises(PriorImportError, match="a reference to a storage that is none"):
+        load_tensors(data)
