@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import gymnasium as gym
 import pytest
 import torch
 
+import rpg_platform
 from rpg_algorithms.policies.bundle import load_bundle
 from rpg_platform.priors import formats
 from rpg_platform.priors.formats import FORMATS, Format
@@ -81,6 +83,18 @@ def test_every_line_leads_to_a_reader(form: Format) -> None:
 def test_names_are_told_apart() -> None:
     assert len({form.name for form in FORMATS}) == len(FORMATS)
     assert all(form.address is not None for form in FORMATS if form.only_by_address)
+
+
+def test_the_torchscript_reader_is_sealed() -> None:
+    """Nothing rests on the inside of its folder; user code that is traced goes through its one entry."""
+    package = Path(rpg_platform.__file__).parent
+    folder = package / "priors" / "formats" / "torchscript"
+    users: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        if folder not in path.parents and "export" not in path.parts:
+            found = re.findall(r".*import .*\btorchscript\b.*|.*formats\.torchscript\..*import.*", path.read_text())
+            users |= {path.relative_to(package).as_posix(): found} if found else {}
+    assert users == {"priors/formats/functions.py": ["from rpg_platform.priors.formats import torchscript"]}
 
 
 def test_telling_a_file_imports_no_reader(tmp_path: Path) -> None:

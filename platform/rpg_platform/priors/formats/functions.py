@@ -117,7 +117,7 @@ def _outputs(module: nn.Module, states: Tensor, dtype: torch.dtype, name: str) -
         ) from error
     if isinstance(result, dict):
         result = [result[key] for key in named_outputs(result) or ()]
-    tensors = [each.to(torch.float32) for each in (result if isinstance(result, list | tuple) else [result])]
+    tensors = [each.detach().to(torch.float32) for each in (result if isinstance(result, list | tuple) else [result])]
     return [each.expand(len(states), *each.shape[-1:]) for each in tensors]
 
 
