@@ -15,7 +15,12 @@ from rpg_platform.tracking.sender import (
     read_identity,
     write_identity,
 )
-from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError, spool_folder
+from rpg_platform.tracking.spool import (
+    FOLDER,
+    Spool,
+    SpoolError,
+    spool_folder,
+)
 from rpg_platform.tracking.store import without_login
 
 PATIENCE_S = 60.0

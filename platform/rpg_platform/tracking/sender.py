@@ -30,7 +30,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rpg_platform.tracking.errors import is_refusal, says_gone, short
-from rpg_platform.tracking.runs import ARTIFACTS, PARENT, KnownRun, MlflowRuns, Record
+from rpg_platform.tracking.runs import (
+    ARTIFACTS,
+    PARENT,
+    KnownRun,
+    MlflowRuns,
+    Record,
+)
 from rpg_platform.tracking.spool import Row, Spool, SpoolError, encode, read_lines
 from rpg_platform.tracking.store import without_login
 

@@ -13,10 +13,7 @@ from rich.console import Console
 from tests.platform.disks import written
 from tests.platform.planning.planned import RATE, TWO, planned, resolved, spec
 
-from rpg_platform.planning.estimate import (
-    DEFAULT_EPISODE,
-    make_plan,
-)
+from rpg_platform.planning.estimate import DEFAULT_EPISODE, make_plan
 from rpg_platform.planning.preflight import plan_of
 from rpg_platform.planning.words import head_lines
 from rpg_platform.run.run import SweepOutcome, run_sweep

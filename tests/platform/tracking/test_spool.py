@@ -21,12 +21,7 @@ from typing import Any
 import pytest
 
 from rpg_platform.tracking import spool as spool_module
-from rpg_platform.tracking.spool import (
-    Spool,
-    SpoolBusyError,
-    read_lines,
-    spool_folder,
-)
+from rpg_platform.tracking.spool import Spool, SpoolBusyError, read_lines, spool_folder
 
 
 @pytest.fixture
