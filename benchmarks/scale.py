@@ -178,7 +178,7 @@ def main() -> None:
     }
     import ray
 
-    from rpg_platform.run.run import quiet
+    from rpg_platform.planning.cluster import quiet
 
     quiet()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

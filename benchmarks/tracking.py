@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the section instead of writing it")
     arguments = parser.parse_args()
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    from rpg_platform.run.run import quiet
+    from rpg_platform.planning.cluster import quiet
 
     quiet()
     held = memory(arguments.held, 5)

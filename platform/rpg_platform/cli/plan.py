@@ -28,18 +28,13 @@ def plan(
 
     with refusals():
         spec = load_for(file, name, storage)
-        from rpg_platform.planning.cluster import nodes_of
+        from rpg_platform.planning.cluster import nodes_of, quiet
         from rpg_platform.planning.preflight import plan_of
         from rpg_platform.planning.words import render
-        from rpg_platform.run.run import quiet
-        from rpg_platform.search.start import first_trials
         from rpg_platform.storage.sweep import Sweep
-        from rpg_platform.trial.config import check_trials
 
         quiet()
-        sweep = Sweep.resolve(spec)
-        check_trials(sweep, [*sweep.trials, *first_trials(sweep)])
-        made = plan_of(sweep, nodes_of(address), calibrate=calibrate)
+        made = plan_of(Sweep.resolve(spec), nodes_of(address), calibrate=calibrate)
     if as_json:
         typer.echo(json.dumps(made.as_json(), indent=2))
         return

@@ -9,10 +9,6 @@ import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import ray
-import torch
-from ray._private.utils import get_num_cpus
-
 from rpg_platform.spec.sweep import SweepSpec
 
 Amounts = Mapping[str, float]
@@ -27,6 +23,15 @@ class CapacityError(ValueError):
 
 
 # ---- connecting ----------------------------------------------------------------------------------
+def quiet() -> None:
+    """Keeps Ray's and RLlib's own chatter out of the way of the progress view; warnings of ours stay."""
+    for name in ("ray.rllib", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the progress view says why, MLflow has all of it
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+
+
 def start_ray(address: str | None) -> None:
     """Connects to the cluster at ``address`` (or to the one that a job runs in), or starts Ray on this machine.
 
@@ -36,6 +41,8 @@ def start_ray(address: str | None) -> None:
     Raises:
         CapacityError: there is no cluster at the address.
     """
+    import ray
+
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS")
@@ -76,6 +83,8 @@ def nodes_of(address: str | None) -> list[dict[str, float]]:
     Raises:
         CapacityError: there is no cluster at that address.
     """
+    import ray
+
     if address is None and not os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
         return [this_machine()]
     start_ray(address)
@@ -84,11 +93,16 @@ def nodes_of(address: str | None) -> list[dict[str, float]]:
 
 def cluster_nodes() -> list[dict[str, float]]:
     """Resources of each live node of the cluster that this process is connected to."""
+    import ray
+
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def this_machine() -> dict[str, float]:
     """Resources of a Ray that is started on this machine; Ray is not started for it."""
+    import torch
+    from ray._private.utils import get_num_cpus
+
     gpus = torch.cuda.device_count()  # of those that CUDA_VISIBLE_DEVICES leaves
     return {"CPU": float(get_num_cpus()), **({"GPU": float(gpus)} if gpus else {})}
 

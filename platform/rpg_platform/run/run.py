@@ -17,7 +17,7 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.logger import JsonLoggerCallback
 from rich.console import Console
 
-from rpg_platform.planning.cluster import cluster_nodes, placement, start_ray
+from rpg_platform.planning.cluster import cluster_nodes, placement, quiet, start_ray
 from rpg_platform.planning.estimate import SweepPlan
 from rpg_platform.planning.preflight import plan_of
 from rpg_platform.planning.words import head_lines
@@ -59,15 +59,6 @@ class SweepOutcome:
     def failed(self) -> int:
         """Number of trials without a final evaluation that were not ended early by the sweep's own scheduler."""
         return sum(error is not None or not is_over(result) for _, result, error in self.results)
-
-
-def quiet() -> None:
-    """Keeps Ray's and RLlib's own chatter out of the way of the progress view; warnings of ours stay."""
-    for name in ("ray.rllib", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the progress view says why, MLflow has all of it
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 
 
 def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | None = None) -> SweepOutcome:

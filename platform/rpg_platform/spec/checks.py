@@ -54,6 +54,7 @@ def check(spec: SweepSpec, *, check_files: bool = True) -> list[Problem]:
         *check_search(spec, check_installed=check_files),
         *_iteration(spec),
         *_start(spec),
+        *_entropy(spec),
         *_evaluation_seeds(spec),
         *_objective(spec),
     ]
@@ -284,6 +285,24 @@ def _start(spec: SweepSpec) -> Iterator[Problem]:
             ("prior",),
         )
         yield Problem((*_TRAINING, "network"), f"{message} {detail}; leave one out", at_key=True, needs=needs)
+
+
+def _entropy(spec: SweepSpec) -> Iterator[Problem]:
+    """An entropy term in the loss needs the entropy in closed form, which a squashed Gaussian has not."""
+    network = spec.training.fixed.network
+    if network is None or network.distribution != "squashed_gaussian":
+        return
+    for arm in arms(spec):
+        method, weights = arm.entry.method, arm.entry.weights
+        name = "alpha" if method == "repeat-entropy" and "entropy_coeff" not in weights else "entropy_coeff"
+        if "entropy_coeff" in METHODS[method].takes and weights.get(name, 0.0) != 0.0:
+            where: Path = (*_TRAINING, "network", "distribution")
+            message = (
+                f"method {method!r} adds entropy to the loss ({name}), and that of squashed_gaussian has no closed "
+            )
+            yield Problem(
+                arm.weight_path(name), f"{message}form: use spg, whose entropy is a reward", True, (where, arm.path)
+            )
 
 
 # ---- evaluation -----------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def networks_of(
         prior: the sweep's prior.
 
     Raises:
-        ValueError: the trial's network does not fit the spaces.
+        ValueError: the trial's network does not fit the spaces; names the trial.
     """
     method, network = METHODS[trial.method], trial.training.network
     used = prior if method.uses_prior else None
@@ -84,7 +84,10 @@ def networks_of(
         spec, policy = used.network_spec, of_prior
     else:
         options = {} if network is None else network.model_dump()
-        spec = spec_for_spaces(observation_space, action_space, **options)
+        try:
+            spec = spec_for_spaces(observation_space, action_space, **options)
+        except ValueError as error:
+            raise ValueError(f"{trial.trial_id}: {error}") from error
         policy = _numbers(PolicyNetwork, spec)
     return Networks(policy, _numbers(make_mlp, spec.observation_size, spec.hidden, 1, spec.activation), of_prior)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from rpg_algorithms.policies.network import PolicyNetwork, spec_for_spaces
-from rpg_platform.evaluation.play import MEASURES, Episodes, as_card_returns, as_metrics, evaluate, evaluate_both
+from rpg_platform.evaluation.play import Episodes, as_card_returns, as_metrics, evaluate, evaluate_both
 from rpg_platform.results.report import Mode
+from rpg_platform.spec.measures import PER_MODE
 from rpg_platform.tasks.environments import make_env
 from rpg_platform.tasks.task import Linear, Part, Task, WeightedSum
 
@@ -165,7 +166,7 @@ def test_metrics_by_hand() -> None:
     assert metrics["eval/sampled/total_return_std"] == pytest.approx(3.0**0.5)
     assert metrics["eval/sampled/episode_length_mean"] == 10.0
     assert metrics["eval/kl_to_prior"] == 0.25
-    assert len(metrics) == 2 * 2 * len(MEASURES) + 1
+    assert len(metrics) == 2 * 2 * len(PER_MODE) + 1
     assert as_metrics({"deterministic": episodes(4.0)})["eval/deterministic/total_return_std"] == 0.0
 
 

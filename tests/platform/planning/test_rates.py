@@ -12,7 +12,8 @@ from tests.platform.planning.planned import PRIOR, RATE, TWO, spec
 from rpg_algorithms.policies.bundle import load_bundle
 from rpg_platform.bundles import resolve_prior
 from rpg_platform.planning import rates
-from rpg_platform.planning.rates import keep_rate, known_rate, measure, rate_key
+from rpg_platform.planning.measuring import measure
+from rpg_platform.planning.rates import keep_rate, known_rate, rate_key
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import TrialSpec
 

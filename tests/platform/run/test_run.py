@@ -336,7 +336,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "training": {"network": {"distribution": "squashed_gaussian"}},
             "budget": {"env_steps": 8192},
         },
-        "ppo-entropy_coeff=0.01-seed=0: entropy_coeff=0.01 with distribution='squashed_gaussian'",
+        "weights.entropy_coeff: method 'ppo' adds entropy to the loss (entropy_coeff), and that of squashed_gaussian "
+        "has no closed form",
     ),
     "another kind of action space": (
         {

@@ -19,14 +19,16 @@ from rpg_algorithms import RPGConfig, SPGConfig, load_bundle
 from rpg_algorithms.policies.bundle import PriorBundle
 from rpg_platform.bundles import resolve_prior
 from rpg_platform.evaluation.episode_file import read_episodes
-from rpg_platform.evaluation.play import MEASURES, evaluate_both
+from rpg_platform.evaluation.play import evaluate_both
 from rpg_platform.results.report import MODES
+from rpg_platform.spec.measures import PER_MODE
 from rpg_platform.spec.methods import METHODS, MethodName
 from rpg_platform.spec.sweep import StartFrom, TrialSpec
 from rpg_platform.spec.task import get_task
 from rpg_platform.storage.trial_state import read_state
 from rpg_platform.tasks.environments import make_env
-from rpg_platform.trial.trainable import CustomizationTrial, algorithm_config, copy_bundle, running_code
+from rpg_platform.trial.config import algorithm_config
+from rpg_platform.trial.trainable import CustomizationTrial, copy_bundle, running_code
 
 # What the card of the policy says of its alpha: the entropy temperature that it was trained at.
 ALPHA = {"rpg": 0.02, "kl": 0.1, "greedy": None, "full": 0.02, "spg": 0.1, "ppo": None, "repeat-entropy": 0.1}
@@ -310,7 +312,7 @@ def check_last_checkpoint(trial: CustomizationTrial, last: dict[str, Any], folde
         assert card.returns["total/deterministic"].mean == last[f"{prefix}/deterministic/total_return_mean"]
         episodes = kept[which]  # type: ignore[index]
         assert (episodes.env_steps, episodes.seed) == (env_steps, 10_000)
-        for mode, measure in itertools.product(MODES, MEASURES):
+        for mode, measure in itertools.product(MODES, PER_MODE):
             values = getattr(episodes.results[mode], measure)
             assert values.shape == (3,)
             assert values.mean() == last[f"{prefix}/{mode}/{measure}_mean"]
