@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import multiprocessing
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, NUM_MODULE_STEPS_TRAINED_LIFETIME
@@ -22,6 +25,18 @@ from rpg_platform.trial.config import algorithm_config
 _ITERATION_STEPS = 4_096  # env steps of a measured iteration, at most
 _MEASURED_S, _MOST_ITERATIONS = 2.0, 5
 _EVALUATED_STEPS, _EVALUATED_EPISODES = 50, 64
+
+
+def measure_apart(trial: TrialSpec, prior: PriorBundle | None) -> Rate:
+    """`measure` in a process of its own with as many threads as Ray gives a trial, which are fixed at its start."""
+    name, before = "OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS")
+    os.environ.setdefault(name, str(max(1, int(trial.resources.cpus_per_trial))))
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(measure, trial, prior).result()
+    finally:
+        if before is None:
+            os.environ.pop(name)
 
 
 def measure(trial: TrialSpec, prior: PriorBundle | None) -> Rate:

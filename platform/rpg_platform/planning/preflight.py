@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rpg_platform.planning.cluster import Amounts
 from rpg_platform.planning.estimate import SweepPlan, make_plan
-from rpg_platform.planning.rates import Rate, keep_rate, known_rate, measure_apart, rate_key
+from rpg_platform.planning.rates import Rate, keep_rate, known_rate, rate_key
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
@@ -44,6 +44,8 @@ def plan_of(
         key = rate_key(trial, nodes)
         if not calibrate:
             return known_rate(key)
+        from rpg_platform.planning.measuring import measure_apart  # RLlib, which a plan of known rates does not need
+
         rate = measure_apart(trial, sweep.prior)
         keep_rate(key, rate)
         return rate

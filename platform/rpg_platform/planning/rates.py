@@ -12,18 +12,15 @@ import functools
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import platform
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 import rpg_platform
-from rpg_algorithms.policies.bundle import PriorBundle
 from rpg_platform.planning.cluster import Amounts
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import TrialSpec
@@ -105,18 +102,3 @@ def keep_rate(key: str, rate: Rate) -> None:
         temporary.replace(file)
     except OSError as error:
         logger.debug("the rate could not be kept: %s", error)
-
-
-# ---- measured ------------------------------------------------------------------------------------
-def measure_apart(trial: TrialSpec, prior: PriorBundle | None) -> Rate:
-    """`measure` in a process of its own with as many threads as Ray gives a trial, which are fixed at its start."""
-    name, before = "OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS")
-    os.environ.setdefault(name, str(max(1, int(trial.resources.cpus_per_trial))))
-    try:
-        from rpg_platform.planning.measuring import measure  # RLlib, which no plan from known rates needs
-
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(measure, trial, prior).result()
-    finally:
-        if before is None:
-            os.environ.pop(name)

@@ -296,13 +296,11 @@ def _entropy(spec: SweepSpec) -> Iterator[Problem]:
         method, weights = arm.entry.method, arm.entry.weights
         name = "alpha" if method == "repeat-entropy" and "entropy_coeff" not in weights else "entropy_coeff"
         if "entropy_coeff" in METHODS[method].takes and weights.get(name, 0.0) != 0.0:
-            where: Path = (*_TRAINING, "network", "distribution")
             message = (
-                f"method {method!r} adds entropy to the loss ({name}), and that of squashed_gaussian has no closed "
+                f"method {method!r} adds entropy to the loss ({name}), and a squashed gaussian's has no closed form"
             )
-            yield Problem(
-                arm.weight_path(name), f"{message}form: use spg, whose entropy is a reward", True, (where, arm.path)
-            )
+            needs: tuple[Path, ...] = ((*_TRAINING, "network", "distribution"), arm.path)
+            yield Problem(arm.weight_path(name), f"{message}: use spg, whose entropy is a reward", True, needs)
 
 
 # ---- evaluation -----------------------------------------------------------------------------------

@@ -336,8 +336,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "training": {"network": {"distribution": "squashed_gaussian"}},
             "budget": {"env_steps": 8192},
         },
-        "weights.entropy_coeff: method 'ppo' adds entropy to the loss (entropy_coeff), and that of squashed_gaussian "
-        "has no closed form",
+        "weights.entropy_coeff: method 'ppo' adds entropy to the loss (entropy_coeff), and a squashed "
+        "gaussian's has no closed form",
     ),
     "another kind of action space": (
         {
