@@ -18,7 +18,7 @@ from rpg_platform.planning.cluster import Amounts, check_capacity, placement, ro
 from rpg_platform.planning.rates import Rate
 from rpg_platform.results.ranking import needed, needs_prior
 from rpg_platform.spec.methods import METHODS
-from rpg_platform.spec.sweep import TrialSpec
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.trials import arms, searched, trials_of
 from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.storage.sweep import Sweep
@@ -126,22 +126,22 @@ class SweepPlan:
         return data
 
 
-def all_trials(sweep: Sweep, begun: Collection[str] = ()) -> list[TrialSpec]:
+def all_trials(spec: SweepSpec, trials: Sequence[TrialSpec], begun: Collection[str] = ()) -> list[TrialSpec]:
     """The trials of a sweep; those that an adaptive search chooses as it goes are represented by others of their kind.
 
     The stand-ins are as many as there will be, half of them at either end of the searched spaces.
 
     Args:
-        sweep: the sweep.
+        spec: the sweep.
+        trials: those that are known from the specification (`expand`).
         begun: ids of the trials that it has, on resuming; what the search has chosen of them takes a stand-in's place.
     """
-    spec = sweep.spec
     if not spec.search.is_adaptive:
-        return list(sweep.trials)
+        return list(trials)
     spaces = searched(spec, arms(spec)[0])
     kinds = [trials_of(spec, {name: space.values[end] for name, space in spaces.items()}) for end in (0, -1)]
     chosen: dict[str, list[str]] = defaultdict(list)
-    for trial_id in sorted(set(begun) - {trial.trial_id for trial in sweep.trials}, reverse=True):
+    for trial_id in sorted(set(begun) - {trial.trial_id for trial in trials}, reverse=True):
         chosen[trial_id.rpartition("-seed=")[2]].append(trial_id)
     stand_ins = []
     for index in range(spec.samples or 1):
@@ -149,7 +149,7 @@ def all_trials(sweep: Sweep, begun: Collection[str] = ()) -> list[TrialSpec]:
             its = chosen[str(kind.seed)]
             trial_id = its.pop() if its else f"{spec.algorithm}-{index}-seed={kind.seed}"
             stand_ins.append(kind.model_copy(update={"trial_id": trial_id}))
-    return [*sweep.trials, *stand_ins]
+    return [*trials, *stand_ins]
 
 
 def make_plan(
@@ -169,7 +169,8 @@ def make_plan(
     Raises:
         CapacityError: no trial could ever start.
     """
-    spec, storage, trials = sweep.spec, sweep.storage, all_trials(sweep, states)
+    spec, storage = sweep.spec, sweep.storage
+    trials = all_trials(spec, sweep.trials, states)
     bundles = placement(spec)
     check_capacity(bundles, nodes)
     left = [t for t in trials if t.trial_id not in states or not states[t.trial_id].finishes(t)]

@@ -1,59 +1,26 @@
-"""What a plan says beforehand, against what a real sweep then is; and what it refuses."""
+"""What a plan says beforehand, by hand-worked figures and against what a real sweep then is."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.platform.disks import written
+from tests.platform.planning.planned import RATE, TWO, planned, resolved, spec
 
-from rpg_algorithms.policies.bundle import load_bundle
-from rpg_platform.bundles import resolve_prior
-from rpg_platform.planning import rates
-from rpg_platform.planning.cluster import CapacityError
-from rpg_platform.planning.estimate import PlanError, SweepPlan, all_trials, check_writable, heaviest, make_plan
-from rpg_platform.planning.preflight import head_lines, period
-from rpg_platform.planning.rates import Rate, evaluated_steps, keep_rate, known_rate, measure, rate_key
-from rpg_platform.run import disk_guard as disk
+from rpg_platform.planning.estimate import DEFAULT_EPISODE, make_plan
+from rpg_platform.planning.preflight import plan_of
+from rpg_platform.planning.rates import evaluated_steps
+from rpg_platform.planning.words import head_lines
 from rpg_platform.run.run import SweepOutcome, run_sweep
-from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.storage.sweep import Sweep
+from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.storage.sweep_folder import TrialState
-
-PRIOR = "halfcheetah-spg"
-RATE = Rate(1_000.0, 4_000.0, 2.0, "measured here", 1.8e9)
-TWO = [{"CPU": 2.0}]
-
-
-def spec(**changes: Any) -> SweepSpec:
-    """Two settings of RPG and one of greedy, at three seeds, of 100,000 env steps each; and the prior."""
-    return SweepSpec.model_validate(
-        {
-            "name": "planned",
-            "task": "halfcheetah-foot-angle",
-            "prior": PRIOR,
-            "algorithm": "rpg",
-            "weights": {"omega_prime": {"grid": [0.1, 0.2]}, "alpha_hat": 0.02},
-            "baselines": ["greedy"],
-            "seeds": 3,
-            "budget": {"env_steps": 100_000},
-            "evaluation": {"episodes": 10, "validations": 2, "validation_episodes": 5},
-            **changes,
-        }
-    )
-
-
-def planned(storage: Path, wanted: SweepSpec | None = None, **options: Any) -> SweepPlan:
-    given = wanted or spec()
-    prior = None if given.prior is None else load_bundle(resolve_prior(given.prior))
-    states = options.get("states") or {}
-    arguments = {"tracking_is_local": True, "rate": RATE} | options
-    nodes = arguments.pop("nodes", TWO)
-    return make_plan(given, all_trials(given, states), prior, nodes, str(storage), **arguments)
+from rpg_platform.trial.sizes import networks_of, reports, trial_bytes
 
 
 # ---- arithmetic ----------------------------------------------------------------------------------
@@ -106,83 +73,29 @@ def test_an_adaptive_search_has_as_many_settings_as_samples(tmp_path: Path) -> N
     assert "at most about" in text
 
 
-def test_the_heaviest_trial_is_the_one_that_is_measured() -> None:
-    training = {"num_epochs": {"grid": [2, 20, 5]}}
-    found = heaviest(all_trials(spec(training=training)), load_bundle(resolve_prior(PRIOR)))
-    assert found is not None
-    assert found.training.num_epochs == 20
-    assert heaviest(all_trials(spec(algorithm="prior", weights={}, baselines=[])), None) is None
+def test_the_rate_is_that_of_the_heaviest_trial(tmp_path: Path) -> None:
+    asked: list[TrialSpec] = []
+    planned(tmp_path, spec(training={"num_epochs": {"grid": [2, 20, 5]}}), rate_of=asked.append)
+    assert [trial.training.num_epochs for trial in asked] == [20]
+    planned(tmp_path, spec(algorithm="prior", weights={}, baselines=[]), rate_of=asked.append)
+    assert len(asked) == 1
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(42.4, "42 s"), (600, "10 min"), (3 * 3600 + 60, "3 h 01 min"), (86_400 * 5, "5.0 days")],
-)
-def test_periods(seconds: float, text: str) -> None:
-    assert period(seconds) == text
-
-
-# ---- refusals ------------------------------------------------------------------------------------
-def test_what_cannot_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CapacityError, match="asks for 3 CPU"):
-        planned(tmp_path, spec(resources={"cpus_per_trial": 3}))
-    huge = {"start_from_prior": False, "network": {"hidden": [8192] * 16}}
-    with pytest.raises(PlanError, match=r"are free, and the sweep needs .* TB .*make room"):
-        planned(tmp_path, spec(training=huge, seeds=300))
-
-
-def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(PlanError, match="file is a file, expected a folder"):
-        check_writable(str(tmp_path / "file" / "results"))
-    with pytest.raises(PlanError, match="cannot be written to"):
-        check_writable("/proc/results" if os.geteuid() else "/sys/kernel/results")
-    check_writable(str(tmp_path / "not" / "there" / "yet"))
-    check_writable("s3://bucket/sweeps")
-
-
-# ---- rates ---------------------------------------------------------------------------------------
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "rpg" / "rates"
-
-
-def test_a_rate_belongs_to_what_costs_time(cache: Path) -> None:
-    trials = {trial.trial_id: trial for trial in all_trials(spec())}
-    one, other, greedy = (
-        trials[f"{name}-seed=0"]
-        for name in ("rpg-omega_prime=0.1-alpha_hat=0.02", "rpg-omega_prime=0.2-alpha_hat=0.02", "greedy")
-    )
-    key = rate_key(one, TWO)
-    assert key == rate_key(other, TWO) == rate_key(greedy, TWO)
-    assert key != rate_key(one, [{"CPU": 64.0}])
-    assert key != rate_key(all_trials(spec(training={"num_epochs": 3}))[1], TWO)
-    keep_rate(key, RATE, one)
-    assert known_rate(key) == RATE
-    (cache / f"{key}.json").write_text('{"env_steps_per_s": "fast"}')
-    assert known_rate(key) is None
-
-
-def test_without_a_rate_the_times_are_unknown(tmp_path: Path) -> None:
-    plan = planned(tmp_path, rate=None)
-    assert (plan.rate, plan.wall_s, plan.cpu_hours) == (None, None, None)
-    assert "known after the first reports" in head_lines(plan)[2]
-
-
-def test_measuring_starts_no_ray_and_counts_remote_runners(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "_MEASURED_S", 0.2)
-    trial = all_trials(spec(resources={"envs_per_runner": 4}, training={"rollout_length": 64, "num_epochs": 1}))[1]
-    prior = load_bundle(resolve_prior(PRIOR))
-    rate = measure(trial, prior)
-    assert 200 < rate.env_steps_per_s < 200_000
-    assert 200 < rate.evaluation_steps_per_s < 500_000
-    assert 0 < rate.setup_s < 60
+def test_a_task_without_a_time_limit_is_said_to_have_none(tmp_path: Path) -> None:
+    endless = {"env": "gymnasium.envs.classic_control:PendulumEnv", "addons": {"small": {"expression": "-action[0]"}}}
+    plan = planned(tmp_path, spec(task=endless, prior=None, algorithm="ppo", weights={}, baselines=[]))
+    assert plan.assumed_episode == DEFAULT_EPISODE
+    assert "(the task sets no time limit; episodes of 1,000 steps are assumed)" in head_lines(plan)[1]
+    limited = endless | {"max_episode_steps": 200}
+    plan = planned(tmp_path, spec(task=limited, prior=None, algorithm="ppo", weights={}, baselines=[]))
+    assert plan.assumed_episode is None
+    assert plan.evaluation_steps == 3 * 50 * 200
 
 
 # ---- against a real sweep ------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def swept(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepSpec, SweepOutcome, str, list[Path]]:
+def swept(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SweepOutcome, str]]:
+    """What a small sweep came to, and what it printed; its rates stay known."""
     folder = tmp_path_factory.mktemp("planned")
     wanted = spec(
         weights={"omega_prime": 0.1, "alpha_hat": 0.02},
@@ -192,62 +105,44 @@ def swept(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sw
         training={"rollout_length": 64, "minibatch_size": 128, "num_epochs": 2, "critic_warmup_iterations": 1},
         evaluation={"episodes": 3, "validations": 2, "validation_episodes": 1},
         checkpoint={"every_env_steps": 1024},
-        storage=str(folder / "results"),
     )
     text = io.StringIO()
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    try:
-        outcome = run_sweep(Sweep.resolve(wanted), console=Console(file=text, width=200))
-    finally:
-        os.environ.pop("XDG_CACHE_HOME")
-        if before is not None:
-            os.environ["XDG_CACHE_HOME"] = before
-    return wanted, outcome, text.getvalue(), list((folder / "cache" / "rpg" / "rates").iterdir())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield run_sweep(resolved(folder / "results", wanted), console=Console(file=text, width=200)), text.getvalue()
 
 
-def test_a_trials_folder_has_the_planned_size(swept: tuple[SweepSpec, SweepOutcome, str, list[Path]]) -> None:
+def reported(outcome: SweepOutcome) -> list[dict[str, Any]]:
+    """The reports of the sweep's one training."""
+    file = Path(outcome.sweep.folder.uri) / outcome.results[1][0].trial_id / "result.json"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_trials_folder_has_the_planned_size(swept: tuple[SweepOutcome, str]) -> None:
     """Within a tenth for a checkpoint, a quarter for a trial, and a factor of two for the whole storage."""
-    wanted, outcome, _, _ = swept
-    plan = planned(Path(outcome.sweep.folder.uri).parent, wanted)
-    [_, trained] = outcome.results
-    folder = Path(outcome.sweep.folder.uri) / trained[0].trial_id
+    outcome, _ = swept
+    sweep, trained = outcome.sweep, outcome.results[1][0]
+    plan = make_plan(sweep, TWO, lambda trial: RATE)
+    folder = Path(sweep.folder.uri) / trained.trial_id
     checkpoints = sorted(folder.glob("checkpoint_*"))
     assert len(checkpoints) == 2
-    assert disk.written(checkpoints[-1]) == pytest.approx(plan.checkpoint_bytes, rel=0.1)
-    prior = load_bundle(resolve_prior(PRIOR))
-    from rpg_platform.spec.task import get_task
-    from rpg_platform.tasks.environments import make_env
-
-    expected = disk.trial_bytes(trained[0], disk.parameters(trained[0], make_env(get_task(trained[0].task)), prior))
-    assert disk.written(folder) == pytest.approx(expected, rel=0.25)
-    everything = disk.written(Path(outcome.sweep.folder.uri).parent)
+    assert written(checkpoints[-1]) == pytest.approx(plan.checkpoint_bytes, rel=0.1)
+    networks = networks_of(trained, sweep.observation_space, sweep.action_space, sweep.prior)
+    assert written(folder) == pytest.approx(trial_bytes(trained, networks), rel=0.25)
+    everything = written(Path(sweep.storage))
     assert everything / 2 < plan.storage_bytes < everything * 2
-    lines = (folder / "result.json").read_text().splitlines()
-    assert len(lines) == disk.reports(trained[0])
+    assert len(reported(outcome)) == reports(trained)
 
 
-def test_a_sweep_begins_with_its_plan_and_leaves_its_rate(
-    swept: tuple[SweepSpec, SweepOutcome, str, list[Path]], cache: Path
-) -> None:
-    wanted, outcome, text, [kept] = swept
+def test_a_sweep_begins_with_its_plan_and_leaves_its_rate(swept: tuple[SweepOutcome, str]) -> None:
+    outcome, text = swept
     assert text.index("2: the prior, rpg 1 setting x 1 seed") < text.index("(driver)")
     assert "known after the first reports" in text
-    reports = [
-        json.loads(line)
-        for line in (Path(outcome.sweep.folder.uri) / outcome.results[1][0].trial_id / "result.json")
-        .read_text()
-        .splitlines()
-    ]
-    rate = json.loads(kept.read_text())
-    assert rate["source"] == "reports of an earlier sweep"
-    assert min(r["env_steps_per_s"] for r in reports) <= rate["env_steps_per_s"]
-    assert rate["env_steps_per_s"] <= max(r["env_steps_per_s"] for r in reports)
-    assert rate["evaluation_steps_per_s"] > 100
-    cache.mkdir(parents=True)
-    (cache / kept.name).write_bytes(kept.read_bytes())
-    plan = planned(Path(outcome.sweep.folder.uri).parent, wanted, rate=None)  # as another sweep of this kind finds it
-    assert plan.rate is not None
-    assert plan.rate.env_steps_per_s == rate["env_steps_per_s"]
+    rate = plan_of(outcome.sweep, TWO).rate  # as another sweep of this kind finds it
+    assert rate is not None
+    assert rate.source == "reports of an earlier sweep"
+    speeds = [report["env_steps_per_s"] for report in reported(outcome)]
+    assert min(speeds) <= rate.env_steps_per_s <= max(speeds)
+    assert rate.evaluation_steps_per_s > 100
     played = evaluated_steps(outcome.results[1][0], outcome.results[1][1] or {})
     assert played in (2 * 3 * 1000 + 1000, 4 * 3 * 1000 + 1000)

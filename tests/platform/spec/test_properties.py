@@ -149,7 +149,7 @@ def test_any_specification_is_refused_with_a_place_or_is_a_plan_and_survives_its
             return
         trials = expand(spec)
         assert len({trial.trial_id for trial in trials}) == len(trials) <= count_trials(spec)
-        assert len(all_trials(spec)) == count_trials(spec)
+        assert len(all_trials(spec, trials)) == count_trials(spec)
         again = parse_spec(dump_spec(spec), source="again.yaml", check_files=False)
         assert again == spec
         assert expand(again) == trials

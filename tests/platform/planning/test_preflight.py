@@ -1,0 +1,75 @@
+"""What is refused before a sweep starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.platform.disks import MB, fill
+from tests.platform.planning.planned import TWO, planned, resolved, spec
+
+from rpg_platform.planning.cluster import CapacityError
+from rpg_platform.planning.preflight import PlanError, check_room, check_writable, must_stay_free, plan_of
+from rpg_platform.planning.words import head_lines
+from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.trial.room import RESERVE
+
+
+@pytest.fixture(autouse=True)
+def _no_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_what_cannot_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CapacityError, match="asks for 3 CPU"):
+        plan_of(resolved(tmp_path, spec(resources={"cpus_per_trial": 3})), TWO)
+    huge = {"start_from_prior": False, "network": {"hidden": [8192] * 16}}
+    with pytest.raises(PlanError, match=r"are free, and the sweep needs .* TB .*make room"):
+        plan_of(resolved(tmp_path, spec(training=huge, seeds=300)), TWO)
+
+
+def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PlanError, match="file is a file, expected a folder"):
+        check_writable(str(tmp_path / "file" / "results"))
+    with pytest.raises(PlanError, match="cannot be written to"):
+        check_writable("/proc/results" if os.geteuid() else "/sys/kernel/results")
+    check_writable(str(tmp_path / "not" / "there" / "yet"))
+    check_writable("s3://bucket/sweeps")
+
+
+def test_every_running_trial_must_be_able_to_save_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice: the checkpoint that is due, and the one of the stop. All in the storage, those of its node here."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    plan = planned(tmp_path, nodes=[{"CPU": 2.0}, {"CPU": 4.0}])
+    assert plan.at_once == 6
+    here = (str(tmp_path / "temporary"), 6 * plan.checkpoint_bytes + RESERVE)
+    local, remote = SweepFolder(str(tmp_path), "planned"), SweepFolder("s3://bucket/x?region=us-east-1", "planned")
+    assert must_stay_free(plan, local) == [(str(tmp_path / "planned"), 12 * plan.checkpoint_bytes + RESERVE), here]
+    assert must_stay_free(plan, remote) == [here]
+
+
+def test_a_small_disk_is_refused_for_its_own_share(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    plan, folder = planned(small_disk), SweepFolder(str(small_disk), "planned")
+    needed = plan.storage_bytes + RESERVE
+    fill(small_disk, (needed // 4096 + 1) * 4096)
+    check_room(plan, folder)
+    fill(small_disk, needed // 4096 * 4096)
+    with pytest.raises(PlanError, match=rf"^{small_disk}: .* are free, and the sweep needs .* there: make room"):
+        check_room(plan, folder)
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))  # what is temporary adds to it
+    (small_disk / "ballast").unlink()
+    fill(small_disk, needed + MB)
+    with pytest.raises(PlanError, match="TMPDIR moves what is temporary"):
+        check_room(plan, folder)
+
+
+def test_without_a_rate_the_times_are_unknown(tmp_path: Path) -> None:
+    plan = plan_of(resolved(tmp_path), TWO)
+    assert (plan.rate, plan.wall_s, plan.cpu_hours) == (None, None, None)
+    assert "known after the first reports" in head_lines(plan)[2]
