@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any
 
 from rpg_platform.planning.cluster import Amounts, check_capacity, placement, rounds, total, trials_at_once
@@ -30,8 +28,6 @@ START_S = 12.0
 """Seconds to start Ray and to import everything in the trials' processes."""
 DEFAULT_EPISODE = 1_000
 """Env steps of an episode where the task sets no limit."""
-NOTHING_DONE: Mapping[str, TrialState] = MappingProxyType({})
-"""How far the trials of a new sweep are."""
 _GRADIENT_STEP = 20_000  # its fixed cost, calls and Adam's bookkeeping, in parameters
 # Bytes: MLflow's empty store, its rows of a report, of a trial beside its bundles; Tune's state of a sweep and a trial.
 _MLFLOW, _MLFLOW_REPORT, _MLFLOW_TRIAL, _SWEEP, _TRIAL_STATE = 1_100_000, 7_500, 48_000, 250_000, 80_000
@@ -140,15 +136,12 @@ def all_trials(spec: SweepSpec, trials: Sequence[TrialSpec], begun: Collection[s
         return list(trials)
     spaces = searched(spec, arms(spec)[0])
     kinds = [trials_of(spec, {name: space.values[end] for name, space in spaces.items()}) for end in (0, -1)]
-    chosen: dict[str, list[str]] = defaultdict(list)
-    for trial_id in sorted(set(begun) - {trial.trial_id for trial in trials}, reverse=True):
-        chosen[trial_id.rpartition("-seed=")[2]].append(trial_id)
-    stand_ins = []
-    for index in range(spec.samples or 1):
-        for kind in kinds[index % len(kinds)]:
-            its = chosen[str(kind.seed)]
-            trial_id = its.pop() if its else f"{spec.algorithm}-{index}-seed={kind.seed}"
-            stand_ins.append(kind.model_copy(update={"trial_id": trial_id}))
+    chosen = iter(sorted(set(begun) - {trial.trial_id for trial in trials}))
+    stand_ins = [
+        kind.model_copy(update={"trial_id": next(chosen, f"{spec.algorithm}-{index}-seed={kind.seed}")})
+        for index in range(spec.samples or 1)
+        for kind in kinds[index % len(kinds)]
+    ]
     return [*trials, *stand_ins]
 
 
@@ -156,7 +149,7 @@ def make_plan(
     sweep: Sweep,
     nodes: Sequence[Amounts],
     rate_of: Callable[[TrialSpec], Rate | None],
-    states: Mapping[str, TrialState] = NOTHING_DONE,
+    states: Mapping[str, TrialState] | None = None,
 ) -> SweepPlan:
     """Counts and estimates what is left of a sweep, in time linear in its trials.
 
@@ -169,7 +162,7 @@ def make_plan(
     Raises:
         CapacityError: no trial could ever start.
     """
-    spec, storage = sweep.spec, sweep.storage
+    spec, storage, states = sweep.spec, sweep.storage, states or {}
     trials = all_trials(spec, sweep.trials, states)
     bundles = placement(spec)
     check_capacity(bundles, nodes)

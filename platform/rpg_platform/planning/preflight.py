@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rpg_platform.planning.cluster import Amounts
-from rpg_platform.planning.estimate import NOTHING_DONE, SweepPlan, make_plan
+from rpg_platform.planning.estimate import SweepPlan, make_plan
 from rpg_platform.planning.rates import Rate, keep_rate, known_rate, measure_apart, rate_key
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.storage.sweep import Sweep
@@ -23,7 +23,7 @@ class PlanError(ValueError):
 def plan_of(
     sweep: Sweep,
     nodes: Sequence[Amounts],
-    states: Mapping[str, TrialState] = NOTHING_DONE,
+    states: Mapping[str, TrialState] | None = None,
     *,
     calibrate: bool = False,
 ) -> SweepPlan:

@@ -33,19 +33,7 @@ from rpg_algorithms.rllib.env_runner import RolloutEnvRunner
 from rpg_algorithms.rllib.rollout import RolloutBatch
 from rpg_platform.evaluation.play import evaluate
 from rpg_platform.planning.cluster import Amounts
-from rpg_platform.results.report import (
-    BEST,
-    ENV_STEPS,
-    ENV_STEPS_PER_S,
-    FINAL,
-    FINISHED,
-    MODES,
-    VALIDATION,
-    Report,
-    env_steps,
-    mean_key,
-    number,
-)
+from rpg_platform.results.report import ENV_STEPS_PER_S, EVALUATION_STEPS_PER_S, number
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import TrialSpec, trial_id_of
 from rpg_platform.spec.task import get_task
@@ -217,15 +205,6 @@ def _iterations(runner: RolloutEnvRunner, learner: Any, minibatch_size: int | No
 
 
 # ---- from a sweep's reports ----------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class _Reported:
-    """What trials of one rate have reported: env steps per second of training and of evaluating, the latest."""
-
-    trial: TrialSpec
-    training: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=_MOST_REPORTS))
-    evaluating: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=_MOST_REPORTS))
-
-
 class RateRecorder(Callback):
     """Keeps the rates of a sweep's trials, as they report them, for the plans of later ones.
 
@@ -237,43 +216,28 @@ class RateRecorder(Callback):
     def __init__(self, nodes: Sequence[Amounts], setup_s: float) -> None:
         self._nodes, self._setup_s = nodes, setup_s
         self._keys: dict[str, str] = {}
-        self._reported: dict[str, _Reported] = {}
-        self._steps: dict[str, float] = {}
+        self._training: dict[str, deque[float]] = {}
+        self._evaluating: dict[str, deque[float]] = {}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial reported its rate; the last time with its evaluation."""
-        trial_id, rate = trial_id_of(trial.config), number(result, ENV_STEPS_PER_S)
-        before, now = self._steps.get(trial_id), env_steps(result)
-        self._steps[trial_id] = now
-        if not rate > 0:  # of the prior, which trains nothing
+        """A trial reported how fast it trained and, at its end, how fast it was evaluated."""
+        trial_id, training = trial_id_of(trial.config), number(result, ENV_STEPS_PER_S)
+        if not training > 0:  # the prior's own row, which trains nothing
             return
         if trial_id not in self._keys:
-            its = TrialSpec.of_config(trial.config)
-            self._keys[trial_id] = rate_key(its, self._nodes)
-            self._reported.setdefault(self._keys[trial_id], _Reported(its))
-        found = self._reported[self._keys[trial_id]]
-        found.training.append(rate)
-        evaluating = number(result, "time_this_iter_s") - (now - (before or 0.0)) / rate
-        if result.get(FINISHED) and before is not None and evaluating > 0:
-            found.evaluating.append(evaluated_steps(found.trial, result) / evaluating)
+            self._keys[trial_id] = rate_key(TrialSpec.of_config(trial.config), self._nodes)
+        for found, rate in (
+            (self._training, training),
+            (self._evaluating, number(result, EVALUATION_STEPS_PER_S)),
+        ):
+            if rate > 0:
+                found.setdefault(self._keys[trial_id], deque(maxlen=_MOST_REPORTS)).append(rate)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """The sweep ended."""
-        for key, found in self._reported.items():
-            if len(found.training) >= _ENOUGH_REPORTS and found.evaluating:
-                speeds = statistics.median(found.training), statistics.median(found.evaluating)
+        for key, evaluating in self._evaluating.items():
+            if len(training := self._training[key]) >= _ENOUGH_REPORTS:
+                speeds = statistics.median(training), statistics.median(evaluating)
                 keep_rate(key, Rate(*speeds, self._setup_s, "reports of an earlier sweep", time.time()))
-
-
-def evaluated_steps(trial: TrialSpec, report: Report) -> float:
-    """Env steps of the evaluations that a trial's last report is of."""
-    episodes = {FINAL: trial.evaluation.episodes, VALIDATION: trial.evaluation.validation_episodes}
-    if report.get(f"{BEST}/{ENV_STEPS}", report.get(ENV_STEPS)) != report.get(ENV_STEPS):
-        episodes[BEST] = trial.evaluation.episodes  # the best is another than the final policy
-    return sum(
-        count * float(report.get(mean_key(where, mode, "episode_length"), 0.0))
-        for where, count in episodes.items()
-        for mode in MODES
-    )

@@ -24,6 +24,7 @@ MODES: tuple[Mode, ...] = ("deterministic", "sampled")
 # ---- keys ----------------------------------------------------------------------------------------
 ENV_STEPS = "env_steps"
 ENV_STEPS_PER_S = "env_steps_per_s"
+EVALUATION_STEPS_PER_S = "evaluation_steps_per_s"
 KL_ESTIMATED = "kl_to_prior_estimated"
 FINISHED = "finished"
 """True in the last report of a trial that ran to its end and was evaluated."""

@@ -26,7 +26,15 @@ from rpg_platform.bundles import versions
 from rpg_platform.evaluation.episode_file import EvaluatedPolicy, Which, write_episodes
 from rpg_platform.evaluation.play import as_card_returns, as_metrics, evaluate_both
 from rpg_platform.evaluation.validation import Validation
-from rpg_platform.results.report import BEST, ENV_STEPS, ENV_STEPS_PER_S, FAILED, FINISHED, KL_ESTIMATED
+from rpg_platform.results.report import (
+    BEST,
+    ENV_STEPS,
+    ENV_STEPS_PER_S,
+    EVALUATION_STEPS_PER_S,
+    FAILED,
+    FINISHED,
+    KL_ESTIMATED,
+)
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.spec.task import get_task, task_label
@@ -189,8 +197,11 @@ class CustomizationTrial(tune.Trainable):
 
     def _evaluate(self) -> dict[str, float]:
         """Plays the evaluation's episodes with the final policy and, if that is another, with the best."""
+        started = time.perf_counter()
         self._evaluated = {"final": self._play(self.policy(), self._env_steps)}
-        metrics = as_metrics(self._evaluated["final"].results)
+        seconds, results = time.perf_counter() - started, self._evaluated["final"].results
+        steps = sum(float(episodes.episode_length.sum()) for episodes in results.values())
+        metrics = as_metrics(results) | {EVALUATION_STEPS_PER_S: steps / seconds}
         best = self._validation.best
         if best is not None:
             is_final = best.env_steps == self._env_steps

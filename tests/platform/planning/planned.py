@@ -50,4 +50,4 @@ def planned(
     rate_of: Callable[[TrialSpec], Rate | None] = lambda trial: RATE,
 ) -> SweepPlan:
     """The plan of a sweep whose heaviest trial has a rate that is given."""
-    return make_plan(resolved(storage, wanted), nodes, rate_of, states or {})
+    return make_plan(resolved(storage, wanted), nodes, rate_of, states)

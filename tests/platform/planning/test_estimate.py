@@ -15,7 +15,6 @@ from tests.platform.planning.planned import RATE, TWO, planned, resolved, spec
 
 from rpg_platform.planning.estimate import DEFAULT_EPISODE, make_plan
 from rpg_platform.planning.preflight import plan_of
-from rpg_platform.planning.rates import evaluated_steps
 from rpg_platform.planning.words import head_lines
 from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.spec.sweep import TrialSpec
@@ -143,6 +142,4 @@ def test_a_sweep_begins_with_its_plan_and_leaves_its_rate(swept: tuple[SweepOutc
     assert rate.source == "reports of an earlier sweep"
     speeds = [report["env_steps_per_s"] for report in reported(outcome)]
     assert min(speeds) <= rate.env_steps_per_s <= max(speeds)
-    assert rate.evaluation_steps_per_s > 100
-    played = evaluated_steps(outcome.results[1][0], outcome.results[1][1] or {})
-    assert played in (2 * 3 * 1000 + 1000, 4 * 3 * 1000 + 1000)
+    assert rate.evaluation_steps_per_s == reported(outcome)[-1]["evaluation_steps_per_s"] > 100
