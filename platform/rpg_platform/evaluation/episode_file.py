@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from rpg_platform.evaluation.play import Episodes
-from rpg_platform.results.report import MODES, Mode
+from rpg_platform.results.report import MODES, Mode, as_json
 
 EVALUATION_FOLDER = "evaluation"
 EVALUATION_FILE = "evaluation.json"
@@ -49,7 +49,7 @@ def write_episodes(checkpoint: Path, trial_id: str, policies: Mapping[Which, Eva
             which: {
                 "env_steps": policy.env_steps,
                 "seed": policy.seed,
-                **{mode: _dump(episodes) for mode, episodes in policy.results.items()},
+                **{mode: as_json(vars(episodes)) for mode, episodes in policy.results.items()},
             }
             for which, policy in policies.items()
         },
@@ -83,14 +83,6 @@ def read_episodes(checkpoint: str | Path) -> dict[Which, EvaluatedPolicy]:
         return {which: _load(content["policies"][which]) for which in ("final", "best") if which in content["policies"]}
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: not the episodes of a trial: {type(error).__name__}: {error}") from error
-
-
-def _dump(value: Any) -> Any:
-    if isinstance(value, Episodes):
-        return {field.name: _dump(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _dump(each) for key, each in value.items()}
-    return [float(each) if math.isfinite(each) else None for each in value]
 
 
 def _load(policy: Mapping[str, Any]) -> EvaluatedPolicy:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rpg_algorithms.policies.bundle import PriorBundle, PriorCard, ReturnStatistics
 from rpg_platform.evaluation.play import Episodes, evaluate_both, statistics_of
-from rpg_platform.results.report import MODES, Mode
+from rpg_platform.results.report import MODES, Mode, as_json
 from rpg_platform.tasks.environments import spaces_of
 from rpg_platform.tasks.task import Nothing, Task
 
@@ -77,7 +77,7 @@ class Returns:
             "episodes": len(self.values),
             "returns": [float(x) for x in self.values],
             "card": None if self.stated is None else self.stated.model_dump(),
-            "standard_errors_from_card": distance if distance is None or math.isfinite(distance) else None,
+            "standard_errors_from_card": as_json(distance),
             "agrees_with_card": self.agrees,
         }
 

@@ -17,7 +17,7 @@ from rpg_algorithms.policies.bundle import PriorCard, load_bundle, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_platform.evaluation.play import Episodes, as_metrics, evaluate
 from rpg_platform.results.ranking import Figures, needed, needs_prior, order_key, violations
-from rpg_platform.results.report import RUNG, VALIDATION, Mode
+from rpg_platform.results.report import RUNG, VALIDATION, Mode, as_json, figures_from_json
 from rpg_platform.spec.measures import PER_MODE
 from rpg_platform.spec.sections import Evaluation, Objective
 from rpg_platform.tasks.task import Task
@@ -129,9 +129,9 @@ class Validation:
         save_bundle(folder / BEST_BUNDLE, self.best.network, card(self.best))
         record = {
             "env_steps": self.best.env_steps,
-            "validation": _json(self.best.figures),
-            "prior": None if self._of_prior is None else _json(self._of_prior),
-            "rungs": {str(rung): _json(figures) for rung, figures in self._at_rungs.items()},
+            "validation": as_json(self.best.figures),
+            "prior": as_json(self._of_prior),
+            "rungs": as_json(self._at_rungs),
         }
         (folder / BEST_FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
 
@@ -144,10 +144,10 @@ class Validation:
             return
         record = json.loads(file.read_text(encoding="utf-8"))
         self.best = Best(
-            int(record["env_steps"]), _figures(record["validation"]), load_bundle(folder / BEST_BUNDLE).build()
+            int(record["env_steps"]), figures_from_json(record["validation"]), load_bundle(folder / BEST_BUNDLE).build()
         )
-        self._of_prior = None if record["prior"] is None else _figures(record["prior"])
-        self._at_rungs = {int(rung): _figures(figures) for rung, figures in record.get("rungs", {}).items()}
+        self._of_prior = None if record["prior"] is None else figures_from_json(record["prior"])
+        self._at_rungs = {int(rung): figures_from_json(figures) for rung, figures in record.get("rungs", {}).items()}
 
 
 def measured(results: Mapping[Mode, Episodes], mode: Mode) -> dict[str, float]:
@@ -161,11 +161,3 @@ def measured(results: Mapping[Mode, Episodes], mode: Mode) -> dict[str, float]:
     if "sampled" in results:
         figures["kl_to_prior"] = float(results["sampled"].kl_to_prior.mean())
     return figures
-
-
-def _json(figures: Figures) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
-
-
-def _figures(record: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else float(value) for name, value in record.items()}

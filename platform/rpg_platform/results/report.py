@@ -108,6 +108,23 @@ def rungs_passed(report: Report) -> set[int]:
     return {int(place) for place in places if place != "prior"}
 
 
+# ---- figures as JSON -----------------------------------------------------------------------------
+def as_json(value: Any) -> Any:
+    """Returns a value as strict JSON holds it, nested as it is: NaN and infinity become None, arrays become lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): as_json(each) for key, each in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [as_json(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def figures_from_json(record: Mapping[str, float | None]) -> dict[str, float]:
+    """Returns figures that ``as_json`` wrote: None becomes NaN."""
+    return {name: math.nan if value is None else float(value) for name, value in record.items()}
+
+
 # ---- endings -------------------------------------------------------------------------------------
 def is_finished(report: Report | None, error: str | None = None) -> bool:
     """Whether a trial ran to its end: it has no error, and its last report has the final evaluation."""

@@ -10,14 +10,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rpg_platform.results.report import Mode
+from rpg_platform.results.report import Mode, as_json
 from rpg_platform.results.rows import Estimate, Failure, Improvement, Row
 from rpg_platform.results.statistics import MANY_RUNS, Interval
 from rpg_platform.spec.measures import BY_NAME, MEASURES, Measure
@@ -79,7 +78,7 @@ def render_table(rows: Sequence[Row], *, mode: Mode | None = None, metric_name: 
 
 def rows_to_json(rows: Sequence[Row]) -> str:
     """Everything in the rows as strict JSON: a list in the rows' order, NaN and infinite as null."""
-    return json.dumps(_finite([asdict(row) for row in rows]), indent=2, allow_nan=False)
+    return json.dumps(as_json([asdict(row) for row in rows]), indent=2, allow_nan=False)
 
 
 def rows_to_markdown(rows: Sequence[Row], *, mode: Mode | None = None, metric_name: str = "task metric") -> str:
@@ -315,13 +314,3 @@ def _stopped(rows: Sequence[Row]) -> list[str]:
 
 def _failures(rows: Sequence[Row]) -> list[Failure]:
     return sorted((each for row in rows for each in row.failures), key=lambda each: each.trial_id)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return value

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from rpg_platform.results.ranking import Figures, order_key, violations
-from rpg_platform.results.report import Report, at_rung, env_steps
+from rpg_platform.results.report import Report, as_json, at_rung, env_steps, figures_from_json
 from rpg_platform.search.rules import Key, asha_goes_on, median_goes_on
 from rpg_platform.spec.search import Scheduler
 from rpg_platform.spec.sections import Objective
@@ -115,7 +115,7 @@ class Judge:
             return
         prior = at_rung(report, "prior")
         if prior:
-            self._prior = {name: finite(value) for name, value in prior.items()}
+            self._prior = as_json(prior)
         for rung in trial.rungs:
             figures = at_rung(report, rung)
             if figures:
@@ -166,20 +166,11 @@ def rung_key(
         prior: the prior's figures, where constraints are relative to them.
         objective: which figure is maximised, and the constraints.
     """
-    numbers = _numbers(figures)
-    broken = violations(objective.constraints, numbers, None if prior is None else _numbers(prior))
+    numbers = figures_from_json(figures)
+    broken = violations(objective.constraints, numbers, None if prior is None else figures_from_json(prior))
     return order_key(numbers.get(objective.maximize, math.nan), broken)
 
 
 def means_of(reported: Sequence[Figures]) -> dict[str, float | None]:
     """Returns each figure's mean over seeds."""
-    return {name: finite(statistics.fmean(each[name] for each in reported)) for name in reported[0]}
-
-
-def finite(value: float) -> float | None:
-    """Returns a figure as JSON holds it: NaN and infinity become None."""
-    return value if math.isfinite(value) else None
-
-
-def _numbers(figures: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else value for name, value in figures.items()}
+    return {name: as_json(statistics.fmean(each[name] for each in reported)) for name in reported[0]}

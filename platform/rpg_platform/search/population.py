@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from rpg_platform.results.ranking import Figures
-from rpg_platform.results.report import at_rung, env_steps
-from rpg_platform.search.judge import finite, means_of, rung_key
+from rpg_platform.results.report import as_json, at_rung, env_steps
+from rpg_platform.search.judge import means_of, rung_key
 from rpg_platform.spec.search import Pbt
 from rpg_platform.spec.space import SearchSpace, WeightValue
 from rpg_platform.spec.sweep import StartFrom, SweepSpec, TrialSpec
@@ -142,7 +142,7 @@ class Population:
             return
         self._env_steps[trial_id] = int(env_steps(report))
         if prior := at_rung(report, "prior"):
-            self._prior = {name: finite(value) for name, value in prior.items()}
+            self._prior = as_json(prior)
         for rung in self._rungs[self._decided :]:
             if figures := at_rung(report, rung):
                 self._reported[rung].setdefault(trial_id, figures)
