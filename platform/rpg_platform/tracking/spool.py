@@ -305,11 +305,9 @@ class Spool:
         try:
             self._database.execute(statement, values)
         except sqlite3.Error as error:
-            logger.log(
-                logging.DEBUG if self._warned else logging.WARNING,
-                "tracking: %s can't be written (%s); up to %d records wait in memory",
-                *(self._file, error, MAX_UNWRITTEN),
-            )
+            said = "tracking: %s can't be written (%s); up to %d records wait in memory"
+            level = logging.DEBUG if self._warned else logging.WARNING
+            logger.log(level, said, self._file, error, MAX_UNWRITTEN)
             self._warned = True
             return False
         self._unsynced = True
