@@ -1,4 +1,4 @@
-"""What went wrong with a request to MLflow: whose fault it is, and how to say it."""
+"""Judges the errors of requests to MLflow: is the request at fault or the server, and how to say so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STATUS = re.compile(r"failed with error code (\d{3}) ")
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the same request would be answered the same way for ever: it, not the server, is at fault."""
+    """Says whether the request is at fault: MLflow would answer it the same way for ever."""
     if isinstance(error, MlflowException):
         status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
         said = _STATUS.search(str(error))  # a proxy's own answer, which MLflow takes for a 500
@@ -26,12 +26,12 @@ def is_refusal(error: Exception) -> bool:
 
 
 def says_gone(error: Exception) -> bool:
-    """Whether MLflow itself, not something before it, says that a run does not exist or has been deleted."""
+    """Says whether MLflow itself, and no proxy before it, answers that a run does not exist or has been deleted."""
     codes = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
     return isinstance(error, MlflowException) and error.error_code in codes and not _STATUS.search(str(error))
 
 
 def short(error: BaseException) -> str:
-    """An error in one line, without logins."""
+    """Puts an error into one line without logins."""
     lines = str(error).strip().splitlines() or [""]
     return without_login(f"{type(error).__name__}: {lines[0][:300]}")

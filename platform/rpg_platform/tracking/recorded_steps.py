@@ -1,4 +1,4 @@
-"""Which steps of a run's metrics MLflow has, so that each step has one point.
+"""Remembers which steps of a run's metrics MLflow has, so that each step gets one point.
 
 A trial that goes back to a checkpoint, after a crash of its process or of the driver, trains again from there and
 reports the steps since the checkpoint a second time, with other values, as environments and noise start anew. The first
@@ -16,7 +16,7 @@ from mlflow.entities import Metric, Run
 
 
 class RecordedSteps:
-    """Per run and metric the highest step that MLflow has; of the runs that are open."""
+    """Knows the highest step that MLflow has, for each metric of each open run."""
 
     def __init__(self) -> None:
         self._highest: dict[str, dict[str, int]] = {}
@@ -25,13 +25,13 @@ class RecordedSteps:
         return run in self._highest
 
     def found(self, run: str, state: Run | None) -> None:
-        """Takes the steps from a run as MLflow gave it (None: a new one); what is known already counts too."""
+        """Adds the steps of a run as MLflow returned it (None: a new run) to the steps that are known already."""
         known = self._highest.setdefault(run, {})
         if state is not None:
             self._raise(known, state.data._metric_objs)  # MLflow's public dictionary leaves the steps out
 
     def new(self, run: str, metrics: Iterable[Metric]) -> list[Metric]:
-        """Those of ``metrics``, in the order of their reports, whose steps the run does not have yet."""
+        """Selects those of ``metrics``, in the order of their reports, whose steps the run does not have yet."""
         highest = dict(self._highest[run])
         kept = []
         for metric in metrics:
@@ -41,12 +41,12 @@ class RecordedSteps:
         return kept
 
     def add(self, run: str, metrics: Iterable[Metric]) -> None:
-        """Notes what has been sent, or given up, of a run that is open."""
+        """Notes metrics of an open run that have been sent or given up."""
         if run in self._highest:
             self._raise(self._highest[run], metrics)
 
     def forget(self, run: str) -> None:
-        """The run has ended; should it be opened again, its steps are asked for."""
+        """Forgets a run that has ended; if it is opened again, MLflow is asked for its steps."""
         self._highest.pop(run, None)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What a driver that died, or that gave up waiting, left spooled: sent later, by ``rpg track``."""
+"""Sends the records that a driver left spooled because it died or gave up waiting: ``rpg track``."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay came to.
+    """Reports what a replay did.
 
     Attributes:
-        folder: the spool's.
+        folder: of the spool.
         tracking_uri: where it was sent to, without login.
         experiment: MLflow experiment.
         sweep: name of the sweep.
@@ -52,12 +52,12 @@ class Replayed:
 
     @property
     def complete(self) -> bool:
-        """Whether everything that was recorded is in MLflow."""
+        """Says whether every record is in MLflow."""
         return not (self.state.spooled or self.state.rejected)
 
 
 def find_spool(place: str) -> Path:
-    """The spool of a sweep.
+    """Finds the spool of a sweep.
 
     Args:
         place: the sweep's folder (a local path or a URI, ``<storage>/<name>``), or the spool's own.
@@ -84,15 +84,15 @@ def replay(
     patience_s: float = PATIENCE_S,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Replayed:
-    """Sends what is spooled, tries once more what was set aside, and ends runs that nobody will end any more.
+    """Sends the spooled records, tries the rejected ones once more, and ends the runs that a dead driver left running.
 
-    Safe to repeat, and to stop at any point.
+    It may be repeated, and stopped at any point.
 
     Args:
         place: as for ``find_spool``.
         tracking_uri: where to send it; None: where the sweep would have.
-        patience_s: how long to wait while MLflow takes nothing.
-        tell: what is said to the user meanwhile, a line at a time.
+        patience_s: how many seconds to wait while MLflow takes nothing.
+        tell: shows the user a line.
 
     Raises:
         SpoolError: there is no spool, it is damaged, or its sweep is still running.
@@ -138,7 +138,7 @@ def replay(
 
 
 def _end_runs(spool: Spool, sender: Sender, runs: MlflowRuns, end_time: int, patience_s: float) -> tuple[str, ...]:
-    """Marks as killed what still counts as running: the spool is ours, so its driver is dead. A resume reopens it."""
+    """Marks runs that count as running as killed: we hold the spool, so their driver is dead. A resume reopens them."""
     running = sorted((key for key, run in runs.known.items() if run.status == "RUNNING"), reverse=True)  # PARENT last
     for key in running:
         spool.append(Record(key, "close", {"status": "KILLED", "end_time": end_time}).payload())

@@ -1,4 +1,4 @@
-"""Who ran which code: the tags that every run carries."""
+"""Makes the tags that say who ran which code; every run carries them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _VERSIONS = ("ray", "torch", "numpy", "gymnasium", "mujoco", "mlflow")
 
 @functools.cache
 def provenance() -> dict[str, str]:
-    """User, versions and commit, as MLflow tags. No host names: tracking servers are shared.
+    """Gives user, versions and commit as MLflow tags, and no host names, because tracking servers are shared.
 
-    The commit is that of the repository that the working directory belongs to: what a user starts a sweep from; without
-    one, that of the checkout which this package runs from. ``git_changed`` says whether tracked files differ from it.
+    The commit is that of the repository in which the user started the sweep (the working directory); without one, that
+    of the checkout which this package runs from. ``git_changed`` says whether tracked files differ from the commit.
     """
     try:
         user = getpass.getuser()
@@ -38,7 +38,7 @@ def provenance() -> dict[str, str]:
 
 
 def git_tags(place: Path) -> dict[str, str]:
-    """Commit and state of the repository that ``place`` belongs to; empty without one.
+    """Gives commit and state of the repository that ``place`` belongs to; empty if it belongs to none.
 
     Args:
         place: a folder inside a repository, or a file that the repository tracks: a wheel in an environment inside

@@ -1,7 +1,7 @@
-"""Runs at MLflow: exactly one parent run a sweep and one child run a trial, however often a record is sent.
+"""Writes to MLflow: one parent run per sweep and one child run per trial, however often a record is sent.
 
-``tracking`` turns what Tune reports into ``Record``s, ``spool`` keeps them, ``sender`` says when to send, and
-``MlflowRuns`` does it. A record names its run by our key (the trial's id, ``PARENT`` for the sweep), not by MLflow's
+``tracker`` turns Tune's reports into ``Record``s, ``spool`` keeps them, ``sender`` decides when to send them, and
+``MlflowRuns`` sends them. A record names its run by our key (the trial's id, ``PARENT`` for the sweep), not by MLflow's
 run id, and carries its own times, so it can wait, and be sent twice, without changing or doubling anything:
 
 - a metric has one point a step (``recorded_steps``): what is there is not sent again, nor is the same step of a trial
@@ -48,7 +48,7 @@ ARTIFACTS: frozenset[Kind] = frozenset({"text", "file", "folder"})
 
 @dataclass(frozen=True)
 class Record:
-    """One thing to deliver; JSON through and through.
+    """One thing to deliver, made of JSON values only.
 
     Attributes:
         run: key of the run it belongs to: a trial's id, or ``PARENT``.
@@ -65,12 +65,12 @@ class Record:
     data: Mapping[str, Any]
 
     def payload(self) -> dict[str, Any]:
-        """As the spool keeps it."""
+        """Gives the record as the spool keeps it."""
         return {"run": self.run, "kind": self.kind, "data": self.data}
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Record:
-        """Back from the spool.
+        """Makes a record of what the spool has kept.
 
         Raises:
             KeyError: something is missing.
@@ -80,7 +80,7 @@ class Record:
 
 @dataclass
 class KnownRun:
-    """What is known of one run.
+    """Holds what we know of one run.
 
     Attributes:
         run_id: MLflow's id.
@@ -124,7 +124,7 @@ class MlflowRuns:
 
     @property
     def run_ids(self) -> dict[str, str]:
-        """Our key → MLflow's run id."""
+        """Maps our keys to MLflow's run ids."""
         return {key: run.run_id for key, run in self.known.items()}
 
     def page(self, key: str) -> str | None:
@@ -135,7 +135,7 @@ class MlflowRuns:
         return f"{base}/#/experiments/{self.experiment_id}/runs/{self.known[key].run_id}"
 
     def expect_earlier_runs(self, *keys: str) -> None:
-        """Says that these runs (none: any) may exist already: each is looked up before it is made."""
+        """Notes that these runs may exist already, or any run if none is named: each is looked up before it is made."""
         self._search_first.update(keys)
         self._search_always |= not keys
 
@@ -234,19 +234,19 @@ class MlflowRuns:
         self.changed(key, run)
 
     def passed_over(self, record: Record) -> None:
-        """Says that a record is given up: another report of the same step must not take its place."""
+        """Notes that a record is given up, so that another report of the same step does not take its place."""
         if record.kind == "metrics":
             self._steps.add(record.run, _metrics(record))
 
     def probe(self) -> None:
-        """Writes a tag to the sweep's run: raises nothing if the server takes what is in order."""
+        """Makes a test write, a tag of the sweep's run, which a server that works always takes."""
         client, _ = self._connect()
         client.set_tag(self.known[PARENT].run_id, TAG_PROBE, "ok")
 
     # ---- opening --------------------------------------------------------------------------------
 
     def _connect(self) -> tuple[MlflowClient, str]:
-        """The client and the experiment's id; makes store and experiment the first time."""
+        """Returns the client and the experiment's id; makes store and experiment the first time."""
         if self._client is not None and self.experiment_id is not None:
             return self._client, self.experiment_id
         database = embedded_database(self.tracking_uri)
@@ -317,7 +317,7 @@ class MlflowRuns:
         return (None if fresh else run), fresh
 
     def _find(self, client: MlflowClient, experiment_id: str, key: str) -> tuple[Run | None, bool]:
-        """The run of ``key`` if there is one, and whether it was searched for; asks only if there may be one."""
+        """Returns the run of ``key``, if one exists, and whether it was searched for; asks only if one may exist."""
         if key in self.known:
             try:
                 run = client.get_run(self.known[key].run_id)
@@ -339,7 +339,7 @@ class MlflowRuns:
         return f"tags.{TAG_RUN_KEY} = '{self.run_key}' and tags.{TAG_TRIAL_ID} = '{key}'"
 
     def _remove_strays(self, client: MlflowClient, key: str) -> None:
-        """Removes what a request made whose answer was lost and that came through after we had looked."""
+        """Removes a second run, made by a request whose answer was lost and which came through after we had looked."""
         client, experiment_id = self._connect()
         for run in client.search_runs([experiment_id], self._query(key)):
             if run.info.run_id != self.known[key].run_id and not run.data.metrics and run.info.status == "RUNNING":
@@ -354,7 +354,7 @@ def _metrics(record: Record) -> list[Metric]:
 def _batches(
     metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
 ) -> Iterator[dict[str, list[Any]]]:
-    """As few batches as MLflow's limits allow; none for nothing."""
+    """Yields as few batches as MLflow's limits allow; none if there is nothing to send."""
     batch: dict[str, list[Any]] = {"params": [], "tags": [], "metrics": []}
     limits = {"params": _BATCH_PARAMS, "tags": _BATCH_TAGS, "metrics": _BATCH_METRICS}
     chars = 0
@@ -371,10 +371,10 @@ def _batches(
 
 
 def _folder_in(checkpoint: str, folder: str) -> Checkpoint | None:
-    """A folder of a checkpoint; None if the checkpoint has no such folder.
+    """Finds a folder inside a checkpoint; None if the checkpoint has no such folder.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint any more.
+        FileNotFoundError: the checkpoint is gone.
     """
     whole = Checkpoint(checkpoint)
     inside = f"{whole.path.rstrip('/')}/{folder}"
@@ -385,10 +385,10 @@ def _folder_in(checkpoint: str, folder: str) -> Checkpoint | None:
 
 
 def metric_key(name: str) -> str:
-    """A name as MLflow accepts it: letters, digits and ``_ - . : / space``, at most 250 characters."""
+    """Turns a name into one that MLflow accepts: letters, digits and ``_ - . : / space``, at most 250 characters."""
     return re.sub(r"[^\w\-.:/ ]", "_", name, flags=re.ASCII)[:250]
 
 
 def tag_value(value: object) -> str:
-    """A tag's text, cut to what every MLflow store takes."""
+    """Turns a value into a tag's text, cut to the length that every MLflow store takes."""
     return str(value)[:MAX_TAG_CHARS]

@@ -1,18 +1,18 @@
-"""From the spool to MLflow: a thread of its own, in batches, through any outage.
+"""Sends the records of a spool to MLflow, from a thread of its own, in batches, through any outage.
 
-Nobody waits for it: trials report into the spool, and this thread takes them from there.
+Nobody waits for the sender: trials report into the spool, and the thread takes the records from there.
 
-- **Batches.** It reads the spool in windows, joins what a window holds of one run into one request, acknowledges the
-  window once all of it has been dealt with, and rests: about ten times as long as sending took, a second at least and
-  ten at most. What arrives meanwhile shares the next requests.
-- **Outage.** Whatever goes wrong with a request, a small write to the sweep's own run tells whose fault it is
-  (``MlflowRuns.probe``). If that fails too, the server is away: the queue waits and tries again, after 1 s, 2 s, … 60 s
-  with jitter, for as long as it takes.
-- **A bad record.** If the small write passes, the request itself is at fault. Joined records are parted to find the
-  one. It is given up at once if it is refused (4xx), or after ``ATTEMPTS`` attempts over about 15 s if it fails (5xx,
-  time-outs), and goes to ``rejected.log`` with the reason; the rest goes on. After that, what else fails for the same
-  run (or, for artifacts, for any run) is set aside at its first failure, until something passes again. What failed
-  is tried once more before the sweep's run is closed, and everything in the file by ``rpg track``.
+- **Batches.** The sender reads some rows of the spool, joins the records of one run into one request, acknowledges the
+  rows once it has dealt with all of them, and rests: about ten times as long as sending took, a second at least and ten
+  at most. Records that arrive meanwhile share the next requests.
+- **Outage.** When a request fails, the sender makes a small test write to the sweep's own run (``MlflowRuns.probe``) to
+  find out whether the request or the server is at fault. If the test write fails too, the server is away: the sender
+  tries again after 1 s, 2 s, … 60 s with jitter, for as long as it takes.
+- **A bad record.** If the test write passes, the request is at fault, and the sender halves it until it finds the one
+  record. It gives this record up at once if MLflow refuses it (4xx), or after ``ATTEMPTS`` attempts over about 15 s if
+  MLflow fails on it (5xx, time-outs), and puts it into ``rejected.log`` with the reason; the rest goes on. Any other
+  record of the same run (or, for artifacts, of any run) is then set aside at its first failure, until one passes again.
+  Before the sender closes the sweep's run, it tries failed records once more; ``rpg track`` tries all in the file.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ _DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 @dataclass(frozen=True)
 class Identity:
-    """Which MLflow runs a spool's records are of: all that a later process needs to send them.
+    """Says which MLflow runs a spool's records belong to: all that a later process needs to send them.
 
     Attributes:
         tracking_uri: MLflow server, without a login that may have stood in it.
-        needs_login: one did.
+        needs_login: a login did stand in it.
         experiment: MLflow experiment.
         run_key: tag that the sweep's runs share.
         sweep: name of the sweep.
@@ -78,7 +78,7 @@ class Identity:
 
 
 def write_identity(spool: Spool, runs: MlflowRuns) -> None:
-    """Notes beside the records whose they are.
+    """Writes beside a spool's records which MLflow runs they belong to.
 
     Raises:
         OSError: it can't be written.
@@ -89,10 +89,10 @@ def write_identity(spool: Spool, runs: MlflowRuns) -> None:
 
 
 def read_identity(folder: Path) -> Identity | None:
-    """What ``write_identity`` left in a spool's folder; None if there is nothing.
+    """Reads what ``write_identity`` left in a spool's folder; None if there is nothing.
 
     Raises:
-        SpoolError: it is damaged, or of a later version.
+        SpoolError: the file is damaged, or a later version wrote it.
     """
     file = folder / IDENTITY_FILE
     try:
@@ -113,7 +113,7 @@ class _Stopped(Exception):  # noqa: N818 - not an error: the thread was asked to
 
 @dataclass(frozen=True)
 class TrackerState:
-    """Where a sweep's records are.
+    """Says where a sweep's records are.
 
     Attributes:
         sent: in MLflow.
@@ -195,7 +195,7 @@ class Sender:
         self._before = {}
 
     def wake(self) -> None:
-        """Says that the spool has something new."""
+        """Tells the thread that the spool has a new record."""
         self._wake.set()
 
     def retry_rejected(self) -> None:
@@ -231,7 +231,7 @@ class Sender:
             self._hurry = False
 
     def state(self) -> TrackerState:
-        """Where the records are now."""
+        """Says where the records are now."""
         spool = self._spool
         away = None if self._away_since is None else time.monotonic() - self._away_since
         sent = max(0, spool.acknowledged - self._rejected - spool.damaged)
@@ -284,7 +284,7 @@ class Sender:
             self._sleep(min(max(_SHORTEST_REST_S, _REST_PER_WORK * work_s), _LONGEST_REST_S))
 
     def _send(self, rows: Sequence[Row]) -> None:
-        """Deals with every record of some rows: the sweep's run is opened first and closed last."""
+        """Deals with every record of the rows; opens the sweep's run first and closes it last."""
         groups: dict[str, list[Record]] = {PARENT: []}
         for number, payload in rows:
             if payload is None:
@@ -336,7 +336,7 @@ class Sender:
         self._deliver([closing], lambda some: self._runs.close(some[0], tags))
 
     def _deliver(self, records: Sequence[Record], send: Callable[[Sequence[Record]], None]) -> None:
-        """Sends records of one run; comes back when each has been sent or set aside, however long it takes."""
+        """Sends records of one run; returns when each has been sent or set aside, however long that takes."""
         run, first = records[0].run, records[0]
         lane = "artifacts" if first.kind in ARTIFACTS else f"run {run}"
         if run in self._unopened:
@@ -385,7 +385,7 @@ class Sender:
             logger.info("tracking: MLflow answers again; %d records follow", self._spool.waiting)
 
     def _others_pass(self) -> bool:
-        """Whether the server takes what is surely in order. Unknown, so no, before the sweep's run is open."""
+        """Makes the test write and returns whether it passed; False while the sweep's run is not open yet."""
         if PARENT not in self._runs.known:
             return False
         try:
@@ -397,7 +397,7 @@ class Sender:
         return True
 
     def _wait_for_server(self, error: Exception) -> None:
-        """Waits a while, and on until the server takes the probe again (if there is a run yet to probe it with)."""
+        """Waits until the server takes the test write again; just a while if there is no run yet to write to."""
         if self._away_since is None:
             self._away_since = time.monotonic()
         self.failed(
@@ -418,11 +418,9 @@ class Sender:
         self._rejected += len(records)
         what = f"{records[0].kind!r} of {records[0].run or 'the sweep'}"
         verb = "refused" if refused else "could not take"
-        logger.log(
-            logging.DEBUG if verb in self._warned else logging.WARNING,
-            "tracking: MLflow %s %s: %s. It is set aside in %s; the rest goes on.",
-            *(verb, what, why, self._spool.rejected_file),
-        )
+        level = logging.DEBUG if verb in self._warned else logging.WARNING
+        said = "tracking: MLflow %s %s: %s. It is set aside in %s; the rest goes on."
+        logger.log(level, said, verb, what, why, self._spool.rejected_file)
         self._warned.add(verb)
 
     def _set_aside(self, rows: Sequence[Row], why: str) -> None:
@@ -434,7 +432,7 @@ class Sender:
         self._spool.acknowledge(rows)
 
     def _send_rejected(self, *, everything: bool) -> None:
-        """Tries once what was set aside; what fails again stays, and in an outage all of it."""
+        """Tries each rejected record once; those that fail again stay, in an outage all of them."""
         file = self._spool.rejected_file
         if not file.exists():
             return
@@ -483,7 +481,7 @@ class Sender:
 
 
 def _closing(records: Sequence[Record]) -> Record | None:
-    """The record that ends the run; None if it goes on: no end among the records, or it is opened again after it."""
+    """Finds the record that ends the run; None if the records hold no end, or open the run again after it."""
     closing: Record | None = None
     for record in records:
         if record.kind == "open":

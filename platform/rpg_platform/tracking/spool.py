@@ -220,38 +220,32 @@ class Spool:
 
     def _salvage(self, damaged: sqlite3.Connection, why: str) -> sqlite3.Connection:
         """Makes a new database of what can be read of a damaged one: from both ends of a table up to the damage."""
+        why = " ".join(why.split())
         logger.warning("tracking: %s is damaged (%s); what can be read of it goes on", self._file, why)
         new = self._file.with_suffix(".new")
         new.unlink(missing_ok=True)
-        with contextlib.closing(self._connect(new)) as saved:
+        with contextlib.closing(damaged), contextlib.closing(self._connect(new)) as saved:
             saved.executescript(_SETTINGS + _TABLES)
-            for query, insert in (
-                ("SELECT key, json FROM remembered", _REMEMBER),
-                (f"{_READ} ORDER BY n", _ADD),
-                (f"{_READ} ORDER BY n DESC", _ADD),
-            ):
-                with contextlib.suppress(sqlite3.Error):
-                    for row in damaged.execute(query):
-                        saved.execute(insert, row)
-            with contextlib.suppress(sqlite3.Error):
-                saved.execute(f"PRAGMA user_version = {damaged.execute('PRAGMA user_version').fetchone()[0]:d}")
+            for [acknowledged] in _readable(damaged, "PRAGMA user_version"):
+                saved.execute(f"PRAGMA user_version = {acknowledged:d}")
+            saved.executemany(_REMEMBER, _readable(damaged, "SELECT key, json FROM remembered"))
+            for order in ("ASC", "DESC"):
+                saved.executemany(_ADD, _readable(damaged, f"{_READ} ORDER BY n {order}"))
             [missing] = saved.execute("SELECT max(n) - min(n) + 1 - count(*) FROM records").fetchone()
-        damaged.close()
         self._log.unlink(missing_ok=True)
         new.replace(self._file)
         self.damaged += missing or 1
         return self._open_database()
 
     def _take_over_old_spool(self, database: sqlite3.Connection) -> None:
-        """Takes over what version 0.1.0 spooled, then removes its files; a kill in between costs nothing."""
+        """Copies what version 0.1.0 spooled, then removes its files; a kill in between costs nothing."""
         if not (old := old_spool.files(self.folder)):
             return
         with database:
             database.execute("BEGIN")
-            for number, payload in old_spool.records(self.folder):
-                database.execute(_ADD, _row(number, encode(payload)))
-            for run, known in old_spool.runs(self.folder):
-                database.execute(_REMEMBER, (run, encode(known)))
+            records, runs = old_spool.records(self.folder), old_spool.runs(self.folder)
+            database.executemany(_ADD, (_row(number, encode(payload)) for number, payload in records))
+            database.executemany(_REMEMBER, ((run, encode(known)) for run, known in runs))
             database.execute(f"PRAGMA user_version = {old_spool.acknowledged(self.folder):d}")
         self.damaged += old_spool.damaged(self.folder)
         database.execute("PRAGMA wal_checkpoint(FULL)")  # which syncs
@@ -268,22 +262,22 @@ class Spool:
     def append(self, payload: Mapping[str, Any]) -> None:
         """Appends a record (JSON) and gives it the next number.
 
-        A full disk is survived: what can't be written waits in memory, up to ``MAX_UNWRITTEN`` records, for the next
-        call; beyond that it is lost and counted.
+        What a full disk does not take waits in memory for the next call, up to ``MAX_UNWRITTEN`` records; beyond that
+        it is lost and counted.
 
         Raises:
             TypeError, ValueError: the record is not JSON, or holds NaN or infinity.
         """
         text = encode(payload)
         with self._one_at_a_time:
-            if len(self._unwritten) >= MAX_UNWRITTEN:
-                self._write()
-            if len(self._unwritten) >= MAX_UNWRITTEN:
-                self.lost += 1
-                return
-            self.appended += 1
-            self._unwritten.append(_row(self.appended, text))
             self._write()
+            row = _row(self.appended + 1, text)
+            if self._unwritten or not self._execute(_ADD, row):
+                if len(self._unwritten) >= MAX_UNWRITTEN:
+                    self.lost += 1
+                    return
+                self._unwritten.append(row)
+            self.appended += 1
 
     def _write(self) -> None:
         """Writes what waits in memory, as far as the disk takes it."""
@@ -305,17 +299,15 @@ class Spool:
             self._execute(_REMEMBER, (key, encode(payload)))
 
     def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> bool:
-        """Whether the disk took it. After ``close``, from a request of the sender that hung then: False."""
-        if self._database is None:
+        """Executes a statement and returns whether the disk took it."""
+        if self._database is None:  # closed, while a request of the sender hung
             return False
         try:
             self._database.execute(statement, values)
         except sqlite3.Error as error:
-            logger.log(
-                logging.DEBUG if self._warned else logging.WARNING,
-                "tracking: %s can't be written (%s); up to %d records wait in memory",
-                *(self._file, error, MAX_UNWRITTEN),
-            )
+            said = "tracking: %s can't be written (%s); up to %d records wait in memory"
+            level = logging.DEBUG if self._warned else logging.WARNING
+            logger.log(level, said, self._file, error, MAX_UNWRITTEN)
             self._warned = True
             return False
         self._unsynced = True
@@ -389,6 +381,12 @@ class Spool:
 
 def _row(number: int, text: str) -> tuple[int, int, str]:
     return number, zlib.crc32(text.encode()), text
+
+
+def _readable(database: sqlite3.Connection, query: str) -> Iterator[Any]:
+    """Yields the rows of a query up to the first that can't be read."""
+    with contextlib.suppress(sqlite3.Error):
+        yield from database.execute(query)
 
 
 def _hidden_commits(log: Path, frames: int) -> int:

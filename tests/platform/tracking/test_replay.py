@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -157,6 +158,38 @@ def test_a_trial_that_the_next_driver_never_comes_to_is_ended_too(
     found = read_sweep(embedded_store, "twice")
     assert found.parent.info.status == "KILLED"
     assert [found.children[trial.trial_id].info.status for trial in trials] == ["FINISHED", "KILLED"]
+
+
+def test_a_spool_of_an_earlier_version_is_sent_once(embedded_store: str, tmp_path: Path, read_sweep: ReadSweep) -> None:
+    """Half of it had been sent when version 0.1.0's driver died."""
+    tracker, trials = begin(embedded_store, "older", tmp_path)
+    assert tracker._sender is not None
+    tracker._sender.flush(30)
+    die(tracker)
+    spool = Spool(tracker.folder)
+    spool.open()
+    sent, runs = spool.acknowledged, spool.remembered()
+    spool.close()
+    (tracker.folder / "spool.db").unlink()
+
+    def write(file: str, *payloads: dict[str, Any]) -> None:
+        texts = [json.dumps(payload).encode() for payload in payloads]
+        (tracker.folder / file).write_bytes(b"".join(b"%08x %s\n" % (zlib.crc32(text), text) for text in texts))
+
+    write("acknowledged", {"segment": 1, "offset": 0, "number": sent})
+    write("runs.log", *({"run": run, **known} for run, known in runs.items()))
+    for step in (3, 4):
+        data = {"values": {"a": 0.5}, "step": step, "timestamp": 1_000 * step}
+        record = Record(trials[0].trial_id, "metrics", data).payload()
+        write(f"00000{step}.log", {"n": sent + step - 2, **record})
+    identity = tracker.folder / "sweep.json"
+    identity.write_text(identity.read_text().replace('"format": 2', '"format": 1'))
+    for count in (2, 0):
+        done = json.loads(rpg_track(tmp_path / "older", "--json").stdout)
+        assert (done["sent_now"], done["damaged"], done["complete"]) == (count, 0, True)
+    found = read_sweep(embedded_store, "older")  # fails on a second run of a trial
+    assert found.history(found.children[trials[0].trial_id], "a") == [(step, 0.5) for step in (1, 2, 3, 4)]
+    assert '"format": 2' in identity.read_text(), "version 0.1.0 refuses it from now on"
 
 
 def test_damage_is_told(embedded_store: str, tmp_path: Path, read_sweep: ReadSweep) -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,21 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The operating system lets no file of this process grow beyond ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def full_disk(folder: Path) -> AbstractContextManager[None]:
+    return files_of_at_most((folder / "spool.db-wal").stat().st_size + 1_000)
 
 
 def replace_bytes(file: Path, old: bytes, new: bytes) -> None:
@@ -195,6 +210,8 @@ def test_a_damaged_sector_costs_the_records_in_it(folder: Path, spool: Spool) ->
     start = content.index(b'{"i":100,') // 2048 * 2048
     content[start : start + 512] = bytes(512)
     (folder / "spool.db").write_bytes(content)
+    with files_of_at_most(30_000), pytest.raises(OSError, match="can't be used"):
+        reopened(folder)  # no room for what can be read
     again = reopened(folder)
     assert again.remembered() == {"run": {"id": 1}}
     again.append({"i": 200})
@@ -358,18 +375,6 @@ def test_one_process_at_a_time_and_a_killed_one_lets_go(folder: Path) -> None:
         os.kill(child, signal.SIGKILL)
 
 
-@contextmanager
-def full_disk(bytes_left: int, folder: Path) -> Iterator[None]:
-    """The operating system lets no file of this process grow beyond the spool's log and this much."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit = (folder / "spool.db-wal").stat().st_size + bytes_left
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_loses_nothing_that_memory_can_hold(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -378,7 +383,7 @@ def test_a_full_disk_loses_nothing_that_memory_can_hold(
     spool = reopened(folder)
     for i in range(101):
         spool.append({"i": i, "pad": "x" * 1_000})
-    with full_disk(bytes_left=1_000, folder=folder):
+    with full_disk(folder):
         for i in range(101, 161):
             spool.append({"i": i, "pad": "x" * (i % 7)})
         assert [payload["i"] for payload in read_all(spool)] == list(range(101))
@@ -399,7 +404,7 @@ def test_a_full_disk_has_room_again_once_the_log_begins_anew(folder: Path, monke
     for i in range(200):
         spool.append({"i": i, "pad": "x" * 500})
     taken(spool)
-    with full_disk(bytes_left=1_000, folder=folder):
+    with full_disk(folder):
         for i in range(20):
             spool.append({"i": i, "pad": "x" * 500})
         assert len(read_all(spool)) < 20
