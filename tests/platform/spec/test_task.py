@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from tests.platform import own_tasks
 
-from rpg_platform.run.run import SweepError, _check_trials
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.task import TaskSpec, get_task, task_label
 from rpg_platform.spec.yaml_file import SpecError, dump_spec, find_task, load_spec, parse_spec
+from rpg_platform.storage.sweep import Sweep, SweepError
 from rpg_platform.tasks.environments import TaskEnv, make_env
 from rpg_platform.tasks.expressions import Expression
 from rpg_platform.tasks.registry import TASKS
@@ -405,7 +405,8 @@ def test_expressions_are_what_they_say() -> None:
     assert [part.function for part in task.addons.values()] == [Expression("1"), Expression("2")]
 
 
-def test_a_sweep_made_in_python_is_checked_against_its_environment_too() -> None:
-    made = spec("task: {env: Pendulum-v1, addons: {a: 'next_obs[3]'}}\nalgorithm: ppo\nbudget: {env_steps: 100_000}\n")
+def test_a_sweep_made_in_python_is_checked_against_its_environment_too(tmp_path: Path) -> None:
+    task = "task: {env: Pendulum-v1, addons: {a: 'next_obs[3]'}}"
+    made = spec(f"{task}\nalgorithm: ppo\nbudget: {{env_steps: 100_000}}\nstorage: {tmp_path}\n")
     with pytest.raises(SweepError, match=r"^task.addons.a: index 3 is out of range: there are 3 entries$"):
-        _check_trials(expand(made), None)
+        Sweep.resolve(made)
