@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -107,7 +107,7 @@ _SENTENCES = {
     "less_than_equal": "must be at most {le}, {got}",
     "less_than": "must be below {lt}, {got}",
     "too_short": "needs at least one value, got an empty list",
-    "too_long": "takes at most {max_length} values, got {actual_length}",
+    "too_long": "takes at most {max_length} values, got {length}",
     "string_too_short": "must not be empty text",
     "string_too_long": "takes at most {max_length} characters, got {length}",
     "int_type": "expected a whole number, {got}",
@@ -126,14 +126,20 @@ _SENTENCES = {
 def _explain_one(error: ErrorDetails, model: type[BaseModel], homes: Mapping[str, Collection[str]]) -> Problem:
     path, value, context = tuple(error["loc"]), error["input"], error.get("ctx", {})
     if error["type"] == _CUSTOM:
-        return Problem(path, str(context["message"]), bool(context["at_key"]), offset=context["offset"])
+        at_key = bool(context["at_key"])
+        path = path[:-1] if at_key and path[-1] == "[key]" else path  # pydantic's mark of a mapping's key
+        return Problem(path, str(context["message"]), at_key, offset=context["offset"])
     if error["type"] == "extra_forbidden":
         return Problem(path, "unknown key" + _key_hint(path, model, homes), at_key=True)
     valid = re.findall(r"'([^']*)'", str(context.get("expected")))
     if error["type"] == "literal_error" and isinstance(value, str):
         return Problem(path, f"unknown value {show(value)}" + suggestion(value, valid))
     named = {name: show(each) for name, each in context.items()}
-    named |= {"got": f"got {show(value)}", "length": str(len(str(value))), "one_of": one_of(valid)}
+    named |= {
+        "got": f"got {show(value)}",
+        "length": str(len(value) if isinstance(value, Sized) else 0),
+        "one_of": one_of(valid),
+    }
     sentence = _SENTENCES.get(error["type"])
     return Problem(path, sentence.format_map(named) if sentence else f"{error['msg']}, {named['got']}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import (
@@ -53,8 +54,8 @@ def _registered(value: str) -> str:
     return value
 
 
-def _json(value: object, path: tuple[str | int, ...] = ()) -> list[Problem]:
-    """What of ``value`` is no JSON."""
+def _json(value: object, path: Path = ()) -> list[Problem]:
+    """Finds each part of a value that JSON cannot hold."""
     if len(path) > _MAX_DEPTH:
         return [Problem(path, f"nested more than {_MAX_DEPTH} levels deep")]
     if isinstance(value, Mapping):
@@ -70,74 +71,48 @@ def _json(value: object, path: tuple[str | int, ...] = ()) -> list[Problem]:
 
 
 def _parse_kwargs(raw: object) -> dict[str, Any]:
-    if raw is None:
-        return {}
-    if not isinstance(raw, Mapping):
+    if raw is not None and not isinstance(raw, Mapping):
         raise fault(f"expected a mapping (argument: value), got {show(raw)}")
     problems = _json(raw)
     if problems:
         refuse(problems)
-    return dict(raw)
+    return dict(raw or {})
 
 
-def _parse_wrappers(raw: object) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """Each as ``module:Class``, or as ``{module:Class: {argument: value}}``."""
-    if not isinstance(raw, list | tuple):
-        raise fault(f"expected a list of wrappers (module:Class), got {show(raw)}")
-    problems: list[Problem] = []
-    wrappers = []
-    for index, item in enumerate(raw):
-        path: Path = (index,)
-        name: object = item
-        arguments: object = None
-        if isinstance(item, Mapping) and len(item) == 1:
-            name, arguments = next(iter(item.items()))
-            path = (index, str(name))
-        elif isinstance(item, tuple) and len(item) == 2:
-            name, arguments = item
-        elif not isinstance(item, str):
-            problems.append(Problem((index,), f"expected module:Class or {{module:Class: {{...}}}}, got {show(item)}"))
-            continue
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            problems.append(Problem(path, f"expected module:Class, got {show(name)}", at_key=len(path) > 1))
-            continue
-        try:
-            wrappers.append((name, _KWARGS.validate_python(arguments)))
-        except ValidationError as error:
-            problems += [Problem((*path, *each.path), each.message) for each in explain(error, Section)]
-    if problems:
-        refuse(problems)
-    return tuple(wrappers)
+def _parse_wrapper(raw: object) -> tuple[str, dict[str, Any]]:
+    """``module:Class``, or ``{module:Class: {argument: value}}``; a pair is what the latter becomes."""
+    if not isinstance(raw, str | tuple) and not (isinstance(raw, Mapping) and len(raw) == 1):
+        raise fault(f"expected module:Class or {{module:Class: {{...}}}}, got {show(raw)}")
+    name, arguments = (
+        (raw, None) if isinstance(raw, str) else raw if isinstance(raw, tuple) else next(iter(raw.items()))
+    )
+    path: Path = (str(name),) if isinstance(raw, Mapping) else ()
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        refuse([Problem(path, f"expected module:Class, got {show(name)}", at_key=bool(path))])
+    try:
+        return name, _KWARGS.validate_python(arguments)
+    except ValidationError as error:
+        refuse([replace(problem, path=(*path, *problem.path)) for problem in explain(error, Section)])
 
 
 def _dump_wrappers(wrappers: tuple[tuple[str, dict[str, Any]], ...]) -> list[object]:
     return [{name: arguments} if arguments else name for name, arguments in wrappers]
 
 
-def _parse_addons(raw: object) -> dict[str, AddonSpec]:
-    if raw is None:
-        return {}
-    if not isinstance(raw, Mapping):
-        raise fault(f"expected a mapping (name: expression), got {show(raw)}")
-    if len(raw) > MAX_ADDONS:
-        raise fault(f"takes at most {MAX_ADDONS} add-ons, got {len(raw)}")
-    problems: list[Problem] = []
-    addons = {}
-    for name, entry in raw.items():
-        if not _PART_NAME.fullmatch(str(name)):
-            message = "an add-on's name takes up to 64 letters, digits, - and _, and starts with a letter or digit"
-            problems.append(Problem((str(name),), message, at_key=True))
-            continue
-        short = isinstance(entry, str | int | float)
-        try:
-            addons[name] = AddonSpec.model_validate({"expression": entry} if short else entry)
-        except ValidationError as error:
-            for each in explain(error, AddonSpec):
-                path = (name,) if short else (name, *each.path)
-                problems.append(Problem(path, each.message, each.at_key, offset=each.offset))
-    if problems:
-        refuse(problems)
-    return addons
+def _parse_addon(raw: object) -> AddonSpec:
+    """An expression alone stands for ``{expression: ...}``, and a fault in it is one of the add-on's own."""
+    short = isinstance(raw, str | int | float)
+    try:
+        return AddonSpec.model_validate({"expression": raw} if short else raw)
+    except ValidationError as error:
+        refuse([replace(each, path=()) if short else each for each in explain(error, AddonSpec)])
+
+
+def _addon_name(name: str) -> str:
+    if not _PART_NAME.fullmatch(name):
+        message = "an add-on's name takes up to 64 letters, digits, - and _, and starts with a letter or digit"
+        raise fault(message, at_key=True)
+    return name
 
 
 def _dump_addons(addons: dict[str, AddonSpec]) -> dict[str, object]:
@@ -156,7 +131,9 @@ EnvId: TypeAlias = Annotated[
 TaskName: TypeAlias = Annotated[Line, AfterValidator(_registered)]
 Kwargs: TypeAlias = Annotated[dict[str, Any], PlainValidator(_parse_kwargs)]
 Wrappers: TypeAlias = Annotated[
-    tuple[tuple[str, dict[str, Any]], ...], PlainValidator(_parse_wrappers), PlainSerializer(_dump_wrappers)
+    tuple[Annotated[tuple[str, dict[str, Any]], PlainValidator(_parse_wrapper)], ...],
+    Field(strict=False),
+    PlainSerializer(_dump_wrappers),
 ]
 _KWARGS: TypeAdapter[dict[str, Any]] = TypeAdapter(Kwargs)
 
@@ -214,9 +191,10 @@ class TaskSpec(Section):
     kwargs: Kwargs = Field(default_factory=dict, description="Arguments that make the environment.")
     wrappers: Wrappers = Field(default=(), description="Wrappers, innermost first: module:Class, or with arguments.")
     max_episode_steps: Positive | None = Field(default=None, description="Time limit of an episode; null: its own.")
-    addons: Annotated[dict[str, AddonSpec], PlainValidator(_parse_addons), PlainSerializer(_dump_addons)] = Field(
-        default_factory=dict, description="Add-on rewards by name."
-    )
+    addons: Annotated[
+        dict[Annotated[str, AfterValidator(_addon_name)], Annotated[AddonSpec, PlainValidator(_parse_addon)]],
+        PlainSerializer(_dump_addons),
+    ] = Field(default_factory=dict, max_length=MAX_ADDONS, description="Add-on rewards by name.")
     metric: MetricSpec | None = Field(default=None, description="The readable metric; null: the add-on reward itself.")
     folder: Line | None = Field(
         default=None, description="Where own modules are besides the Python path; null: the file's folder."

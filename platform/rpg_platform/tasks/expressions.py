@@ -66,6 +66,7 @@ class Sizes:
     info_keys: Collection[str] | None = None
 
 
+@dataclass(init=False, unsafe_hash=True)
 class Expression:
     """A compiled expression, an add-on reward or metric like any other.
 
@@ -78,9 +79,7 @@ class Expression:
         ExpressionError: it is not of the grammar; says what and where.
     """
 
-    __slots__ = ("_checked", "_value", "info_keys", "text")
-
-    info_keys: tuple[str, ...]
+    text: str
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -112,15 +111,6 @@ class Expression:
         with np.errstate(all="ignore"):
             value = self._value({"obs": obs, "action": actions, "next_obs": next_obs, "info": infos})
         return np.array(np.broadcast_to(value, (len(obs), 1))[:, 0], np.float64)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Expression) and other.text == self.text
-
-    def __hash__(self) -> int:
-        return hash((Expression, self.text))
-
-    def __repr__(self) -> str:
-        return f"Expression({self.text!r})"
 
     def __reduce__(self) -> tuple[type[Expression], tuple[str]]:
         return Expression, (self.text,)

@@ -406,6 +406,7 @@ def test_expressions_are_what_they_say() -> None:
 
 
 def test_a_sweep_made_in_python_is_checked_against_its_environment_too(tmp_path: Path) -> None:
-    made = spec("task: {env: Pendulum-v1, addons: {a: 'next_obs[3]'}}\nalgorithm: ppo\nbudget: {env_steps: 100_000}\n")
+    task = "task: {env: Pendulum-v1, addons: {a: 'next_obs[3]'}}"
+    made = spec(f"{task}\nalgorithm: ppo\nbudget: {{env_steps: 100_000}}\nstorage: {tmp_path}\n")
     with pytest.raises(SweepError, match=r"^task.addons.a: index 3 is out of range: there are 3 entries$"):
-        Sweep.resolve(made.model_copy(update={"storage": str(tmp_path)}))
+        Sweep.resolve(made)
