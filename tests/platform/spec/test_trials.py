@@ -190,7 +190,7 @@ def test_a_baseline_with_fewer_settings_gets_each_of_them_once() -> None:
 def test_another_process_draws_the_same() -> None:
     """No draw hangs on the interpreter's hash seed."""
     code = (
-        "from rpg_platform.spec.plan import expand; from rpg_platform.spec.sweep import SweepSpec;"
+        "from rpg_platform.spec.checks import expand; from rpg_platform.spec.sweep import SweepSpec;"
         f"spec = SweepSpec.model_validate({spec(weights=RANDOM, samples=3).model_dump()!r});"
         "print([trial.trial_id for trial in expand(spec)])"
     )

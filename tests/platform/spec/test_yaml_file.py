@@ -196,7 +196,7 @@ def test_omega_is_accepted_where_the_prior_records_its_alpha(folder: Path) -> No
 def test_validation_starts_without_ray() -> None:
     """What makes `rpg` slow to start must not be needed to say that a file is wrong."""
     code = (
-        "import sys, rpg_platform.spec.yaml_file, rpg_platform.spec.plan;"
+        "import sys, rpg_platform.spec.yaml_file, rpg_platform.spec.checks;"
         "print([m for m in ('ray', 'torch', 'mlflow', 'gymnasium', 'pandas') if m in sys.modules])"
     )
     path = os.pathsep.join(str(ROOT / root) for root in ("algorithms", "platform"))
