@@ -23,7 +23,7 @@ MARKED = re.compile(
 )
 MARKER = re.compile(r"^<!-- test:", re.MULTILINE)
 MOST_LINES = 5
-LIMIT_S = 240
+LIMIT_S = 600
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def run(snippet: Snippet, folder: Path, environment: dict[str, str]) -> None:
     assert done.returncode == 0, f"{snippet.name}:\n{snippet.text}\n--- exit {done.returncode}\n{done.stdout[-3000:]}"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3 * LIMIT_S)
 @pytest.mark.parametrize("page", pages_with_snippets())
 def test_snippets_run(page: Path, tmp_path: Path, shell: dict[str, str]) -> None:
     folder = tmp_path / "work"
