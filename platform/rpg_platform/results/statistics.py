@@ -7,7 +7,9 @@ Legend: ``S`` runs (training seeds), ``T`` tasks (the strata), ``K`` any leading
 bootstrap. A score is one run's figure on one task: its mean return over the evaluation episodes. Within a task runs are
 exchangeable and resampled; tasks are not: the interval is about other seeds on the same tasks. One sweep has T = 1.
 
-Everything is a function of its arguments: the same scores and seed give the same figures, to the bit.
+Everything is a function of its arguments: the same scores and seed give the same figures, to the bit. scipy's
+``bootstrap``, ``trim_mean`` and ``mannwhitneyu`` give these figures too, in 4 to 50 times the time; a table of 2,000
+settings takes tens of thousands of them, and ``rpg status`` should not have to import ``scipy.stats``.
 """
 
 from __future__ import annotations
@@ -36,8 +38,7 @@ _AT_ONCE = 20_000_000  # resampled scores held in memory together
 
 def mean(scores: Array) -> Array:
     """Mean over tasks of the mean over runs: ``[..., S, T]`` → ``[...]`` (rliable's ``aggregate_mean``)."""
-    result: Array = scores.mean(axis=(-2, -1))
-    return result
+    return np.asarray(scores.mean(axis=(-2, -1)))
 
 
 def iqm(scores: Array) -> Array:
@@ -48,12 +49,8 @@ def iqm(scores: Array) -> Array:
     """
     flat = scores.reshape(*scores.shape[:-2], -1)
     cut = int(_TRIM * flat.shape[-1])
-    if cut == 0:
-        result: Array = flat.mean(axis=-1)
-        return result
-    kept: Array = np.sort(flat, axis=-1)[..., cut : flat.shape[-1] - cut]
-    middle: Array = kept.mean(axis=-1)
-    return middle
+    kept = np.sort(flat, axis=-1)[..., cut : flat.shape[-1] - cut] if cut else flat
+    return np.asarray(kept.mean(axis=-1))
 
 
 def bootstrap_interval(
@@ -138,9 +135,7 @@ def _wins(x: ArrayLike, y: ArrayLike) -> Array:
     first, second = _checked("x", x), _checked("y", y)
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise ValueError(f"x and y: expected [runs, tasks] with the same tasks, got {first.shape} and {second.shape}")
-    difference = first.T[:, :, None] - second.T[:, None, :]
-    result: Array = (np.sign(difference) + 1) / 2
-    return result
+    return np.asarray((np.sign(first.T[:, :, None] - second.T[:, None, :]) + 1) / 2)
 
 
 def _checked(name: str, scores: ArrayLike) -> Array:
@@ -167,5 +162,4 @@ def _resampled(runs: int, tasks: int, draws: int, seed: int) -> NDArray[np.intp]
 
 def _ends(drawn: Array, level: float) -> Array:
     tail = (1 - level) / 2
-    ends: Array = np.quantile(drawn, (tail, 1 - tail), axis=-1)
-    return ends
+    return np.asarray(np.quantile(drawn, (tail, 1 - tail), axis=-1))
