@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from rpg_platform.results.ranking import Figures, order_key, violations
 from rpg_platform.results.report import Report, as_json, at_rung, env_steps, figures_from_json
-from rpg_platform.search.rules import Key, asha_goes_on, median_goes_on
+from rpg_platform.search.rules import RULES, Key
 from rpg_platform.spec.search import Scheduler
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import TrialSpec
@@ -145,11 +145,7 @@ class Judge:
         arrives = Verdict(group, rung, self.name, True, means, self._prior)
         key = arrives.key(self._objective)
         others = [each.key(self._objective) for each in self._verdicts.values() if each.rung == rung]
-        if self._scheduler.asha is not None:
-            goes_on = asha_goes_on(key, others, self._scheduler.asha.reduction_factor)
-        else:
-            assert self._scheduler.median is not None
-            goes_on = median_goes_on(key, others, self._scheduler.median.min_settings)
+        goes_on = RULES[self.name](self._scheduler.section, key, others)
         verdict = Verdict(group, rung, self.name, goes_on, means, self._prior)
         self._keep(verdict)
         self._verdicts[group, rung] = verdict

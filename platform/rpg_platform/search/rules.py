@@ -7,8 +7,8 @@ when it arrives, against the settings that arrived before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 Key: TypeAlias = tuple[bool, bool, float, float]
 
@@ -40,3 +40,10 @@ def median_goes_on(key: Key, others: Sequence[Key], min_settings: int) -> bool:
     """
     better = sum(other < key for other in others)
     return len(others) < min_settings or 2 * better <= len(others)
+
+
+RULES: Mapping[str, Callable[[Any, Key, Sequence[Key]], bool]] = {
+    "asha": lambda section, key, others: asha_goes_on(key, others, section.reduction_factor),
+    "median": lambda section, key, others: median_goes_on(key, others, section.min_settings),
+}
+"""Scheduler by name → its rule, called with the scheduler's section of the specification."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,6 @@ from ray.tune import Callback
 
 from rpg_platform.results.report import is_over
 from rpg_platform.search.judge import Judge, Verdict
-from rpg_platform.search.optuna_search import OptunaSearch
 from rpg_platform.search.population import Population, population_of
 from rpg_platform.search.population_scheduler import PopulationTraining
 from rpg_platform.search.proposals import Optimiser, Proposals, objectives
@@ -36,7 +36,7 @@ def table_of(
     spec = sweep.spec
     if not spec.search.is_adaptive:
         return None
-    optimiser: Optimiser = OptunaSearch(objectives(spec), spec.search.startup)
+    optimiser: Optimiser = pkgutil.resolve_name(str(spec.search.row.optimiser))(objectives(spec), spec.search.startup)
     taken = [trial.group for trial in sweep.trials]
     return Proposals(spec, optimiser, keep or (lambda number, proposal: None), kept, taken)
 

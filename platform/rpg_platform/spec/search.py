@@ -4,29 +4,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from rpg_platform.spec.errors import fault
 from rpg_platform.spec.measures import MEASURES
 from rpg_platform.spec.sections import Positive, Section, Whole
-from rpg_platform.wording import show, suggestion
+from rpg_platform.wording import one_of, show, suggestion
 
-SearchMethod: TypeAlias = Literal["random", "quasi_random", "optuna"]
+
+@dataclass(frozen=True)
+class SearchMethod:
+    """One way to choose settings.
+
+    Attributes:
+        name: as `search: method:` names it.
+        draws: `module:function` that draws all settings before the sweep starts, as `quasi_random.settings` does; None:
+            each value is drawn by itself.
+        optimiser: `module:Class` of an `Optimiser` that chooses one setting after another by the results of those
+            before; None: it does not look at results.
+        needs: the package that has to be installed, which is also the name of our extra.
+    """
+
+    name: str
+    draws: str | None = None
+    optimiser: str | None = None
+    needs: str | None = None
+
+
+SEARCH_METHODS = {
+    method.name: method
+    for method in (
+        SearchMethod("random"),
+        SearchMethod("quasi_random", draws="rpg_platform.spec.quasi_random:settings"),
+        SearchMethod("optuna", optimiser="rpg_platform.search.optuna_search:OptunaSearch", needs="optuna"),
+    )
+}
 if TYPE_CHECKING:
     TradedOff: TypeAlias = str
 else:
     TradedOff = Literal[tuple(measure.name for measure in MEASURES if measure.is_objective)]
 
-SEARCH_METHODS: tuple[SearchMethod, ...] = get_args(SearchMethod)
 _DEFAULT_RUNGS = 2  # of ASHA below the budget
 _MOST_LOOKS = 1_000
 _DEFAULT_LOOKS = 5  # of median stopping, the end included
 
 
 def _known_method(value: object) -> object:
-    if isinstance(value, str) and value not in SEARCH_METHODS:
+    if not isinstance(value, str):
+        raise fault(f"expected {one_of(SEARCH_METHODS)}, got {show(value)}")
+    if value not in SEARCH_METHODS:
         hint = suggestion(value, SEARCH_METHODS)
         if value == "grid":
             hint = "; a grid needs no method: write {grid: [...]} for a weight"
@@ -39,7 +68,7 @@ def _known_method(value: object) -> object:
 class Search(Section):
     """How the settings of choice, uniform and loguniform spaces are chosen."""
 
-    method: Annotated[SearchMethod, BeforeValidator(_known_method)] = Field(
+    method: Annotated[str, BeforeValidator(_known_method)] = Field(
         default="random", description="random and quasi_random draw; optuna learns from what is finished."
     )
     objectives: tuple[TradedOff, ...] = Field(
@@ -61,11 +90,19 @@ class Search(Section):
     @property
     def is_adaptive(self) -> bool:
         """Whether settings depend on the results of others, so that trials are not known up front."""
-        return self.method == "optuna"
+        return self.row.optimiser is not None
+
+    @property
+    def row(self) -> SearchMethod:
+        """The method's row in the table."""
+        return SEARCH_METHODS[self.method]
 
 
 class Asha(Section):
     """Asynchronous successive halving: at each rung the better settings go on."""
+
+    ends_early: ClassVar[bool] = True
+    begins: ClassVar[str] = "first_rung_env_steps"
 
     reduction_factor: Whole = Field(
         default=3, ge=2, le=100, description="One of so many settings goes on at each rung; rungs are so much apart."
@@ -74,9 +111,22 @@ class Asha(Section):
         default=None, description="Env steps of the first rung; null: two rungs below the budget."
     )
 
+    def rungs(self, env_steps: int, start: int) -> list[int]:
+        """Lays rungs out between ``start`` and the budget, each ``reduction_factor`` times as far as the one before."""
+        factor = self.reduction_factor
+        first = self.first_rung_env_steps or start + math.ceil((env_steps - start) / factor**_DEFAULT_RUNGS)
+        distance, found = max(first - start, 1), []
+        while start + distance < env_steps:
+            found.append(start + distance)
+            distance *= factor
+        return found
+
 
 class Median(Section):
     """A setting that is worse than more than half of the others at the same step is ended."""
+
+    ends_early: ClassVar[bool] = True
+    begins: ClassVar[str] = "grace_env_steps"
 
     grace_env_steps: Positive | None = Field(
         default=None, description="Env steps before which none is ended; null: a fifth of the budget."
@@ -86,9 +136,17 @@ class Median(Section):
     )
     min_settings: Whole = Field(default=3, ge=1, le=10_000, description="Other settings needed for a comparison.")
 
+    def rungs(self, env_steps: int, start: int) -> list[int]:
+        """Lays rungs out from the end of the grace on, at equal distances."""
+        part = math.ceil((env_steps - start) / _DEFAULT_LOOKS)
+        return list(range(self.grace_env_steps or start + part, env_steps, self.every_env_steps or part)[:_MOST_LOOKS])
+
 
 class Pbt(Section):
     """Population-based training: at each rung the worst settings go on from the best ones, with weights near theirs."""
+
+    ends_early: ClassVar[bool] = False
+    begins: ClassVar[str] = "every_env_steps"
 
     every_env_steps: Positive | None = Field(
         default=None, description="Env steps from one rung to the next; null: a fifth of the budget."
@@ -100,6 +158,11 @@ class Pbt(Section):
     resample_probability: float = Field(
         default=0.25, ge=0, le=1, description="How often a weight is drawn anew instead."
     )
+
+    def rungs(self, env_steps: int, start: int) -> list[int]:
+        """Lays rungs out at equal distances from ``start`` on."""
+        every = self.every_env_steps or math.ceil((env_steps - start) / _DEFAULT_LOOKS)
+        return list(range(start + every, env_steps, every)[:_MOST_LOOKS])
 
 
 class Scheduler(Section):
@@ -124,19 +187,25 @@ class Scheduler(Section):
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        if sum(each is not None for each in (self.asha, self.median, self.pbt)) != 1:
-            raise fault("takes exactly one of asha, median and pbt")
+        names = tuple(type(self).model_fields)
+        if sum(getattr(self, name) is not None for name in names) != 1:
+            raise fault(f"takes exactly one of {', '.join(names[:-1])} and {names[-1]}")
         return self
-
-    @property
-    def ends_early(self) -> bool:
-        """Whether it ends settings before their budget is used up."""
-        return self.pbt is None
 
     @property
     def name(self) -> str:
         """`asha`, `median` or `pbt`."""
-        return "asha" if self.asha is not None else "median" if self.median is not None else "pbt"
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def section(self) -> Any:
+        """What is set of it: the section of that name."""
+        return getattr(self, self.name)
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether it ends settings before their budget is used up."""
+        return bool(self.section.ends_early)
 
     def rungs(self, env_steps: int, start: int = 0) -> tuple[int, ...]:
         """Env steps at which settings are compared, increasing, all below the budget.
@@ -146,21 +215,4 @@ class Scheduler(Section):
             start: env steps before which the policy does not change (the critic's warm-up): rungs are laid out over
                 what is left.
         """
-        found: list[int] = []
-        if start >= env_steps:
-            return ()
-        if self.asha is not None:
-            factor = self.asha.reduction_factor
-            first = self.asha.first_rung_env_steps or start + math.ceil((env_steps - start) / factor**_DEFAULT_RUNGS)
-            distance = max(first - start, 1)
-            while start + distance < env_steps:
-                found.append(start + distance)
-                distance *= factor
-        elif self.median is not None:
-            part = math.ceil((env_steps - start) / _DEFAULT_LOOKS)
-            rung, every = self.median.grace_env_steps or start + part, self.median.every_env_steps or part
-            found = list(range(rung, env_steps, every)[:_MOST_LOOKS])
-        elif self.pbt is not None:
-            every = self.pbt.every_env_steps or math.ceil((env_steps - start) / _DEFAULT_LOOKS)
-            found = list(range(start + every, env_steps, every)[:_MOST_LOOKS])
-        return tuple(found)
+        return tuple(self.section.rungs(env_steps, start)) if start < env_steps else ()

@@ -23,8 +23,9 @@ def check_search(spec: SweepSpec, *, check_installed: bool = True) -> Iterator[P
     yield from _search(spec)
     yield from _objectives(spec)
     yield from _scheduler(spec)
-    if check_installed and spec.search.method == "optuna" and importlib.util.find_spec("optuna") is None:
-        yield Problem(_METHOD, "optuna is not installed: pip install 'residual-policy-gradient[optuna]'")
+    needed = spec.search.row.needs
+    if check_installed and needed is not None and importlib.util.find_spec(needed) is None:
+        yield Problem(_METHOD, f"{needed} is not installed: pip install 'residual-policy-gradient[{needed}]'")
 
 
 def space_paths(spec: SweepSpec, arm: Arm) -> dict[Path, SearchSpace]:
@@ -39,26 +40,26 @@ def space_paths(spec: SweepSpec, arm: Arm) -> dict[Path, SearchSpace]:
 
 def _search(spec: SweepSpec) -> Iterator[Problem]:
     method = spec.search.method
-    if method == "random":
+    if not (spec.search.is_adaptive or spec.search.row.draws):
         return
     algorithm = arms(spec)[0]
     spaces = space_paths(spec, algorithm)
-    if method == "optuna":
+    if spec.search.is_adaptive:
         for path, space in spaces.items():
             if not space.is_random:
-                message = "optuna chooses each setting itself, and a grid is enumerated: write choice for grid"
+                message = f"{method} chooses each setting itself, and a grid is enumerated: write choice for grid"
                 yield Problem((*path, space.kind), message, at_key=True, needs=(("search",), *_SPACES[1:]))
         if not spaces:
-            message = f"optuna has nothing to choose: {spec.algorithm} has no choice, uniform or loguniform"
+            message = f"{method} has nothing to choose: {spec.algorithm} has no choice, uniform or loguniform"
             yield Problem(_METHOD, message, needs=_SPACES)
     elif not any(space.is_random for arm in arms(spec) for space in space_paths(spec, arm).values()):
-        message = "quasi_random given, but nothing is drawn: there is no choice, uniform or loguniform"
+        message = f"{method} given, but nothing is drawn: there is no choice, uniform or loguniform"
         yield Problem(_METHOD, message, needs=(*_SPACES, ("baselines",)))
 
 
 def _objectives(spec: SweepSpec) -> Iterator[Problem]:
     names, here = spec.search.objectives, ("search", "objectives")
-    if names and spec.search.method != "optuna":
+    if names and not spec.search.is_adaptive:
         message = f"takes part in optuna's search only, and the method is {spec.search.method}"
         yield Problem(here, message, at_key=True, needs=(_METHOD,))
     for index, name in enumerate(names):
@@ -77,7 +78,7 @@ def _scheduler(spec: SweepSpec) -> Iterator[Problem]:
         message = f"{name} decides on validation figures, and evaluation.validations is 0"
         yield Problem(here, message, needs=(("evaluation", "validations"),))
     objectives = spec.search.objectives
-    if spec.search.method == "optuna" and objectives and objectives != (spec.objective.maximize,):
+    if spec.search.is_adaptive and objectives and objectives != (spec.objective.maximize,):
         message = f"{name} compares settings by objective.maximize, {spec.objective.maximize}, alone, "
         message += f"and search.objectives has {', '.join(objectives)}"
         yield Problem(here, message, needs=(("search",), ("objective",)))
@@ -112,15 +113,14 @@ def _population(spec: SweepSpec) -> Iterator[Problem]:
 def _rungs(spec: SweepSpec) -> Iterator[Problem]:
     scheduler, budget, warmup = spec.scheduler, spec.budget.env_steps, warmup_env_steps(spec)
     assert scheduler is not None
-    section = scheduler.asha or scheduler.median or scheduler.pbt
-    key = {"asha": "first_rung_env_steps", "median": "grace_env_steps", "pbt": "every_env_steps"}[scheduler.name]
-    given: int | None = getattr(section, key)
+    key = scheduler.section.begins
+    given: int | None = getattr(scheduler.section, key)
     where: Path = ("scheduler", scheduler.name, key)
     needs: tuple[Path, ...] = (("budget",), ("training",), ("resources",), ("prior",), ("algorithm",))
     if given is not None and given >= budget:
         message = f"{given} is not below the budget of {budget} env steps: none is "
         yield Problem(where, message + ("ended" if scheduler.ends_early else "taken over"), needs=needs)
-    elif given is not None and scheduler.pbt is None and given <= warmup < budget:
+    elif given is not None and scheduler.ends_early and given <= warmup < budget:
         detail = f"the {warmup} env steps of critic_warmup_iterations"
         yield Problem(where, f"{given} is within {detail}, before the policy moves", needs=needs)
     elif warmup < budget and len(rungs(spec)) > MAX_RUNGS:

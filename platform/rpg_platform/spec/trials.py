@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import math
+import pkgutil
 import random
 import re
 from collections import defaultdict
@@ -21,7 +22,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from rpg_platform.spec import quasi_random
 from rpg_platform.spec.methods import METHODS, WEIGHTS, MethodName
 from rpg_platform.spec.space import SearchSpace, Setting, WeightValue, dump
 from rpg_platform.spec.sweep import Baseline, Network, SweepSpec, Training, TrialSpec
@@ -121,8 +121,8 @@ def draws(spec: SweepSpec, arm: Arm) -> list[dict[str, Setting]]:
 
 
 def _attempts(spec: SweepSpec, spaces: Mapping[str, SearchSpace], count: int) -> Iterator[dict[str, Setting]]:
-    if spec.search.method == "quasi_random":
-        yield from quasi_random.settings(spaces, count, spec.search_seed)
+    if spec.search.row.draws is not None:
+        yield from pkgutil.resolve_name(spec.search.row.draws)(spaces, count, spec.search_seed)
         return
     for attempt in range(count):
         yield {
