@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rpg_platform.tracking.runs import Record
+from rpg_platform.tracking.spool import Spool
 
 
 def opening(run: str, **more: Any) -> Record:
@@ -28,3 +29,9 @@ def records_in(folder: Path) -> int:
     with contextlib.closing(sqlite3.connect(folder / "spool.db")) as database:
         [count] = database.execute("SELECT count(*) FROM records").fetchone()
     return int(count)
+
+
+def reopened(folder: Path) -> Spool:
+    spool = Spool(folder)
+    spool.open()
+    return spool

@@ -16,7 +16,8 @@ from rpg_platform.tracking.store import check_store, create_embedded_store
 
 def test_an_address_is_known_without_importing_mlflow() -> None:
     code = (
-        "import sys; from rpg_platform.tracking.store import default_tracking_uri; default_tracking_uri('/a')\n"
+        "import sys; from rpg_platform.storage.location import default_tracking_uri\n"
+        "from rpg_platform.tracking.store import embedded_database; embedded_database(default_tracking_uri('/a'))\n"
         "assert not {'mlflow', 'ray'} & set(sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
