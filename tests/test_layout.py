@@ -25,14 +25,15 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 # What rpg_algorithms may depend on, beyond the standard library: anybody who has RLlib has these.
 ALGORITHMS_MAY_IMPORT = {"gymnasium", "numpy", "pydantic", "ray", "rpg_algorithms", "safetensors", "torch", "envpool"}
-# What needs no Ray: the mathematics, and a policy and its file. Package -> the packages of ours, and of others, that
-# it may import; nothing comes from rpg_algorithms itself, whose public names include Ray's.
+# What needs no Ray: the mathematics, add-on rewards, and a policy and its file. Package or module -> those of ours, and
+# of others, that it may import; nothing comes from rpg_algorithms itself, whose public names include Ray's.
 PURE_MAY_IMPORT = {
     "maths": ({"maths"}, {"torch"}),
-    "policies": ({"maths", "policies"}, {"gymnasium", "numpy", "pydantic", "safetensors", "torch"}),
+    "addons.py": (set[str](), {"numpy"}),
+    "policies": ({"addons", "maths", "policies"}, {"gymnasium", "numpy", "pydantic", "safetensors", "torch"}),
 }
 PURE_MODULES = sorted(
-    path.relative_to(ALGORITHMS) for package in PURE_MAY_IMPORT for path in (ALGORITHMS / package).rglob("*.py")
+    path for file in ALGORITHMS.rglob("*.py") if (path := file.relative_to(ALGORITHMS)).parts[0] in PURE_MAY_IMPORT
 )
 # A wrong sweep is refused before Ray starts, so what reads it must not need Ray.
 PLATFORM_WITHOUT_RAY = sorted(path.relative_to(PLATFORM) for path in (PLATFORM / "spec").rglob("*.py"))

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rpg_algorithms.policies.graph_ops import OPS, Array, GraphError, Shape, elements, is_number
+from rpg_algorithms.addons import Array
+from rpg_algorithms.policies.graph_ops import OPS, GraphError, Shape, elements, is_number
 
 INPUT = "obs"
 MAX_NODES, MAX_TENSORS, MAX_RANK = 2_000, 1_000, 6

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-Array = NDArray[Any]
+from rpg_algorithms.addons import Array
+
 Shape = tuple[int | None, ...]
 Attributes = Mapping[str, Any]
 SQRT_HALF, TANH_GELU = math.sqrt(0.5), math.sqrt(2.0 / math.pi)

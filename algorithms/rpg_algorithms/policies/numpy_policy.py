@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rpg_algorithms.addons import Array
 from rpg_algorithms.maths.distributions import HALF_LOG_2PI, LOG_2
 from rpg_algorithms.policies.graph import NumpyGraph
-from rpg_algorithms.policies.graph_ops import Array, np_elu, np_log_softmax, np_softplus
+from rpg_algorithms.policies.graph_ops import np_elu, np_log_softmax, np_softplus
 from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rpg_algorithms.policies.graph_ops import Array
+from rpg_algorithms.addons import Array
 
 
 class FlatParameters:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rpg_algorithms.addons import Array
 from rpg_platform.results.ranking import Figures, Violation, order_key, pareto_set, violations
 from rpg_platform.results.report import (
     BEST,
@@ -37,7 +38,6 @@ from rpg_platform.results.report import (
     std_key,
 )
 from rpg_platform.results.statistics import (
-    Array,
     Interval,
     bootstrap_interval,
     improvement_interval,

@@ -19,9 +19,10 @@ from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array: TypeAlias = NDArray[np.float64]
+from rpg_algorithms.addons import Array
+
 Statistic: TypeAlias = Callable[[Array], Array]
 """``[..., S, T]`` → ``[...]``: one figure of all runs on all tasks."""
 Interval: TypeAlias = tuple[float, float]
@@ -153,9 +154,9 @@ def _check_level(level: float) -> None:
 
 
 @lru_cache(maxsize=8)
-def _resampled(runs: int, tasks: int, draws: int, seed: int) -> NDArray[np.intp]:
+def _resampled(runs: int, tasks: int, draws: int, seed: int) -> Array:
     """Which run is drawn in place of each, in each task by itself: ``[R, S, T]``; the same for every row of a table."""
-    picked: NDArray[np.intp] = np.random.default_rng(seed).integers(0, runs, (draws, runs, tasks))
+    picked: Array = np.random.default_rng(seed).integers(0, runs, (draws, runs, tasks))
     picked.setflags(write=False)
     return picked
 

@@ -9,11 +9,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
+from rpg_algorithms.addons import Array
 from rpg_platform.tasks.task import StepFunction
-
-Array = NDArray[Any]
 
 
 class MisbehaviourError(ValueError):

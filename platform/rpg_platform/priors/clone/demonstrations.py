@@ -28,6 +28,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from rpg_algorithms.addons import Array
 from rpg_algorithms.policies.network import observation_size
 from rpg_algorithms.policies.spaces import flatten_observations, same_space
 from rpg_platform.priors.files.archive import ArchiveLimits, read_npz
@@ -35,7 +36,6 @@ from rpg_platform.priors.imported import PriorImportError
 from rpg_platform.priors.origin import hash_of
 from rpg_platform.wording import suggestion
 
-Array = NDArray[Any]
 NPZ_ARRAYS = ("observations", "actions", "episode_ids", "terminations", "timeouts", "rewards")
 MAX_BYTES = 4 << 30
 """Of arrays in memory, and of a file."""

@@ -16,14 +16,11 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-
+from rpg_algorithms.addons import Array
 from rpg_platform.priors.files.inert_readers import make_array
 from rpg_platform.priors.imported import PriorImportError
 
-Array = NDArray[Any]
 _ENCRYPTED = 0x1
 _END_BYTES = 22  # of the record at the end, without its comment
 _MEGABYTE = 1 << 20

@@ -28,8 +28,8 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
+from rpg_algorithms.addons import Array
 from rpg_platform.priors.files import inert
 from rpg_platform.priors.files.archive import read_file, read_npy
 from rpg_platform.priors.files.inert import Global, Instance
@@ -37,7 +37,6 @@ from rpg_platform.priors.files.inert_readers import make_array
 from rpg_platform.priors.files.spaces import read_space
 from rpg_platform.priors.imported import PriorImportError
 
-Array = NDArray[Any]
 CHECKPOINT_FILE = "rllib_checkpoint.json"
 ARGUMENTS_FILE = "class_and_ctor_args.pkl"
 _MODULES = Path("learner_group", "learner", "rl_module")

@@ -24,7 +24,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
 from rpg_platform.priors.files.torch_files import read_tensors
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
@@ -40,7 +39,6 @@ from rpg_platform.priors.network.layers import (
     with_activations,
 )
 
-Array = NDArray[Any]
 _EXPECTED = (
     "expected CleanRL's actor_mean.* and actor_logstd (ppo_continuous_action), actor.* (ppo), fc1, fc2, fc_mean and "
     "fc_logstd (sac_continuous_action) or fc_mu (td3, ddpg)"

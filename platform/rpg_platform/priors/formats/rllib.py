@@ -22,15 +22,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
 from rpg_platform.priors.files.inert import Global
 from rpg_platform.priors.files.rllib_checkpoint import Checkpoint, Pipeline, decode_array, read_constructed, read_state
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.priors.network.assemble import FreeLogStd, Moments, NetworkLogStd, Policy, Step, assemble
 from rpg_platform.priors.network.layers import as_array, known_activation, stack, with_activations
-
-Array = NDArray[Any]
 
 _PPO = ("DefaultPPOTorchRLModule", "PPOTorchRLModule")
 _SAC = ("DefaultSACTorchRLModule", "SACTorchRLModule")

@@ -23,8 +23,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from rpg_algorithms.addons import Array
 from rpg_algorithms.maths.distributions import DistributionName
 from rpg_platform.priors.files.inert import Global, Instance
 from rpg_platform.priors.files.spaces import is_image, read_space
@@ -66,7 +66,6 @@ _TORCH_MODULE = re.compile(r"torch\.nn(?:\.modules\.activation)?\.(\w+)")
 _ACTIVATION_NAMES = {"LeakyReLU": "leaky_relu"} | {
     name: name.lower() for name in ("ReLU", "Tanh", "ELU", "SiLU", "GELU", "SELU", "Sigmoid", "Softplus", "Mish")
 }
-Array = NDArray[Any]
 Spaces = tuple[gym.Space[Any], gym.Space[Any]]
 Kwargs = Mapping[str, Any]
 

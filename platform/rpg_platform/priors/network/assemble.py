@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from rpg_algorithms.addons import Array
 from rpg_algorithms.maths.distributions import DistributionName
 from rpg_algorithms.policies.graph import Graph
 from rpg_algorithms.policies.graph_ops import GraphError
@@ -26,7 +26,6 @@ from rpg_algorithms.policies.network import ACTIVATIONS, NetworkSpec, PolicyNetw
 from rpg_platform.priors.imported import PriorImportError
 from rpg_platform.priors.network.graph_builder import Constant, GraphBuilder, to_graph
 
-Array = NDArray[Any]
 NO_CLAMP = 1e30  # a clamp of log standard deviations that is none; JSON holds no infinity
 
 GRAPH_ACTIVATIONS = ("relu", "tanh", "elu", "silu", "gelu", "selu", "sigmoid", "softplus", "mish", "leaky_relu")

@@ -10,13 +10,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from rpg_algorithms.addons import Array
 from rpg_platform.priors.files.archive import read_npz
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.network.assemble import GRAPH_ACTIVATIONS, Activation, Linear, Moments, Norm, Step
-
-Array = NDArray[Any]
 
 
 def linear_layers(state: Mapping[Any, Any], prefix: str, where: str) -> list[Linear]:
