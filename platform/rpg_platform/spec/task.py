@@ -261,17 +261,12 @@ def _parse_task(raw: object) -> str | TaskSpec:
         return raw
     if raw is None:
         raise fault("missing: expected a task's name or a mapping")
-    if isinstance(raw, Mapping):
-        try:
-            return TaskSpec.model_validate(dict(raw))
-        except ValidationError as error:
-            refuse(explain(error, TaskSpec))
+    if not isinstance(raw, str | Mapping):
+        raise fault(f"expected a task's name or a mapping, got {show(raw)}")
     try:
-        return _LINE.validate_python(raw, strict=True)
+        return _LINE.validate_python(raw) if isinstance(raw, str) else TaskSpec.model_validate(dict(raw))
     except ValidationError as error:
-        if not isinstance(raw, str):
-            raise fault(f"expected a task's name or a mapping, got {show(raw)}") from None
-        refuse(explain(error, Section))
+        refuse(explain(error, TaskSpec))
 
 
 def _dump_task(task: str | TaskSpec) -> object:

@@ -170,24 +170,23 @@ _SOURCES = ("obs", "action", "next_obs")
 FUNCTIONS = (*_EACH, *_OVER)
 NAMES = (*_SOURCES, "info", "pi")
 
-_NO_NODES: Mapping[type[ast.AST], str] = {
-    ast.IfExp: "'if ... else' cannot be used here: write where(condition, then, else)",
-    ast.Tuple: "a list of values cannot be used here",
-    ast.List: "a list of values cannot be used here",
-    ast.Lambda: "'lambda' cannot be used here",
-    ast.Starred: "'*' before an argument cannot be used here",
-    ast.NamedExpr: "':=' cannot be used here",
-    ast.JoinedStr: "text cannot be used here",
-}
-_NO_OPERATORS: Mapping[type[ast.AST], tuple[str, str]] = {
-    ast.FloorDiv: ("//", ": use / and %"),
-    ast.MatMult: ("@", ": write sum(x * y)"),
-    ast.BitXor: ("^", ": a power is written x ** y"),
-    ast.BitAnd: ("&", ": write 'and'"),
-    ast.BitOr: ("|", ": write 'or'"),
-    ast.LShift: ("<<", ""),
-    ast.RShift: (">>", ""),
-    ast.Invert: ("~", ": write 'not'"),
+# What Python knows and an expression must not hold -> how a message calls it, and what to write in its place.
+_REFUSED: Mapping[type[ast.AST], tuple[str, str]] = {
+    ast.IfExp: ("'if ... else'", ": write where(condition, then, else)"),
+    ast.Tuple: ("a list of values", ""),
+    ast.List: ("a list of values", ""),
+    ast.Lambda: ("'lambda'", ""),
+    ast.Starred: ("'*' before an argument", ""),
+    ast.NamedExpr: ("':='", ""),
+    ast.JoinedStr: ("text", ""),
+    ast.FloorDiv: ("'//'", ": use / and %"),
+    ast.MatMult: ("'@'", ": write sum(x * y)"),
+    ast.BitXor: ("'^'", ": a power is written x ** y"),
+    ast.BitAnd: ("'&'", ": write 'and'"),
+    ast.BitOr: ("'|'", ": write 'or'"),
+    ast.LShift: ("'<<'", ""),
+    ast.RShift: ("'>>'", ""),
+    ast.Invert: ("'~'", ": write 'not'"),
 }
 
 
@@ -287,7 +286,10 @@ class _Compiler:
                 return self._call(node, depth)
             case ast.Attribute():
                 raise self._attribute(node)
-        raise self._fault(_NO_NODES.get(type(node), "this cannot be used in an expression"), node)
+        if type(node) not in _REFUSED:
+            raise self._fault("this cannot be used in an expression", node)
+        what, hint = _REFUSED[type(node)]
+        raise self._fault(f"{what} cannot be used here{hint}", node)
 
     # -- leaves
 
@@ -335,11 +337,12 @@ class _Compiler:
     # -- operators
 
     def _operation(self, op: ast.AST, operands: Sequence[ast.expr], node: ast.expr, depth: int) -> _Term:
-        if type(op) in _NO_OPERATORS:
-            symbol, hint = _NO_OPERATORS[type(op)]
+        if type(op) in _REFUSED:
+            symbol, hint = _REFUSED[type(op)]
             # The tree has no place for an operator of two: it stands after its left operand.
             left_end = getattr(operands[0], "end_col_offset", 0) if len(operands) == 2 else node.col_offset
-            raise self._fault(f"'{symbol}' cannot be used here{hint}", self.text.find(symbol, self._at(left_end)))
+            at = self.text.find(symbol.strip("'"), self._at(left_end))
+            raise self._fault(f"{symbol} cannot be used here{hint}", at)
         terms = [self._term(operand, depth + 1) for operand in operands]
         if isinstance(op, ast.Div | ast.Mod) and terms[1].number == 0:
             raise self._fault("division by zero", operands[1])

@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from rich.console import Console
@@ -31,10 +30,6 @@ SQLITE_HEADER = b"SQLite format 3\x00"
 
 class UiError(ValueError):
     """The dashboard can't be started; the message says what to do."""
-
-
-class _Stop(Exception):  # noqa: N818 - not an error: the user ends the dashboard
-    """A signal asked for the end."""
 
 
 def serve(
@@ -78,7 +73,7 @@ def serve(
                 return child.wait()
             finally:
                 _end(child)
-    except _Stop:
+    except KeyboardInterrupt:
         return 0
 
 
@@ -147,12 +142,8 @@ def _tail(log: IO[bytes], lines: int = 15) -> str:
 
 @contextmanager
 def _stop_signals() -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into ``_Stop``, so that the child is ended on the way out."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Stop
-
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    """Turns SIGINT and SIGTERM into ``KeyboardInterrupt``, so that the child is ended on the way out."""
+    before = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -164,7 +155,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     """Ends the server and its workers: asked first, then, after a while or a second signal, made."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired, _Stop):
+    with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
         child.wait(STOP_LIMIT_S)
     with suppress(ProcessLookupError):  # also workers that outlived the server
         os.killpg(child.pid, signal.SIGKILL)
