@@ -30,8 +30,8 @@ from rpg_platform.planning.cluster import CapacityError
 from rpg_platform.results.rows import summarise
 from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.storage.location import default_tracking_uri, storage_path, tracking_uri_of
-from rpg_platform.storage.sweep import Sweep, SweepError
+from rpg_platform.storage.location import LocationError, default_tracking_uri, storage_path, tracking_uri_of
+from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolderError
 from rpg_platform.trial.trainable import running_code
 
@@ -397,7 +397,7 @@ def test_settings_that_rllib_refuses_are_refused_before_ray_starts(case: str, re
 def test_remote_storage_needs_a_server() -> None:
     spec = SweepSpec.model_validate(raw_spec(storage="s3://bucket/sweeps"))
     assert storage_path(spec.storage) == "s3://bucket/sweeps"
-    with pytest.raises(SweepError, match=r"storage='s3://bucket/sweeps' is remote: give tracking\.uri"):
+    with pytest.raises(LocationError, match=r"storage='s3://bucket/sweeps' is remote: give tracking\.uri"):
         tracking_uri_of(spec)
     given = SweepSpec.model_validate(raw_spec(storage="s3://bucket/sweeps", tracking={"uri": "http://mlflow:5000"}))
     assert tracking_uri_of(given) == "http://mlflow:5000"
