@@ -168,7 +168,7 @@ def make_plan(
     check_capacity(bundles, nodes)
     left = [t for t in trials if t.trial_id not in states or not states[t.trial_id].finishes(t)]
     at_once = trials_at_once(bundles, nodes, min(len(left), spec.resources.max_concurrent or len(left)))
-    episode = sweep.max_episode_steps or sweep.task.max_episode_steps
+    episode = sweep.max_episode_steps
     work = [_steps(t, states.get(t.trial_id), episode or DEFAULT_EPISODE) for t in left]
     networks = {t.trial_id: networks_of(t, sweep.observation_space, sweep.action_space, sweep.prior) for t in trials}
     sizes = [(t, networks[t.trial_id]) for t in left]

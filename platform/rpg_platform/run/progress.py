@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 from rich.console import Console, Group, RenderableType
@@ -23,9 +23,11 @@ from rpg_platform.run.status import words_of
 from rpg_platform.spec.measures import BY_NAME, RETURNS
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import TrialSpec, trial_id_of
-from rpg_platform.tracking.sender import TrackerState
 from rpg_platform.tracking.tune_trial import error_text
 from rpg_platform.wording import duration
+
+if TYPE_CHECKING:
+    from rpg_platform.tracking.sender import TrackerState
 
 LINE_EVERY_S = 10.0
 REFRESH_PER_S = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,7 +11,7 @@ from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.task import get_task
 from rpg_platform.storage.location import storage_path, tracking_uri_of
 from rpg_platform.storage.sweep_folder import SweepFolder
-from rpg_platform.tasks.conformance import probe
+from rpg_platform.tasks.conformance import faults_in
 from rpg_platform.tasks.environments import make_env
 from rpg_platform.tasks.task import Task
 
@@ -77,14 +78,12 @@ class Sweep:
             folder.check_free()
         prior = _prior_of(spec, folder if resume else None)
         task = get_task(spec.task)
-        if not isinstance(spec.task, str) and (refused := probe(task)):
-            raise SweepError("\n".join(map(str, refused)))
-        env = make_env(task)
-        try:
+        with closing(make_env(task)) as env:
             spaces = (env.observation_space, env.action_space)
-            limit = None if env.spec is None else env.spec.max_episode_steps
-        finally:
-            env.close()  # type: ignore[no-untyped-call]
+            limit = (None if env.spec is None else env.spec.max_episode_steps) or task.max_episode_steps
+            refused = [] if isinstance(spec.task, str) else faults_in(task, env)  # registered tasks are tested
+        if refused:
+            raise SweepError("\n".join(map(str, refused)))
         if prior is not None:
             prior.check_spaces(*spaces, task.env_id)
         experiment = spec.tracking.experiment or spec.name

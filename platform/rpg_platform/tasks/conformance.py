@@ -92,8 +92,16 @@ def probe(task: Task) -> list[TaskError]:
     """
     try:
         with closing(make_env(task)) as env:
-            sizes = sizes_of(env)
-            played = list(itertools.islice(steps(env, 0, np.random.default_rng(0)), PROBE_STEPS))
+            return faults_in(task, env)
+    except TaskError as error:
+        return [error]
+
+
+def faults_in(task: Task, env: gym.Env[Any, Any]) -> list[TaskError]:
+    """Finds what ``probe`` does, in an environment of the task that is made already; leaves it open."""
+    try:
+        sizes = sizes_of(env)
+        played = list(itertools.islice(steps(env, 0, np.random.default_rng(0)), PROBE_STEPS))
     except TaskError as error:
         return [error]
     except MisbehaviourError as fault:

@@ -21,7 +21,6 @@ import yaml
 from ray.tune import Callback
 
 from rpg_platform.results.endings import Outcomes, RunStatus, outcomes_of
-from rpg_platform.results.picture import tradeoff_png
 from rpg_platform.results.report import (
     DROPPED,
     FAILED,
@@ -176,10 +175,11 @@ class MlflowTracker(Callback):
         try:
             spool.open()
             self._begin(spool)
-        except SpoolError:
-            spool.close()
-            raise
         except Exception as error:
+            if self._spool is None:
+                spool.close()  # a later call may take it
+            if isinstance(error, SpoolError):
+                raise
             self._defect(f"the spool {self.folder} can't be used", error)
 
     def _begin(self, spool: Spool) -> None:
@@ -326,6 +326,8 @@ class MlflowTracker(Callback):
         best = next((row for row in rows if row.is_best), None)
         if best is not None:
             self._put(PARENT, "tags", values={"best_setting": best.setting})
+        from rpg_platform.results.picture import tradeoff_png  # matplotlib, which nothing needs before the end
+
         picture = tradeoff_png(rows, title=self._spec.get("description", ""))
         if picture is not None:
             encoded = base64.b64encode(picture).decode("ascii")

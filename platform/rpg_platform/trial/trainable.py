@@ -39,7 +39,7 @@ from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.spec.task import get_task, task_label
 from rpg_platform.storage.trial_state import read_state, write_state
-from rpg_platform.tasks.environments import make_env, spaces_of
+from rpg_platform.tasks.environments import spaces_of
 from rpg_platform.trial.config import METRIC, algorithm_config
 from rpg_platform.trial.room import checkpoint_room
 from rpg_platform.trial.sizes import checkpoint_bytes, iterations_per_report, networks_of
@@ -115,6 +115,7 @@ class CustomizationTrial(tune.Trainable):
         if self._is_built:
             return
         self.task = get_task(self.trial.task)
+        self._spaces = spaces_of(self.task)
         self.prior = self._given_prior
         self.prior_network = None if self.prior is None else self.prior.build()
         self._validation = Validation(
@@ -240,7 +241,7 @@ class CustomizationTrial(tune.Trainable):
 
     def _checkpoint_bytes(self) -> int:
         """Size of a checkpoint, as it is estimated before there is one."""
-        return checkpoint_bytes(self.trial, networks_of(self.trial, *spaces_of(self.task), self.prior))
+        return checkpoint_bytes(self.trial, networks_of(self.trial, *self._spaces, self.prior))
 
     def _local_storage(self) -> str | None:
         """The folder that checkpoints are copied to, where it is on a file system of this machine."""
@@ -285,13 +286,11 @@ class CustomizationTrial(tune.Trainable):
         returns = as_card_returns(self._evaluated[which].results) if which in self._evaluated else {}
         if self.prior is not None and self.algo is None:
             return self.prior.card.model_copy(update={"returns": returns or self.prior.card.returns})
-        env = make_env(self.task)
         descent = {} if self.prior is None else self.prior.card.descent()
         return PriorCard.describe(
             trial.sweep,
             self.task.env_id,
-            env.observation_space,
-            env.action_space,
+            *self._spaces,
             self.policy().spec,
             env_kwargs=dict(self.task.env_kwargs),
             alpha=self._alpha(),

@@ -1,4 +1,4 @@
-"""Which trials share a rate, how it is kept, and measuring it."""
+"""Which trials share a rate, and how it is kept."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
-from tests.platform.planning.planned import PRIOR, RATE, TWO, spec
+from tests.platform.planning.planned import RATE, TWO, spec
 
-from rpg_algorithms.policies.bundle import load_bundle
-from rpg_platform.bundles import resolve_prior
-from rpg_platform.planning import rates
-from rpg_platform.planning.measuring import measure
 from rpg_platform.planning.rates import keep_rate, known_rate, rate_key
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import TrialSpec
@@ -67,15 +62,3 @@ def test_a_rate_that_cannot_be_kept_stops_nothing(cache: Path) -> None:
     cache.touch()
     keep_rate("key", RATE)
     assert known_rate("key") is None
-
-
-def test_measuring_starts_no_ray_and_counts_remote_runners(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "_MEASURED_S", 0.2)
-    was_running = ray.is_initialized()
-    small = {"resources": {"envs_per_runner": 4}, "training": {"rollout_length": 64, "num_epochs": 1}}
-    trial = trials(**small)["greedy-seed=0"]
-    rate = measure(trial, load_bundle(resolve_prior(PRIOR)))
-    assert 200 < rate.env_steps_per_s < 200_000
-    assert 200 < rate.evaluation_steps_per_s < 500_000
-    assert 0 < rate.setup_s < 60
-    assert ray.is_initialized() == was_running
