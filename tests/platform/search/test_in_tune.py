@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class After(tune.Stopper):
 def attempt(sweep: SweepSpec, folder: SweepFolder, stop_after: int | None = None) -> SearchRun:
     """Runs what is to run, or of it as much as there is until ``stop_after`` trials have finished."""
     states = folder.trials()
-    search = SearchRun(resolved(sweep, folder.storage), states)
+    search = SearchRun(replace(resolved(sweep, folder.storage), folder=folder), states)
     todo = [t for t in search.trials if t.trial_id not in states or not states[t.trial_id].finishes(t)]
     if not todo and not search.to_come:
         return search

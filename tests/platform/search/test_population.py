@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ class Grower(tune.Trainable):
 def attempt(sweep: SweepSpec, folder: SweepFolder, until: int | None = None) -> dict[str, float]:
     """Runs what is to run, each trial to ``until`` at most; trial id → return."""
     states = folder.trials()
-    search = SearchRun(resolved(sweep, folder.storage), states)
+    search = SearchRun(replace(resolved(sweep, folder.storage), folder=folder), states)
     todo = [t for t in search.trials if t.trial_id not in states or not states[t.trial_id].finishes(t)]
     for_tuner, for_config = search.for_tuner(todo)
     storage, name = folder.next_attempt()
