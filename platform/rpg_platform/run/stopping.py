@@ -33,7 +33,7 @@ class GracefulStop(Callback, Stopper):
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
-        self._saving: set[str] | None = None
+        self._saving: list[Any] | None = None
         self.requested = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -55,18 +55,19 @@ class GracefulStop(Callback, Stopper):
         return self.requested
 
     def stop_all(self) -> bool:
-        """Whether everything that was running has been saved."""
-        return self.requested and self._saving is not None and not self._saving
+        """Whether everything that was running has been saved.
+
+        Tune asks at the end of each step, and only after that gives the place of an ended trial to the next one.
+        """
+        saving = self._saving
+        return self.requested and saving is not None and all(trial.status != _RUNNING for trial in saving)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Follows the trials that were running when the stop was asked for."""
-        if not self.requested:
-            return
-        running = {trial.trial_id for trial in trials if trial.status == _RUNNING}
-        if self._saving is None:
-            self._saving = running
-            self._tell(f"stopping: {len(running)} running trials save their state; once more to stop at once")
-        self._saving &= running
+        """Notes which trials are running when the stop is asked for."""
+        if self.requested and self._saving is None:
+            self._saving = [trial for trial in trials if trial.status == _RUNNING]
+            count = len(self._saving)
+            self._tell(f"stopping: {count} running trials save their state; once more to stop at once")
 
     # --- signals
 
