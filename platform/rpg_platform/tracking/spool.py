@@ -209,6 +209,7 @@ class Spool:
             if hidden := _hidden_commits(self._log, frames):
                 logger.warning("tracking: %s is damaged: %d writes can't be read", self._log, hidden)
                 self.damaged += hidden
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # what is written next lies on nothing old
             database.executescript(_TABLES)
             [found] = database.execute("PRAGMA quick_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
@@ -321,7 +322,8 @@ class Spool:
             with contextlib.suppress(OSError), self._log.open("rb") as log:
                 os.fsync(log.fileno())  # appends go on meanwhile
             # Where the disk is full, a log that begins anew needs no more of it.
-            if self._unwritten or (self._log.exists() and self._log.stat().st_size > LOG_BYTES):
+            unneeded = not self.waiting and _size(self._file) > UNUSED_BYTES
+            if self._unwritten or unneeded or _size(self._log) > LOG_BYTES:
                 with self._one_at_a_time:
                     self._checkpoint(UNUSED_BYTES)
 
@@ -383,6 +385,10 @@ def _row(number: int, text: str) -> tuple[int, int, str]:
     return number, zlib.crc32(text.encode()), text
 
 
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
 def _readable(database: sqlite3.Connection, query: str) -> Iterator[Any]:
     """Yields the rows of a query up to the first that can't be read."""
     with contextlib.suppress(sqlite3.Error):
@@ -398,5 +404,7 @@ def _hidden_commits(log: Path, frames: int) -> int:
     """
     content = log.read_bytes() if log.exists() else b""
     step = 24 + int.from_bytes(content[8:12])  # a frame's head and page
-    heads = (content[start : start + 16] for start in range(32 + max(0, frames) * step, len(content), step))
+    # A kill can leave the head of a frame without its page: that write had not returned, and hides nothing.
+    whole = range(32 + max(0, frames) * step, len(content) - step + 1, step)
+    heads = (content[start : start + 16] for start in whole)
     return sum(head[8:16] == content[16:24] and any(head[4:8]) for head in heads)
