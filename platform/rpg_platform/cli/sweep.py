@@ -140,13 +140,18 @@ def train(
 
 def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
     """Runs a sweep and prints its outcome; exits with 1 when a trial has no result."""
-    from rpg_platform.results.picture import tradeoff_png
-    from rpg_platform.results.rows import summarise
-    from rpg_platform.results.table import render_table, rows_to_json
-    from rpg_platform.run.run import run_sweep
+    from rpg_platform.planning.cluster import quiet, start_ray_while_importing
 
     console = stdout_console()
+    quiet()
+    start_ray_while_importing("rpg_platform.run.run", address)
+    from rpg_platform.run.run import run_sweep
+
     outcome = run_sweep(sweep, address=address, console=Console(stderr=True) if as_json else console)
+    from rpg_platform.results.picture import tradeoff_png  # matplotlib, which nothing needs before the end
+    from rpg_platform.results.rows import summarise
+    from rpg_platform.results.table import render_table, rows_to_json
+
     rows = summarise(outcome.results)
     if as_json:
         typer.echo(rows_to_json(rows))

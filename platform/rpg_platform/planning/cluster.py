@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from rpg_platform.spec.sweep import SweepSpec
 
@@ -55,6 +57,18 @@ def start_ray(address: str | None) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:  # "auto" where there is none
         raise CapacityError(f"--address {address}: {error}") from error
+
+
+def start_ray_while_importing(module: str, address: str | None) -> None:
+    """Starts Ray, or connects to it, and meanwhile imports a slow module.
+
+    Raises:
+        CapacityError: as ``start_ray``.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(importlib.import_module, module)
+        start_ray(address)
+        loading.result()
 
 
 def check_address(address: str) -> None:

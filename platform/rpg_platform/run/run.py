@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.spec.sweep import TrialSpec, trial_id_of
 from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import TrialState
+from rpg_platform.tracking.tracker import MlflowTracker
 from rpg_platform.trial.config import check_trials
 from rpg_platform.trial.trainable import CustomizationTrial, running_code
 
@@ -79,10 +78,7 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
     console = console or Console()
     quiet()
     check_trials(sweep, [*sweep.trials, *first_trials(sweep)])
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(importlib.import_module, "rpg_platform.tracking.tracker")  # MLflow, while Ray starts
-        start_ray(address)
-        loading.result()
+    start_ray(address)
     with contextlib.ExitStack() as held:
         states: Mapping[str, TrialState] = {}
         if sweep.is_resumed:
@@ -99,8 +95,6 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
 
 def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, console: Console) -> SweepOutcome:
     """Runs what is not finished and collects everything."""
-    from rpg_platform.tracking.tracker import MlflowTracker
-
     spec, folder = sweep.spec, sweep.folder
     search = SearchRun(sweep, states)
     trials = search.trials

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias, cast
 
 from rpg_platform.bundles import SHIPPED, bundle_in
 from rpg_platform.spec.errors import Problem, SpecError
@@ -24,6 +24,9 @@ from rpg_platform.wording import Path, dotted, show, suggestion
 MAX_TRIALS = 10_000
 MAX_CARD_BYTES = 1_000_000
 CARD_FILE = "card.json"
+
+Made: TypeAlias = tuple[TrialSpec, Arm | None]
+"""A trial, and the arm that it comes from."""
 
 _TRAINING: Path = ("training",)
 _RESOURCES: Path = ("resources",)
@@ -45,6 +48,12 @@ def check(spec: SweepSpec, *, check_files: bool = True) -> list[Problem]:
     Returns:
         The problems, in the order of the checks; empty when it can run.
     """
+    return _checked(spec, check_files)[0]
+
+
+def _checked(spec: SweepSpec, check_files: bool) -> tuple[list[Problem], list[Made]]:
+    """The problems, and the trials that were made to find the last of them; none where others came first."""
+    made: list[Made] = []
     problems = [
         *_task(spec),
         *_seeds(spec),
@@ -67,8 +76,9 @@ def check(spec: SweepSpec, *, check_files: bool = True) -> list[Problem]:
         message = f"asks for {total} trials ({_factors(spec)}), and at most {MAX_TRIALS} are made"
         problems.append(Problem(("algorithm",), message, needs=(("weights",), _TRAINING, ("baselines",), ("seeds",))))
     elif not problems:
-        problems += _draws_and_duplicates(spec)
-    return problems
+        made = make_trials(spec)
+        problems += _draws_and_duplicates(spec, made)
+    return problems, made
 
 
 def expand(spec: SweepSpec) -> list[TrialSpec]:
@@ -83,10 +93,10 @@ def expand(spec: SweepSpec) -> list[TrialSpec]:
     Raises:
         SpecError: If the specification contradicts itself; lists every fault.
     """
-    problems = check(spec, check_files=False)
+    problems, made = _checked(spec, check_files=False)
     if problems:
         raise SpecError([str(problem) for problem in problems])
-    return [trial for trial, _ in make_trials(spec)]
+    return [trial for trial, _ in made]
 
 
 # ---- names --------------------------------------------------------------------------------------
@@ -216,7 +226,7 @@ def _factors(spec: SweepSpec) -> str:
     return f"samples {spec.samples or 1}, seeds {len(spec.seeds)}, methods {len(spec.methods)}, and the grids"
 
 
-def _draws_and_duplicates(spec: SweepSpec) -> Iterator[Problem]:
+def _draws_and_duplicates(spec: SweepSpec, made: Sequence[Made]) -> Iterator[Problem]:
     found = {
         len(draws(spec, arm)): arm.entry.method
         for arm in arms(spec)
@@ -227,7 +237,7 @@ def _draws_and_duplicates(spec: SweepSpec) -> Iterator[Problem]:
         yield Problem(("samples",), message)
     first: dict[str, Arm | None] = {}
     repeated: set[Path] = set()
-    for trial, made_by in make_trials(spec):
+    for trial, made_by in made:
         earlier = first.setdefault(trial.trial_id, made_by)
         if earlier is not made_by and made_by is not None and earlier is not None and made_by.path not in repeated:
             repeated.add(made_by.path)

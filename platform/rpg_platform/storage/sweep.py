@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -86,6 +87,7 @@ class Sweep:
             raise SweepError("\n".join(map(str, refused)))
         if prior is not None:
             prior.check_spaces(*spaces, task.env_id)
+        _check_networks(trials, spaces)
         experiment = spec.tracking.experiment or spec.name
         return cls(spec, tuple(trials), task, prior, *spaces, limit, folder, tracking_uri, experiment, source, resume)
 
@@ -97,6 +99,18 @@ class Sweep:
     def prior_for(self, trial: TrialSpec) -> PriorBundle | None:
         """The prior that a trial is given: None where its method makes no use of one."""
         return self.prior if trial.prior is not None else None
+
+
+def _check_networks(trials: Sequence[TrialSpec], spaces: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
+    """Raises a ValueError that names the first trial whose network does not fit the task's spaces."""
+    from rpg_algorithms.policies.network import spec_for_spaces
+
+    fresh = {each.training.network.distribution: each for each in reversed(trials) if each.training.network is not None}
+    for distribution, trial in fresh.items():
+        try:
+            spec_for_spaces(*spaces, distribution)
+        except ValueError as error:
+            raise SweepError(f"{trial.trial_id}: {error}") from error
 
 
 def _prior_of(spec: SweepSpec, resumed: SweepFolder | None) -> PriorBundle | None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from rpg_algorithms.policies.bundle import PriorBundle
-from rpg_algorithms.policies.network import spec_for_spaces
 from rpg_algorithms.rllib.module import NetworkConfig
 from rpg_platform.spec.methods import METHODS, training_arguments
 from rpg_platform.spec.sweep import TrialSpec
@@ -85,9 +84,6 @@ def check_trials(sweep: Sweep, trials: Iterable[TrialSpec]) -> None:
     for trial in reversed(one_each.values()):
         try:
             algorithm_config(trial, sweep.task, sweep.prior_for(trial)).validate()
-            if trial.training.network is not None:
-                spaces = (sweep.observation_space, sweep.action_space)
-                spec_for_spaces(*spaces, trial.training.network.distribution)
         except ValueError as error:
             raise ValueError(f"{trial.trial_id}: {error}") from error
 
