@@ -26,7 +26,7 @@ FLOORS = (
     ("results",),
     ("evaluation", "storage"),
     ("tracking", "trial", "search"),
-    ("priors", "planning"),
+    ("priors", "planning", "review"),
     ("run", "export"),
     ("cli",),
 )

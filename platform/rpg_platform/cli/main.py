@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rpg_platform.cli import clone, evaluate, export, plan, priors, status, sweep, tasks, track, ui
+from rpg_platform.cli import clone, evaluate, export, plan, priors, review, status, sweep, tasks, track, ui
 
 app = typer.Typer(
     name="rpg",
@@ -28,6 +28,7 @@ for command in (evaluate.evaluate, ui.ui):
 sweep.add_to(app)
 export.add_to(app)
 clone.add_to(app)
+review.add_to(app)
 app.command()(track.track)
 app.command()(plan.plan)
 app.command()(status.status)

@@ -21,6 +21,16 @@ _BEST, _PARETO = "gold", "black"
 
 
 def tradeoff_png(rows: Sequence[Row], *, mode: Mode | None = None, title: str = "") -> bytes | None:
+    """``tradeoff_figure`` as a PNG."""
+    figure = tradeoff_figure(rows, mode=mode, title=title)
+    if figure is None:
+        return None
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def tradeoff_figure(rows: Sequence[Row], *, mode: Mode | None = None, title: str = "") -> Figure | None:
     """Draws every setting's add-on return against its basic return, the prior as a star, lines of equal total return.
 
     What keeps the prior's behaviour is high, what fulfils the added requirement is to the right. Bars are the 95 %
@@ -34,7 +44,7 @@ def tradeoff_png(rows: Sequence[Row], *, mode: Mode | None = None, title: str = 
         title: heading.
 
     Returns:
-        A PNG, or None where no setting has a final evaluation.
+        A figure, or None where no setting has a final evaluation.
     """
     numbered = list(enumerate((r for r in rows if r.seeds), 1))
     mode = mode or (numbered[0][1].objective["mode"] if numbered else "deterministic")
@@ -66,9 +76,7 @@ def tradeoff_png(rows: Sequence[Row], *, mode: Mode | None = None, title: str = 
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     figure.supxlabel(_bars(rows_shown), fontsize=7, color="0.4")
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+    return figure
 
 
 def _point(axes: Any, row: Row, mode: Mode, colour: str, number: str) -> Line2D:

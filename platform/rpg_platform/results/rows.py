@@ -354,7 +354,8 @@ def _why(trial: TrialSpec, result: Mapping[str, Any] | None, error: str | None) 
 # ---- settings against each other ----------------------------------------------------------------
 
 
-def _figures(row: Row, mode: Mode) -> Figures:
+def figures_of(row: Row, mode: Mode) -> Figures:
+    """A row's means by the names in ``Constraints``."""
     measured = row.evaluation(mode)
     means = {name: estimate.mean for name, estimate in measured.items()}
     return means | {"kl_to_prior": row.kl_to_prior.mean}
@@ -362,7 +363,7 @@ def _figures(row: Row, mode: Mode) -> Figures:
 
 def _ranked(rows: Sequence[Row], objective: Objective) -> list[Row]:
     """The rows in order, with what they break and which are on the Pareto set and best."""
-    figures = {row.group: _figures(row, objective.mode) for row in rows}
+    figures = {row.group: figures_of(row, objective.mode) for row in rows}
     prior = next((figures[row.group] for row in rows if row.is_prior and row.seeds), None)
     broken = {row.group: violations(objective.constraints, figures[row.group], prior) for row in rows}
 

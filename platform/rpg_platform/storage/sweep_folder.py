@@ -50,6 +50,7 @@ _PROPOSAL, _VERDICT, _GENERATION, _START = "proposal", "verdict", "generation", 
 _ATTEMPT = re.compile(r"attempt-(\d+)")
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 _MARK_OF_TUNE = ".validate_storage_marker"  # the first file that Tune writes into a run's folder
+_REPORTS_OF_TUNE = "result.json"
 _READERS = 16
 _LOCK_ATTEMPTS, _LOCK_PAUSE_S = 5, 0.05
 
@@ -251,6 +252,19 @@ class SweepFolder:
             if verdict is not None and not state.finished and state.env_steps >= verdict["rung"]:
                 states[trial_id] = replace(state, report={**state.report, STOPPED_BY: verdict["by"]})
         return states
+
+    def report_files(self) -> dict[str, list[str]]:
+        """Trial id → the files that hold its reports, a JSON object a line, an attempt a file, oldest first."""
+        found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        attempts = {(int(m[1]) if (m := _ATTEMPT.fullmatch(name)) else 1): name for name in self.folders()}
+        for number in sorted({1, *attempts}):
+            inside = attempts[number] if number > 1 else ""
+            selector = filesystems.FileSelector(posixpath.join(self._root, inside), recursive=False)
+            for info in self._fs.get_file_info(selector):
+                name = posixpath.join(inside, info.base_name, _REPORTS_OF_TUNE)
+                if info.type == filesystems.FileType.Directory and not _ATTEMPT.fullmatch(info.base_name):
+                    found[info.base_name].append((number, name))
+        return {trial: [name for _, name in sorted(files)] for trial, files in found.items()}
 
     def _newest(self, found: list[tuple[int, int, str]], sizes: Mapping[str, int]) -> TrialState | None:
         for _, _, folder in sorted(found, reverse=True):

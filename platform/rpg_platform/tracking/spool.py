@@ -87,6 +87,20 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line[line.index(b"{") :])
 
 
+def remembered(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the spool in ``folder`` remembers of each key, for readers beside its user; nothing if there is none."""
+    file = folder / "spool.db"
+    if not file.is_file():
+        return {}
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=1)
+        ) as database:
+            return {str(key): json.loads(text) for key, text in database.execute("SELECT key, json FROM remembered")}
+    except (sqlite3.Error, ValueError):
+        return {}
+
+
 def spool_folder(storage: str, name: str) -> Path:
     """Where the spool of a sweep lies.
 

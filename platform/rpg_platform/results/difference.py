@@ -1,0 +1,81 @@
+"""Whether two settings differ, or only happen to: intervals of differences, and what is within noise of the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scipy.special import stdtrit
+
+from rpg_platform.results.rows import Estimate, Row
+from rpg_platform.results.statistics import LEVEL, Interval
+
+
+def difference_interval(
+    mean_a: float, std_a: float, n_a: int, mean_b: float, std_b: float, n_b: int, *, level: float = LEVEL
+) -> Interval | None:
+    """Interval of the difference of two means by Welch's t, which holds for few runs and unequal spreads.
+
+    Args:
+        mean_a: mean of one's scores.
+        std_a: their standard deviation, over n - 1.
+        n_a: how many they are.
+        mean_b: the other's likewise.
+        std_b: the other's.
+        n_b: the other's.
+        level: its coverage.
+
+    Returns:
+        Both ends of ``mean_a - mean_b``; None where a spread is unknown or a side has fewer than two scores.
+    """
+    if min(n_a, n_b) < 2 or not all(map(math.isfinite, (mean_a, std_a, mean_b, std_b))):
+        return None
+    of_a, of_b = std_a**2 / n_a, std_b**2 / n_b
+    difference, variance = mean_a - mean_b, of_a + of_b
+    if variance == 0:
+        return (difference, difference)
+    freedom = variance**2 / (of_a**2 / (n_a - 1) + of_b**2 / (n_b - 1))
+    reach = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance)
+    return (difference - reach, difference + reach)
+
+
+def difference(this: Estimate, other: Estimate, episodes: int) -> Interval | None:
+    """95 % interval of the difference of two figures' means; None where nothing is known of their spread.
+
+    Args:
+        this: over seeds; of one seed the spread is over its episodes, so that the interval says nothing of other
+            seeds.
+        other: likewise.
+        episodes: how many of them there are.
+    """
+    count, other_count = (each.n if each.n > 1 else episodes for each in (this, other))
+    return difference_interval(this.mean, this.std, count, other.mean, other.std, other_count)
+
+
+def within_noise(rows: Sequence[Row], episodes: int) -> list[Row]:
+    """The settings that the best one does not exceed beyond noise, of those that satisfy the constraints.
+
+    Args:
+        rows: from ``summarise``.
+        episodes: of the final evaluation.
+
+    Returns:
+        In the rows' order, without the best one; empty where none is best.
+    """
+    best = next((row for row in rows if row.is_best), None)
+    if best is None:
+        return []
+    maximised = objective_of(best)
+    near = []
+    for row in rows:
+        if row is best or not row.seeds or row.violations or not math.isfinite(objective_of(row).mean):
+            continue
+        interval = difference(maximised, objective_of(row), episodes)
+        if interval is None or interval[0] <= 0:
+            near.append(row)
+    return near
+
+
+def objective_of(row: Row) -> Estimate:
+    """The figure that the sweep maximises."""
+    return row.evaluation(row.objective["mode"])[row.objective["maximize"]]

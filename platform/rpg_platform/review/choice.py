@@ -1,0 +1,134 @@
+"""A setting by name: ``SWEEP`` is a sweep's best, ``SWEEP#2`` the second of its table; and which policy that means."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from rpg_platform.results.report import FINAL, is_finished, mean_key, number
+from rpg_platform.results.rows import Row
+from rpg_platform.review.found import Found, found_in
+from rpg_platform.spec.measures import BY_NAME, MEASURES
+from rpg_platform.spec.sections import Objective
+from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.wording import one_of, suggestion
+
+_NAME = re.compile(r"(?P<sweep>[A-Za-z0-9][A-Za-z0-9_-]{0,63})(#(?P<rank>\d+))?")
+_RULE = re.compile(r"\s*max\s+(?P<measure>\w+)(\s+where\s+(?P<conditions>.+?))?\s*")
+_CONDITION = re.compile(
+    r"\s*(?P<measure>\w+)\s*(?P<sign><=|>=)\s*(?P<number>[-+]?[0-9.]+(e[-+]?\d+)?)\s*(?P<prior>\*\s*prior)?\s*", re.I
+)
+
+
+class ChoiceError(ValueError):
+    """A name or a rule that chooses no setting; the message says what to give instead."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting of a sweep, and the policy that stands for it.
+
+    Attributes:
+        found: the sweep.
+        row: the setting.
+        rank: its place in the table, from 1.
+        trial_id: of the setting's seeds the one whose final evaluation has the highest objective.
+        checkpoint: that trial's.
+    """
+
+    found: Found
+    row: Row
+    rank: int
+    trial_id: str
+    checkpoint: str
+
+
+def is_choice(text: str, storage: str) -> bool:
+    """Whether ``text`` names a sweep in the storage, or a setting of one."""
+    named = _NAME.fullmatch(text)
+    return named is not None and SweepFolder(storage, named["sweep"]).is_sweep()
+
+
+def choose(text: str, storage: str, rule: str | None = None) -> Choice:
+    """The setting that a name means.
+
+    Args:
+        text: ``SWEEP`` or ``SWEEP#RANK``.
+        storage: where the sweep is.
+        rule: what is best instead of the sweep's own objective, see ``parse_rule``.
+
+    Raises:
+        ChoiceError: there is no such setting, or nothing satisfies the rule.
+        SweepFolderError: there is no such sweep.
+    """
+    named = _NAME.fullmatch(text)
+    if named is None:
+        raise ChoiceError(f"{text!r}: expected a sweep's name, or NAME#RANK")
+    objective = None if rule is None else parse_rule(rule)
+    found = found_in(SweepFolder(storage, named["sweep"]), objective)
+    with_figures = [row for row in found.rows if row.seeds]
+    if named["rank"] is not None:
+        rank = int(named["rank"])
+        if not 1 <= rank <= len(with_figures):
+            raise ChoiceError(
+                f"{text}: the sweep's table has {len(with_figures)} settings; see rpg show {named['sweep']}"
+            )
+        row = with_figures[rank - 1]
+    else:
+        best = next((row for row in with_figures if row.is_best), None)
+        if best is None:
+            raise ChoiceError(
+                f"{text}: no setting {'satisfies ' + repr(rule) if rule else 'is best'}; see rpg show {named['sweep']}"
+            )
+        row, rank = best, with_figures.index(best) + 1
+    trial_id = _best_seed(found, row)
+    return Choice(found, row, rank, trial_id, found.checkpoints[trial_id])
+
+
+def _best_seed(found: Found, row: Row) -> str:
+    key = mean_key(FINAL, row.objective["mode"], row.objective["maximize"])
+    done = {
+        trial.trial_id: number(report, key)
+        for trial, report, error in found.results
+        if trial.group == row.group and report is not None and is_finished(report, error)
+    }
+    return max(done, key=lambda name: (-math.inf if math.isnan(done[name]) else done[name], name))
+
+
+def parse_rule(rule: str) -> Objective:
+    """An objective from a line: ``max addon_return where basic_return >= 0.9 * prior and kl_to_prior <= 3``.
+
+    Raises:
+        ChoiceError: it can't be read, or names what cannot be maximised or bounded.
+    """
+    read = _RULE.fullmatch(rule)
+    if read is None:
+        raise ChoiceError(f"--rule {rule!r}: expected 'max RETURN [where MEASURE >= NUMBER [* prior] [and …]]'")
+    constraints: dict[str, dict[str, float]] = {}
+    for text in re.split(r"\s+and\s+", read["conditions"] or "") if read["conditions"] else ():
+        condition = _CONDITION.fullmatch(text)
+        if condition is None:
+            raise ChoiceError(f"--rule: {text.strip()!r}: expected MEASURE >= NUMBER, <= NUMBER or >= NUMBER * prior")
+        if condition["measure"] not in BY_NAME:
+            hint = suggestion(condition["measure"], BY_NAME)
+            raise ChoiceError(f"--rule: {condition['measure']!r} is no measure{hint}")
+        if condition["prior"] and condition["sign"] == "<=":
+            raise ChoiceError(f"--rule: {text.strip()!r}: a share of the prior's return can be asked for with >= alone")
+        kind = "min_fraction_of_prior" if condition["prior"] else "max" if condition["sign"] == "<=" else "min"
+        constraints.setdefault(condition["measure"], {})[kind] = float(condition["number"])
+    returns = [measure.name for measure in MEASURES if measure.is_objective and not measure.minimise]
+    if read["measure"] not in returns:
+        raise ChoiceError(f"--rule: {read['measure']!r} can't be maximised; expected {one_of(returns)}")
+    try:
+        return Objective.model_validate({"maximize": read["measure"], "constraints": constraints})
+    except ValueError as error:
+        raise ChoiceError(f"--rule {rule!r}: {_words(error)}") from error
+
+
+def _words(error: ValueError) -> str:
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    return str(error)

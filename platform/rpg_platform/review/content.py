@@ -1,0 +1,306 @@
+"""A sweep as the report shows it: one JSON object, read by the page's script and by nothing else.
+
+Figures are means over seeds as in the table; a list ``[mean, std, n, low, high]`` is one with its spread and its 95 %
+interval (null where unknown).
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rpg_platform.results.difference import difference, objective_of, within_noise
+from rpg_platform.results.names import SYMBOLS, short_name, weight_words
+from rpg_platform.results.ranking import violations
+from rpg_platform.results.report import MODES, Mode, as_json, is_finished
+from rpg_platform.results.rows import Estimate, Row, figures_of
+from rpg_platform.review.curves import Training, thinned, trainings, warnings_of
+from rpg_platform.review.found import Found
+from rpg_platform.spec.measures import MEASURES, PER_MODE
+from rpg_platform.spec.sections import Objective
+from rpg_platform.spec.task import task_label
+from rpg_platform.spec.yaml_file import dump_spec
+from rpg_platform.storage.location import tracking_uri_of
+
+MOST_CURVES = 60
+"""Settings whose learning curves are drawn; of more, the best and some others spread over the ranking."""
+_CURVE_NUMBERS = 120_000  # of all learning curves together: about 1 MB
+_CURVE_POINTS = (8, 75)
+
+
+def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> dict[str, Any]:
+    """Everything that the page shows, as strict JSON.
+
+    Args:
+        found: the sweep.
+        run_ids: trial id (the sweep's own run: the empty string) → MLflow's run id, as far as known.
+        metric_name: heading of the task's readable metric.
+    """
+    spec, rows = found.spec, found.rows
+    mode: Mode = spec.objective.mode
+    trained = trainings(found.folder, [trial.trial_id for trial, _, _ in found.results], mode)
+    trials = _trials_by_group(found)
+    near = {row.group for row in within_noise(rows, spec.evaluation.episodes)}
+    made: dict[str, Any] = as_json(
+        {
+            "about": _about(found, metric_name, run_ids),
+            "measures": [
+                {
+                    "name": m.name,
+                    "heading": metric_name if m.name == "task_metric" else m.heading,
+                    "text": m.description,
+                }
+                for m in MEASURES
+                if m.heading
+            ],
+            "weights": varied_weights(rows),
+            "rows": [_row(row, trials[row.group], near, trained, found, run_ids) for row in rows],
+            "importance": importance(rows),
+            "curves": _curves(rows, trials, trained),
+            "commands": _commands(found),
+            "yaml": found.folder.source() or dump_spec(spec),
+        }
+    )
+    return made
+
+
+def _trials_by_group(found: Found) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for trial, _, _ in found.results:
+        groups.setdefault(trial.group, []).append(trial.trial_id)
+    return groups
+
+
+def _about(found: Found, metric_name: str, run_ids: Mapping[str, str]) -> dict[str, Any]:
+    spec, status = found.spec, found.status
+    uri = tracking_uri_of(spec)
+    counts = {"total": len(found.results), "finished": 0, **status.get("trials", {})}
+    counts["finished"] = sum(is_finished(report, error) for _, report, error in found.results)
+    started, heard = status.get("started"), status.get("heartbeat")
+    reports = [report for _, report, _ in found.results if report]
+    return {
+        "name": spec.name,
+        "description": spec.description,
+        "task": task_label(spec.task),
+        "prior": spec.prior,
+        "algorithm": spec.algorithm,
+        "state": status.get("state", "unknown"),
+        "trials": counts,
+        "seeds": list(spec.seeds),
+        "env_steps": spec.budget.env_steps,
+        "trained_env_steps": sum(float(report.get("env_steps", 0)) for report in reports),
+        "seconds": heard - started if started and heard else None,
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "objective": spec.objective.model_dump(mode="json", exclude_none=True),
+        "episodes": spec.evaluation.episodes,
+        "evaluation_seed": spec.evaluation.seed,
+        "metric": metric_name,
+        "code": next((str(report["code"]).split(" from ")[0] for report in reports if "code" in report), None),
+        "mlflow": uri if uri.startswith("http") else "http://127.0.0.1:5000",
+        "is_embedded": not uri.startswith("http"),
+        "run": run_ids.get(""),
+        "failures": [{"trial": t, "error": e} for t, e in _failed(found)],
+        "stopped": sum(len(row.stopped) for row in found.rows),
+    }
+
+
+def _failed(found: Found) -> list[tuple[str, str]]:
+    return [(each.trial_id, each.error) for row in found.rows for each in row.failures]
+
+
+def varied_weights(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The weights that differ between settings of the sweep's own method, the one with most values first."""
+    values: dict[str, set[float]] = {}
+    for row in rows:
+        for name, value in row.weights.items():
+            if isinstance(value, (int, float)) and row.method == _main_method(rows):
+                values.setdefault(name, set()).add(float(value))
+    varied = {name: sorted(each) for name, each in values.items() if len(each) > 1}
+    order = list(SYMBOLS)
+    return [
+        {"name": name, "symbol": SYMBOLS.get(name, name), "values": varied[name], "method": _main_method(rows)}
+        for name in sorted(varied, key=order.index)
+    ]
+
+
+def _main_method(rows: Sequence[Row]) -> str | None:
+    counts: dict[str, int] = {}
+    for row in rows:
+        if not row.is_prior:
+            counts[row.method] = counts.get(row.method, 0) + 1
+    return max(counts, key=lambda name: counts[name], default=None)
+
+
+def _row(
+    row: Row,
+    trials: Sequence[str],
+    near: set[str],
+    trained: Mapping[str, Training],
+    found: Found,
+    run_ids: Mapping[str, str],
+) -> dict[str, Any]:
+    health = [(name, trained[name].health) for name in trials if name in trained and not row.is_prior]
+    worst = {key: _worst([each[key] for _, each in health], key) for key in (health[0][1] if health else {})}
+    prior = next((each for each in found.rows if each.is_prior and each.seeds), None)
+    episodes = found.spec.evaluation.episodes
+    gain = None if prior is None or row is prior else difference(objective_of(row), objective_of(prior), episodes)
+    return {
+        "group": row.group,
+        "name": short_name(row),
+        "setting": row.setting,
+        "method": row.method,
+        "weights": {k: v if isinstance(v, (int, float)) else None for k, v in row.weights.items()},
+        "weight_words": {SYMBOLS.get(k, k): weight_words(v) for k, v in row.weights.items()},
+        "seeds": row.seeds,
+        "spread": row.spread,
+        "is_prior": row.is_prior,
+        "is_best": row.is_best,
+        "is_near": row.group in near,
+        "violations": [str(each) for each in row.violations],
+        "other_violations": _beside_the_sliders(row, found.spec.objective, prior),
+        "kept": row.basic_kept,
+        "gain": gain,
+        "kl_estimated": row.kl_estimated,
+        "kl": _estimate(row.kl_to_prior),
+        **{each: {name: _estimate(row.evaluation(each)[name]) for name in PER_MODE} for each in MODES},
+        "parts": {name: _estimate(each) for name, each in row.addon_parts.get(row.objective["mode"], {}).items()},
+        "trials": [
+            {"id": name, "run": run_ids.get(name), "path": _quoted(found.checkpoints.get(name))} for name in trials
+        ],
+        "health": worst,
+        "warnings": sorted({line for name, each in health for line in warnings_of(each)}) if health else [],
+        "failures": len(row.failures),
+        "stopped": len(row.stopped),
+        "env_steps": row.env_steps,
+    }
+
+
+def _quoted(path: str | None) -> str | None:
+    return None if path is None else shlex.quote(path)
+
+
+def _beside_the_sliders(row: Row, objective: Objective, prior: Row | None) -> list[str]:
+    """The constraints that a setting breaks, but for those that the page's sliders set."""
+    basic = getattr(objective.constraints, "basic_return", None)
+    rest = None if basic is None else basic.model_copy(update={"min_fraction_of_prior": None})
+    constraints = objective.constraints.model_copy(update={"kl_to_prior": None, "basic_return": rest})
+    own, of_prior = (None if each is None else figures_of(each, objective.mode) for each in (row, prior))
+    return [str(each) for each in violations(constraints, own or {}, of_prior)]
+
+
+def _worst(values: Sequence[float], key: str) -> float:
+    finite = [each for each in values if math.isfinite(each)]
+    if not finite:
+        return math.nan
+    return min(finite) if key == "explained_variance" else max(finite)
+
+
+def _estimate(figure: Estimate) -> list[float | int | None]:
+    low, high = figure.mean_interval or (math.nan, math.nan)
+    return [figure.mean, figure.std, figure.n, low, high]
+
+
+# ---- what each weight does -----------------------------------------------------------------------
+def importance(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """How much of a measure's variance over the settings each weight explains by itself (its main effect, η²).
+
+    A weight of many values is cut into five spans of as many settings. Settings of the sweep's main method alone.
+
+    Returns:
+        Measure → weight → share of the variance, 0 to 1; empty where no weight varies.
+    """
+    main = [row for row in rows if row.method == _main_method(rows) and row.seeds]
+    names = [each["name"] for each in varied_weights(rows)]
+    shares: dict[str, dict[str, float]] = {}
+    for measure in ("total_return", "addon_return", "basic_return", "kl_to_prior"):
+        figures = np.array([_figure(row, measure) for row in main])
+        for name in names:
+            levels = np.array(
+                [float(v) if isinstance(v := row.weights.get(name), (int, float)) else math.nan for row in main]
+            )
+            both = np.isfinite(figures) & np.isfinite(levels)
+            if both.sum() >= 3 and np.ptp(figures[both]) > 0:
+                shares.setdefault(measure, {})[name] = _explained(figures[both], levels[both])
+    return shares
+
+
+def _figure(row: Row, measure: str) -> float:
+    if measure == "kl_to_prior":
+        return row.kl_to_prior.mean
+    return row.evaluation(row.objective["mode"])[measure].mean
+
+
+def _explained(figures: np.ndarray[Any, Any], levels: np.ndarray[Any, Any]) -> float:
+    values, groups = np.unique(levels, return_inverse=True)
+    if len(values) > 8:
+        groups = np.argsort(np.argsort(levels, kind="stable")) * 5 // len(levels)
+    means = {group: figures[groups == group].mean() for group in np.unique(groups)}
+    between = sum(((means[group] - figures.mean()) ** 2 for group in groups), 0.0)
+    return float(between / ((figures - figures.mean()) ** 2).sum())
+
+
+# ---- learning curves -----------------------------------------------------------------------------
+def _curves(
+    rows: Sequence[Row], trials: Mapping[str, Sequence[str]], trained: Mapping[str, Training]
+) -> dict[str, Any]:
+    chosen = _to_draw([row for row in rows if any(name in trained for name in trials[row.group])])
+    lines = sum(len(trials[row.group]) for row in chosen) * 8
+    points = max(_CURVE_POINTS[0], min(_CURVE_POINTS[1], _CURVE_NUMBERS // max(1, lines)))
+    drawn = {
+        row.group: [
+            {
+                "id": name,
+                **thinned(trained[name], points),
+                "checked": [
+                    list(trained[name].validation_steps),
+                    *(
+                        list(trained[name].validation[each])
+                        for each in ("total_return", "addon_return", "basic_return")
+                    ),
+                ],
+            }
+            for name in trials[row.group]
+            if name in trained
+        ]
+        for row in chosen
+        if not row.is_prior
+    }
+    return {"of": sum(not row.is_prior for row in rows), "settings": _rounded(drawn)}
+
+
+def _to_draw(rows: Sequence[Row]) -> list[Row]:
+    if len(rows) <= MOST_CURVES:
+        return list(rows)
+    best = MOST_CURVES * 2 // 3
+    others = np.linspace(best, len(rows) - 1, MOST_CURVES - best).astype(int)
+    return [*rows[:best], *(rows[i] for i in sorted(set(others.tolist())))]
+
+
+def _rounded(value: Any) -> Any:
+    """Figures to the five digits that a picture can show."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+# ---- what to do next -----------------------------------------------------------------------------
+def _commands(found: Found) -> dict[str, str]:
+    """Commands that work as pasted; ``{path}`` stands for a trial's checkpoint."""
+    name = shlex.quote(found.spec.name)
+    where = "" if found.spec.storage is None else f" --storage {shlex.quote(found.folder.storage)}"
+    seeds = max(5, len(found.spec.seeds) + 3)
+    return {
+        "export": "rpg export {path} --out policy",
+        "promote": f"rpg promote {{path}} --name {name} --alias champion",
+        "extend": f"rpg extend {name}{where} --seeds {seeds}",
+        "show": f"rpg show {name}{where}",
+        "ui": f"rpg ui{where}",
+        "resume": f"rpg resume {name}{where}",
+    }

@@ -1,0 +1,158 @@
+"""The report's pictures as files for a paper: PNG and SVG by matplotlib, in the report's encoding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from rpg_platform.results.names import SYMBOLS
+from rpg_platform.results.picture import tradeoff_figure
+from rpg_platform.results.rows import Estimate, Row
+from rpg_platform.review.content import MOST_CURVES, varied_weights
+from rpg_platform.review.curves import RETURNS, Training, trainings
+from rpg_platform.review.found import Found
+
+_TITLES = {
+    "total_return": "total return",
+    "addon_return": "add-on return",
+    "basic_return": "basic return",
+    "kl_to_prior": "KL to the prior, nats",
+}
+_MOST_LINES = 6
+_DASHES = ("-", ":", "--", "-.", (0, (5, 1)), (0, (1, 1)))
+_MARKS = ("o", "D", "s", "^", "v", "p")
+
+
+def write_figures(found: Found, folder: Path, metric_name: str) -> list[Path]:
+    """Writes ``tradeoff``, ``weights`` and ``curves`` as PNG (200 dpi) and SVG (text as text).
+
+    Args:
+        found: the sweep.
+        folder: made if it is missing.
+        metric_name: heading of the task's readable metric.
+
+    Returns:
+        The files; a figure of which the sweep has nothing is left out.
+
+    Raises:
+        ValueError: the folder can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--figures {folder}: {error.strerror}") from error
+    written = []
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rpg", "font.size": 9}):
+        for name, figure in _figures(found):
+            for kind in ("png", "svg"):
+                file = folder / f"{name}.{kind}"
+                figure.savefig(file, dpi=200, metadata={"Date": None} if kind == "svg" else {})
+                written.append(file)
+    return written
+
+
+def _figures(found: Found) -> Iterator[tuple[str, Figure]]:
+    rows = [row for row in found.rows if row.seeds]
+    made = tradeoff_figure(rows, title=found.spec.description)
+    if made is not None:
+        yield "tradeoff", made
+    weights = varied_weights(rows)
+    if weights:
+        yield "weights", _responses(rows, weights)
+    groups = {trial.trial_id: trial.group for trial, _, _ in found.results if trial.method != "prior"}
+    trained = trainings(found.folder, groups, found.spec.objective.mode)
+    drawn = [row for row in rows if not row.is_prior][:MOST_CURVES]
+    if trained and drawn:
+        yield "curves", _curves(drawn, groups, trained)
+
+
+def _figure(row: Row, measure: str) -> Estimate:
+    return row.kl_to_prior if measure == "kl_to_prior" else row.evaluation(row.objective["mode"])[measure]
+
+
+def _axes(count: int = 4) -> tuple[Figure, list[Any]]:
+    figure = Figure(figsize=(3.1 * count, 2.9), layout="constrained")
+    axes = [figure.add_subplot(1, count, i + 1) for i in range(count)]
+    for each, title in zip(axes, _TITLES.values(), strict=True):
+        each.set_title(title, fontsize=9)
+        each.grid(alpha=0.25)
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _responses(rows: Sequence[Row], weights: Sequence[Mapping[str, Any]]) -> Figure:
+    """Each measure against the first weight that varies, a line for each value of the second."""
+    figure, axes = _axes()
+    main = weights[0]["name"]
+    second = next((each for each in weights[1:] if len(each["values"]) <= _MOST_LINES), None)
+    own = [
+        row for row in rows if isinstance(row.weights.get(main), (int, float)) and row.method == weights[0]["method"]
+    ]
+    prior = next((row for row in rows if row.is_prior), None)
+    for axis, measure in zip(axes, _TITLES, strict=True):
+        for i, value in enumerate([None] if second is None else second["values"]):
+            of = [row for row in own if second is None or row.weights.get(second["name"]) == value]
+            of.sort(key=lambda row: float(row.weights[main]))
+            x = [float(row.weights[main]) for row in of]
+            y = [_figure(row, measure) for row in of]
+            label = None if second is None else f"{SYMBOLS[second['name']]} {value:g}"
+            line = _DASHES[i] if len(set(x)) == len(x) and len(x) <= 40 else "none"
+            axis.errorbar(
+                x,
+                [e.mean for e in y],
+                yerr=_bars(y),
+                linestyle=line,
+                marker=_MARKS[i],
+                markersize=4,
+                capsize=2,
+                label=label,
+            )
+        if prior is not None and math.isfinite(_figure(prior, measure).mean):
+            axis.axhline(_figure(prior, measure).mean, linestyle="--", color="0.3", linewidth=1, label="prior")
+        values = weights[0]["values"]
+        if values[0] > 0 and values[-1] / values[0] >= 8:
+            axis.set_xscale("log")
+        axis.set_xlabel(SYMBOLS.get(main, main))
+    axes[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _bars(figures: Sequence[Estimate]) -> Any:
+    """``[2, N]``: the 95 % interval over seeds, or of one seed the deviation over its episodes."""
+    ends = [
+        (f.mean - f.mean_interval[0], f.mean_interval[1] - f.mean) if f.mean_interval else (f.std, f.std)
+        for f in figures
+    ]
+    return np.maximum(0.0, np.nan_to_num(np.array(ends).T))
+
+
+def _curves(rows: Sequence[Row], groups: Mapping[str, str], trained: Mapping[str, Training]) -> Figure:
+    """Mean over seeds at each report, and the range over seeds."""
+    figure, axes = _axes()
+    colours = matplotlib.colormaps["cividis"](np.linspace(0.0, 0.9, max(2, len(rows))))
+    for row, colour in zip(rows, colours, strict=False):
+        own = [trained[name] for name, group in groups.items() if group == row.group and name in trained]
+        for axis, measure in zip(axes, (*RETURNS, "kl_to_prior"), strict=True):
+            lines = [(each.steps, each.values[measure]) for each in own]
+            lines = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in lines if np.isfinite(y).any()]
+            if not lines:
+                continue
+            steps = max((x for x, _ in lines), key=len)
+            both = np.array([np.interp(steps, x, y, left=np.nan, right=np.nan) for x, y in lines])
+            with np.errstate(invalid="ignore"):
+                axis.plot(steps, np.nanmean(both, axis=0), color=colour, linewidth=1.2, label=row.setting)
+                if len(lines) > 1:
+                    low, high = np.nanmin(both, axis=0), np.nanmax(both, axis=0)
+                    axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+            axis.set_xlabel("env steps")
+    if len(rows) <= 12:
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7, frameon=False
+        )
+    return figure
