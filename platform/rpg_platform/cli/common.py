@@ -27,6 +27,32 @@ Storage = Annotated[str | None, typer.Option(help="Where results go (overrides t
 Name = Annotated[str | None, typer.Option(help="Name of this sweep (overrides the file's name).")]
 
 
+def policy_folder(policy: str, storage: str | None = None, rule: str | None = None) -> Path:
+    """The bundle that a POLICY means: a shipped prior, a folder, or a sweep's setting, ``NAME`` or ``NAME#RANK``.
+
+    Args:
+        policy: as typed.
+        storage: where sweeps are; None: the default one.
+        rule: what is best in a sweep instead of its objective.
+
+    Raises:
+        ValueError: there is no such policy, or a rule is given for what is no sweep.
+    """
+    from rpg_platform.bundles import SHIPPED, resolve_prior
+    from rpg_platform.review.choice import ChoiceError, choose, is_choice
+    from rpg_platform.storage.location import storage_path
+
+    where = storage_path(storage)
+    if policy in SHIPPED or Path(policy).expanduser().exists() or not is_choice(policy, where):
+        if rule is not None:
+            raise ChoiceError(f"--rule chooses among a sweep's settings, and {policy!r} is no sweep in {where}")
+        return resolve_prior(policy)
+    chosen = choose(policy, where, rule)
+    said = f"{policy}: {chosen.row.setting}, seed of the highest objective: {chosen.trial_id}"
+    Console(stderr=True).print(said, soft_wrap=True, highlight=False, markup=False)
+    return resolve_prior(chosen.checkpoint)
+
+
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
     """Turns errors that are about the input (a ``ValueError``) into a message and exit code 2.

@@ -8,20 +8,25 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from rpg_platform.cli.common import AsJson, refusals, stdout_console
+from rpg_platform.cli.common import AsJson, policy_folder, refusals, stdout_console
 
 
 def evaluate(
-    prior: Annotated[str, typer.Argument(help="A shipped prior's name or a bundle's folder.")],
+    policy: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped prior's name, a bundle's folder, or a sweep's NAME or NAME#RANK.", metavar="POLICY"
+        ),
+    ],
     task: Annotated[str, typer.Option(help="The task to evaluate it on: a name (see `rpg tasks`) or a YAML file.")],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes, all finished.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="First of the evaluation seeds.")] = 10_000,
+    storage: Annotated[str | None, typer.Option(help="Where sweeps' results are; default: ~/rpg_results.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluates a policy on a task: exactly N episodes from fixed seeds, deterministic and sampled."""
     from rpg_algorithms.addons import part_names
     from rpg_algorithms.policies.bundle import load_bundle
-    from rpg_platform.bundles import resolve_prior
     from rpg_platform.evaluation.play import as_metrics, evaluate_both
     from rpg_platform.results.report import FINAL, MODES, mean_key, std_key
     from rpg_platform.spec.measures import PER_MODE
@@ -29,7 +34,7 @@ def evaluate(
     from rpg_platform.tasks.environments import make_env
 
     with refusals():
-        chosen, bundle = find_task(task), load_bundle(resolve_prior(prior))
+        chosen, bundle = find_task(task), load_bundle(policy_folder(policy, storage))
         env = make_env(chosen)
         bundle.check_spaces(env.observation_space, env.action_space, chosen.env_id)
         metrics = as_metrics(evaluate_both(bundle.build(), chosen, episodes, seed))

@@ -8,14 +8,23 @@ from typing import Annotated, Literal
 
 import typer
 
-from rpg_platform.cli.common import AsJson, refusals, stdout_console
+from rpg_platform.cli.common import AsJson, policy_folder, refusals, stdout_console
 
 Source = Annotated[
     str,
     typer.Argument(
-        help="A shipped prior's name, or the folder of a bundle, a checkpoint or a trial.", metavar="POLICY"
+        help="A shipped prior's name, the folder of a bundle, a checkpoint or a trial, or a sweep: NAME (its best "
+        "setting) or NAME#RANK.",
+        metavar="POLICY",
     ),
 ]
+Rule = Annotated[
+    str | None,
+    typer.Option(
+        help="What is best of a sweep: 'max addon_return where basic_return >= 0.9 * prior and kl_to_prior <= 3'."
+    ),
+]
+Where = Annotated[str | None, typer.Option(help="Where sweeps' results are; default: ~/rpg_results.")]
 # As in rpg_platform.export, which is imported when a command runs: it takes torch.
 FormatOrAll = Literal["torchscript", "onnx", "mlflow", "all"]
 Mode = Annotated[
@@ -41,6 +50,8 @@ def export(
     mode: Mode = "distribution",
     precision: Precision = "float64",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    rule: Rule = None,
+    storage: Where = None,
     as_json: AsJson = False,
 ) -> None:
     """Exports a policy as TorchScript, ONNX or an MLflow model, none of which needs this package to run."""
@@ -48,7 +59,8 @@ def export(
         from rpg_platform.export import files
 
         formats = tuple(files.FILES) if format_ == "all" else (format_,)
-        written = files.export(policy, formats, out, mode, precision, overwrite=overwrite)
+        source = policy_folder(policy, storage, rule)
+        written = files.export(str(source), formats, out, mode, precision, overwrite=overwrite)
     if as_json:
         rows = {each.format: {"path": str(each.path), "deviation": each.deviation} for each in written}
         typer.echo(json.dumps(rows, indent=2))
@@ -74,14 +86,15 @@ def promote(
     ] = None,
     mode: Mode = "distribution",
     precision: Precision = "float64",
+    rule: Rule = None,
+    storage: Where = None,
     as_json: AsJson = False,
 ) -> None:
     """Registers a policy in MLflow with an alias and its lineage; the same policy again only moves the alias."""
     with refusals():
-        from rpg_platform.bundles import resolve_prior
         from rpg_platform.export import registry
 
-        source = resolve_prior(policy)
+        source = policy_folder(policy, storage, rule)
         store = tracking_uri or registry.default_store(source)
         done = registry.promote(source, name, alias, store, mode, precision)
     if as_json:

@@ -151,6 +151,7 @@ def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
     from rpg_platform.results.picture import tradeoff_png  # matplotlib, which nothing needs before the end
     from rpg_platform.results.rows import summarise
     from rpg_platform.results.table import render_table, rows_to_json
+    from rpg_platform.review.page import REPORT_FILE
 
     rows = summarise(outcome.results)
     if as_json:
@@ -164,6 +165,9 @@ def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
             file = Path(folder) / "tradeoff.png"
             file.write_bytes(picture)
             tell(f"Picture     {file}")
+        report = f"{folder}/{REPORT_FILE}"
+        if "://" in report or Path(report).is_file():
+            tell(f"Report      {report}")
         tell(f"Results     {folder}")
         tell(f"MLflow      {outcome.parent_url or sweep.tracking_uri}")
         if outcome.parent_url is None:

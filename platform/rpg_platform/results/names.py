@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rpg_platform.results.rows import Row
@@ -33,3 +33,27 @@ def weight_words(value: Any) -> str:
     if isinstance(value, (int, float)):
         return f"{value:.4g}"
     return f"{value[0][1]:.4g} … {value[-1][1]:.4g}"
+
+
+def varied_weights(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The weights that differ between settings of the main method: ``name``, ``symbol``, ``values``, ``method``."""
+    values: dict[str, set[float]] = {}
+    for row in rows:
+        for name, value in row.weights.items():
+            if isinstance(value, (int, float)) and row.method == main_method(rows):
+                values.setdefault(name, set()).add(float(value))
+    varied = {name: sorted(each) for name, each in values.items() if len(each) > 1}
+    order = list(SYMBOLS)
+    return [
+        {"name": name, "symbol": SYMBOLS.get(name, name), "values": varied[name], "method": main_method(rows)}
+        for name in sorted(varied, key=order.index)
+    ]
+
+
+def main_method(rows: Sequence[Row]) -> str | None:
+    """The method of most settings, the prior aside."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        if not row.is_prior:
+            counts[row.method] = counts.get(row.method, 0) + 1
+    return max(counts, key=lambda name: counts[name], default=None)

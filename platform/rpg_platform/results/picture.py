@@ -1,23 +1,30 @@
-"""Pictures of a sweep."""
+"""Pictures of a sweep, in the encoding that its report has too."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from rpg_platform.results.names import main_method, short_name, varied_weights
+from rpg_platform.results.ranking import pareto_set
 from rpg_platform.results.report import Mode
 from rpg_platform.results.rows import Estimate, Row
 
 MOST_NUMBERED = 24  # points that can still be told apart
-_SYMBOLS = {"omega_prime": "ω′", "alpha_hat": "α̂", "omega": "ω", "alpha": "α", "kl_coefficient": "β"}
-_MARKERS = {"rpg": "o", "kl": "s", "greedy": "^", "full": "D", "spg": "v", "ppo": "P", "repeat-entropy": "X"}
-_BEST, _PARETO = "gold", "black"
+LOG_RATIO = 8.0
+"""From this ratio of a weight's largest value to its smallest on its axis is logarithmic."""
+_MARKERS = ("o", "D", "s", "^", "v", "p")
+_METHODS = {"kl": "P", "greedy": "X", "full": "*", "spg": "h", "ppo": "<", "repeat-entropy": ">"}
+_BEST, _PRIOR, _OTHER = "#d99a00", "0.25", "0.55"
+_MAP = matplotlib.colormaps["cividis"]
 
 
 def tradeoff_png(rows: Sequence[Row], *, mode: Mode | None = None, title: str = "") -> bytes | None:
@@ -31,12 +38,12 @@ def tradeoff_png(rows: Sequence[Row], *, mode: Mode | None = None, title: str = 
 
 
 def tradeoff_figure(rows: Sequence[Row], *, mode: Mode | None = None, title: str = "") -> Figure | None:
-    """Draws every setting's add-on return against its basic return, the prior as a star, lines of equal total return.
+    """Draws every setting's add-on return against its basic return, with lines of equal total return.
 
-    What keeps the prior's behaviour is high, what fulfils the added requirement is to the right. Bars are the 95 %
-    interval over seeds, or of a single seed the standard deviation over its episodes. A black rim marks the Pareto set
-    of basic return, add-on return and KL, a golden disc the best, and what breaks a constraint is pale. Points have the
-    numbers of the table's rows; the settings stand beside the picture.
+    What keeps the prior's behaviour is high, what fulfils the added requirement is to the right. Colour is the main
+    weight, shape the second one (or the method), size the KL to the prior; the dashed line is the front of the two
+    returns; a golden ring marks the best, and what breaks a constraint is pale. Bars are the 95 % interval over seeds,
+    or of a single seed the standard deviation over its episodes. Up to 24 points have the numbers of the table's rows.
 
     Args:
         rows: from ``rows.summarise``.
@@ -53,71 +60,143 @@ def tradeoff_figure(rows: Sequence[Row], *, mode: Mode | None = None, title: str
         return None
     figure = Figure(figsize=(9.0, 5.0), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    methods = dict.fromkeys(row.method for _, row in shown if not row.is_prior)
-    colours = {method: f"C{i}" for i, method in enumerate(methods)} | {"prior": "dimgray"}
+    of = [row for _, row in shown]
+    looks = _Looks(of)
+    _front(axes, of, mode)
     few = len(shown) <= MOST_NUMBERED
-    points = [_point(axes, row, mode, colours[row.method], str(number) if few else "") for number, row in shown]
+    for number, row in shown:
+        _point(axes, row, mode, looks, str(number) if few else "")
+    if not few:
+        _name_best(axes, of, mode)
     axes.set_xlabel(f"add-on return ({mode}, undiscounted)  →  more of what was added")
     axes.set_ylabel("basic return  →  more of the prior kept")
     axes.margins(0.12)
     _total_lines(figure)
-    labels = [f"{number}  {_setting(row)}" for number, row in shown] if few else []
-    rows_shown = [row for _, row in shown]
-    extra = _key(rows_shown)
+    key = [*looks.key(of), *_key(of)]
+    lines = [(Line2D([], [], linestyle="none"), f"{number}  {short_name(row)}") for number, row in shown] if few else []
+    both = [*lines, *key]
     figure.legend(
-        [*points[: len(labels)], *(each for each, _ in extra)],
-        [*labels, *(label for _, label in extra)],
+        [each for each, _ in both],
+        [label for _, label in both],
         loc="outside right upper",
         fontsize=7.5,
         frameon=False,
-        markerscale=0.6,
-        labelspacing=0.8,
+        labelspacing=0.7,
+        handlelength=1.2,
     )
+    looks.colourbar(figure, axes)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
-    figure.supxlabel(_bars(rows_shown), fontsize=7, color="0.4")
+    figure.supxlabel(_bars(of), fontsize=7, color="0.4")
     return figure
 
 
-def _point(axes: Any, row: Row, mode: Mode, colour: str, number: str) -> Line2D:
-    """Draws one setting; returns what stands for it in the legend."""
+class _Looks:
+    """Colour, shape and size of points."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        weights = varied_weights(rows)
+        self.method = main_method(rows)
+        self.main: Mapping[str, Any] | None = weights[0] if weights else None
+        self.second = next((each for each in weights[1:] if len(each["values"]) <= len(_MARKERS)), None)
+        self.largest = max((row.kl_to_prior.mean for row in rows if math.isfinite(row.kl_to_prior.mean)), default=0.0)
+        values = self.main["values"] if self.main else [0.0, 1.0]
+        is_log = values[0] > 0 and values[-1] / values[0] >= LOG_RATIO
+        self.scale = (LogNorm if is_log else Normalize)(values[0], values[-1])
+
+    def colour(self, row: Row) -> Any:
+        if row.is_prior:
+            return _PRIOR
+        value = row.weights.get(self.main["name"]) if self.main else None
+        if row.method != self.method or not isinstance(value, (int, float)):
+            return _OTHER if self.main else "C0"
+        return _MAP(0.92 * float(self.scale(value)))
+
+    def marker(self, row: Row) -> str:
+        if row.is_prior:
+            return "*"
+        if row.method != self.method:
+            return _METHODS.get(row.method, "o")
+        values = self.second["values"] if self.second else []
+        value = row.weights.get(self.second["name"]) if self.second else None
+        return _MARKERS[values.index(value)] if value in values else "o"
+
+    def size(self, row: Row) -> float:
+        """Points across; the area grows with the KL."""
+        if row.is_prior:
+            return 15.0
+        kl = row.kl_to_prior.mean
+        return 7.0 + 7.0 * math.sqrt(max(0.0, kl) / self.largest) if self.largest > 0 and math.isfinite(kl) else 9.0
+
+    def key(self, rows: Sequence[Row]) -> list[tuple[Line2D, str]]:
+        """What the shapes mean."""
+        common: dict[str, Any] = {"linestyle": "none", "markersize": 7, "color": _OTHER}
+        found = [(Line2D([], [], marker="*", **{**common, "markersize": 10, "color": _PRIOR}), "prior")]
+        if self.second:
+            for value, marker in zip(self.second["values"], _MARKERS, strict=False):
+                found.append((Line2D([], [], marker=marker, **common), f"{self.second['symbol']} {value:g}"))
+        others = dict.fromkeys(row.method for row in rows if not row.is_prior and row.method != self.method)
+        found += [(Line2D([], [], marker=_METHODS.get(name, "o"), **common), name) for name in others]
+        return found if any(row.is_prior for row in rows) else found[1:]
+
+    def colourbar(self, figure: Figure, axes: Any) -> None:
+        if self.main is None:
+            return
+        mappable = matplotlib.cm.ScalarMappable(self.scale, _MAP)
+        bar = figure.colorbar(mappable, ax=axes, shrink=0.5, aspect=25, pad=0.01)
+        bar.ax.set_title(self.main["symbol"], fontsize=9)
+        if len(self.main["values"]) <= len(_MARKERS):
+            bar.ax.minorticks_off()
+            bar.set_ticks(self.main["values"], labels=[f"{value:g}" for value in self.main["values"]])
+        bar.ax.tick_params(labelsize=7)
+
+
+def _front(axes: Any, rows: Sequence[Row], mode: Mode) -> None:
+    """The settings that no other exceeds in both returns."""
+    points = np.array(
+        [(row.evaluation(mode).addon_return.mean, row.evaluation(mode).basic_return.mean) for row in rows]
+    )
+    front = points[pareto_set(points)]
+    front = front[np.argsort(front[:, 0])]
+    axes.plot(front[:, 0], front[:, 1], "--", color="0.5", linewidth=1, zorder=1.5)
+
+
+def _point(axes: Any, row: Row, mode: Mode, looks: _Looks, number: str) -> None:
     basic, addon = row.evaluation(mode).basic_return, row.evaluation(mode).addon_return
     place = (addon.mean, basic.mean)
-    alpha = 0.35 if row.violations else 1.0
+    alpha = 0.3 if row.violations else 1.0
     bars = {"xerr": _bar(addon), "yerr": _bar(basic)}
-    axes.errorbar(*place, **bars, fmt="none", ecolor=colour, elinewidth=0.9, capsize=2, alpha=0.6 * alpha, zorder=2)
-    size = 17 if row.is_prior else 11
+    axes.errorbar(*place, **bars, fmt="none", ecolor="0.5", elinewidth=0.8, capsize=2, alpha=0.7 * alpha, zorder=2)
+    size = looks.size(row)
     if row.is_best:
-        axes.plot(*place, "o", color=_BEST, markersize=size + 9, zorder=2.5)
-    point: Line2D = axes.plot(
-        *place,
-        "*" if row.is_prior else _MARKERS.get(row.method, "o"),
-        color=colour,
-        markersize=size,
-        alpha=alpha,
-        markeredgecolor=_PARETO if row.is_pareto else colour,
-        markeredgewidth=1.6 if row.is_pareto else 0.0,
-        zorder=3,
-    )[0]
-    if not row.is_prior:
-        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5, "weight": "bold", "zorder": 4}
-        axes.annotate(number, place, color="0.3" if row.violations else "white", **style)
-    return point
+        axes.plot(*place, "o", mfc="none", mec=_BEST, mew=3, markersize=size + 9, zorder=3.5)
+    style: dict[str, Any] = {"mec": "white", "mew": 0.7, "alpha": alpha, "zorder": 3}
+    axes.plot(*place, looks.marker(row), color=looks.colour(row), markersize=size, **style)
+    if number and not row.is_prior:
+        shift = (0.5 * size + 3, 0.5 * size + 1)
+        axes.annotate(number, place, shift, textcoords="offset points", fontsize=7.5, color="0.35", zorder=4)
+
+
+def _name_best(axes: Any, rows: Sequence[Row], mode: Mode) -> None:
+    """Names the best and the prior where there are too many points for numbers."""
+    for row in rows:
+        if row.is_best or row.is_prior:
+            figures = row.evaluation(mode)
+            place = (figures.addon_return.mean, figures.basic_return.mean)
+            axes.annotate(
+                short_name(row), place, (0, 13), textcoords="offset points", ha="center", fontsize=8, zorder=5
+            )
 
 
 def _key(rows: Sequence[Row]) -> list[tuple[Line2D, str]]:
-    """What the marks mean, of those that are drawn."""
-    common: dict[str, Any] = {"linestyle": "none", "markersize": 13}
-    key = []
+    """What the other marks mean, of those that are drawn."""
+    key = [(Line2D([], [], linestyle="--", color="0.5", linewidth=1), "front of the two returns")]
     if any(row.is_best for row in rows):
         constrained = " within the constraints" if rows[0].objective["constraints"] else ""
-        disc = Line2D([], [], marker="o", color=_BEST, **common)
-        key.append((disc, f"best {rows[0].objective['maximize'].replace('_', ' ')}{constrained}"))
-    if any(row.is_pareto for row in rows):
-        rim = Line2D([], [], marker="o", markerfacecolor="none", markeredgecolor=_PARETO, markeredgewidth=1.6, **common)
-        key.append((rim, "Pareto set (basic, add-on, KL)"))
+        ring = Line2D([], [], marker="o", linestyle="none", markersize=9, mfc="none", mec=_BEST, mew=2)
+        key.append((ring, f"best {rows[0].objective['maximize'].replace('_', ' ')}{constrained}"))
     if any(row.violations for row in rows):
-        pale = Line2D([], [], marker="o", color="gray", alpha=0.35, **common)
+        pale = Line2D([], [], marker="o", linestyle="none", markersize=8, color="gray", alpha=0.3)
         key.append((pale, "breaks a constraint"))
     return key
 
@@ -125,9 +204,10 @@ def _key(rows: Sequence[Row]) -> list[tuple[Line2D, str]]:
 def _bars(rows: Sequence[Row]) -> str:
     spreads = {row.spread for row in rows}
     words = {"seeds": "95 % interval over seeds", "episodes": "standard deviation over episodes"}
+    size = "size: KL to the prior; bars: "
     if len(spreads) == 1:
-        return f"bars: {words[spreads.pop()]}"
-    return f"bars: {words['seeds']}; of a single seed {words['episodes']}"
+        return f"{size}{words[spreads.pop()]}"
+    return f"{size}{words['seeds']}; of a single seed {words['episodes']}"
 
 
 def _total_lines(figure: Figure) -> None:
@@ -147,13 +227,3 @@ def _bar(figure: Estimate) -> list[list[float]] | None:
         low, high = figure.mean_interval
         return [[max(0.0, figure.mean - low)], [max(0.0, high - figure.mean)]]
     return [[figure.std], [figure.std]] if math.isfinite(figure.std) and figure.std > 0 else None
-
-
-def _setting(row: Row) -> str:
-    if row.is_prior:
-        return "prior, untouched"
-    values = (
-        f"{_SYMBOLS.get(name, name)} {value:g}" if isinstance(value, (int, float)) else f"{_SYMBOLS.get(name, name)}(t)"
-        for name, value in row.weights.items()
-    )
-    return " ".join((row.method, *values))

@@ -177,7 +177,7 @@ class Row:
         addon_parts: by mode and name the return of each add-on reward, where the task has several.
         improvement: over the prior, and over each other method of the sweep.
         violations: constraints that it breaks.
-        is_pareto: no other row has as much basic and add-on return and as little KL, and more of one.
+        is_pareto: on the front that pictures draw: no other row has as much of both returns, and more of one.
         is_best: of all rows that satisfy the constraints (the prior's too) it has the highest objective.
         kl_estimated: ``kl_to_prior`` is an estimate: policy and prior are of different families.
         stopped: trials that were ended early. A setting with one has no figures, even if another seed was trained to
@@ -372,8 +372,8 @@ def _ranked(rows: Sequence[Row], objective: Objective) -> list[Row]:
 
     ordered = sorted(rows, key=order)
     shown = [row for row in ordered if math.isfinite(figures[row.group]["total_return"])]
-    axes = [(f["basic_return"], f["addon_return"], -f["kl_to_prior"]) for f in (figures[row.group] for row in shown)]
-    pareto = {row.group for row, best in zip(shown, pareto_set(np.reshape(axes, (-1, 3))), strict=True) if best}
+    axes = [(f["basic_return"], f["addon_return"]) for f in (figures[row.group] for row in shown)]
+    pareto = {row.group for row, best in zip(shown, pareto_set(np.reshape(axes, (-1, 2))), strict=True) if best}
     able = [row.group for row in ordered if row.seeds and not broken[row.group]]
     best = next((group for group in able if math.isfinite(figures[group][objective.maximize])), None)
     return [

@@ -276,7 +276,7 @@ def _caption(rows: Sequence[Row], mode: Mode) -> str:
         which = f"{objective['mode']} {BY_NAME[objective['maximize']].heading} return"
         words.append(f"{IS_BEST} best: highest {which}{' within the constraints' if objective['constraints'] else ''}.")
     if any(row.is_pareto for row in rows):
-        words.append(f"{IS_PARETO} Pareto set of basic return, add-on return and KL.")
+        words.append(f"{IS_PARETO} Pareto front of basic and add-on return.")
     if any(estimate.n < len(row.seeds) for row in rows for estimate in row.evaluation(mode).values()):
         words.append("(k/n): only k of n seeds have a finite figure.")
     return " ".join(words)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rpg_platform.results.difference import difference, objective_of, within_noise
-from rpg_platform.results.names import SYMBOLS, short_name, weight_words
+from rpg_platform.results.names import SYMBOLS, main_method, short_name, varied_weights, weight_words
 from rpg_platform.results.ranking import violations
 from rpg_platform.results.report import MODES, Mode, as_json, is_finished
 from rpg_platform.results.rows import Estimate, Row, figures_of
@@ -113,29 +113,6 @@ def _failed(found: Found) -> list[tuple[str, str]]:
     return [(each.trial_id, each.error) for row in found.rows for each in row.failures]
 
 
-def varied_weights(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The weights that differ between settings of the sweep's own method, the one with most values first."""
-    values: dict[str, set[float]] = {}
-    for row in rows:
-        for name, value in row.weights.items():
-            if isinstance(value, (int, float)) and row.method == _main_method(rows):
-                values.setdefault(name, set()).add(float(value))
-    varied = {name: sorted(each) for name, each in values.items() if len(each) > 1}
-    order = list(SYMBOLS)
-    return [
-        {"name": name, "symbol": SYMBOLS.get(name, name), "values": varied[name], "method": _main_method(rows)}
-        for name in sorted(varied, key=order.index)
-    ]
-
-
-def _main_method(rows: Sequence[Row]) -> str | None:
-    counts: dict[str, int] = {}
-    for row in rows:
-        if not row.is_prior:
-            counts[row.method] = counts.get(row.method, 0) + 1
-    return max(counts, key=lambda name: counts[name], default=None)
-
-
 def _row(
     row: Row,
     trials: Sequence[str],
@@ -173,7 +150,7 @@ def _row(
             {"id": name, "run": run_ids.get(name), "path": _quoted(found.checkpoints.get(name))} for name in trials
         ],
         "health": worst,
-        "warnings": sorted({line for name, each in health for line in warnings_of(each)}) if health else [],
+        "warnings": warnings_of(worst) if worst else [],
         "failures": len(row.failures),
         "stopped": len(row.stopped),
         "env_steps": row.env_steps,
@@ -214,7 +191,7 @@ def importance(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     Returns:
         Measure → weight → share of the variance, 0 to 1; empty where no weight varies.
     """
-    main = [row for row in rows if row.method == _main_method(rows) and row.seeds]
+    main = [row for row in rows if row.method == main_method(rows) and row.seeds]
     names = [each["name"] for each in varied_weights(rows)]
     shares: dict[str, dict[str, float]] = {}
     for measure in ("total_return", "addon_return", "basic_return", "kl_to_prior"):

@@ -11,10 +11,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from rpg_platform.results.names import SYMBOLS
+from rpg_platform.results.names import SYMBOLS, varied_weights
 from rpg_platform.results.picture import tradeoff_figure
 from rpg_platform.results.rows import Estimate, Row
-from rpg_platform.review.content import MOST_CURVES, varied_weights
+from rpg_platform.review.content import MOST_CURVES
 from rpg_platform.review.curves import RETURNS, Training, trainings
 from rpg_platform.review.found import Found
 
@@ -118,6 +118,9 @@ def _responses(rows: Sequence[Row], weights: Sequence[Mapping[str, Any]]) -> Fig
         values = weights[0]["values"]
         if values[0] > 0 and values[-1] / values[0] >= 8:
             axis.set_xscale("log")
+            axis.minorticks_off()
+            if len(values) <= _MOST_LINES:
+                axis.set_xticks(values, [f"{value:g}" for value in values])
         axis.set_xlabel(SYMBOLS.get(main, main))
     axes[0].legend(fontsize=7, frameon=False)
     return figure

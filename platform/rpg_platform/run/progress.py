@@ -63,6 +63,11 @@ class Snapshot:
     best: Leader | None
     tracker: TrackerState | None
 
+    @property
+    def over(self) -> int:
+        """How many trials have ended, whichever way."""
+        return sum(self.states.get(name, 0) for name in ("finished", "ended_early", "failed"))
+
     def as_json(self) -> dict[str, Any]:
         """As strict JSON has it: NaN is null."""
         return {

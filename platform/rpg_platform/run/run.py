@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,18 @@ from rpg_platform.planning.cluster import cluster_nodes, placement, quiet, start
 from rpg_platform.planning.estimate import SweepPlan
 from rpg_platform.planning.preflight import plan_of
 from rpg_platform.planning.words import head_lines
+from rpg_platform.results.endings import RunStatus
 from rpg_platform.results.report import FAILED, TrialResult, is_over
+from rpg_platform.review.page import REPORT_FILE
+from rpg_platform.review.report import LiveReport, write_report
 from rpg_platform.run.progress import Progress
-from rpg_platform.run.status import StatusWriter
+from rpg_platform.run.status import ENDS, StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
 from rpg_platform.run.watchers import watchers
 from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.spec.sweep import TrialSpec, trial_id_of
 from rpg_platform.storage.sweep import Sweep
-from rpg_platform.storage.sweep_folder import TrialState
+from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
 from rpg_platform.tracking.tracker import MlflowTracker
 from rpg_platform.trial.config import check_trials
 from rpg_platform.trial.trainable import CustomizationTrial, running_code
@@ -126,8 +129,10 @@ def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, consol
     interrupted = True
     todo = [trial for trial in trials if trial.trial_id not in finished]
     status = StatusWriter(folder, lambda: progress.snapshot().as_json())
+    live = LiveReport(folder, lambda: progress.snapshot().over, lambda: tracker.run_ids)
     try:
         status.start()
+        live.start()
         if todo or search.to_come:
             kept = {name: state.checkpoint for name, state in states.items()}
             with progress, stop.on_signals(), _no_automatic_loggers():
@@ -141,8 +146,22 @@ def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, consol
         # Tune returns from a stop as from an end; a trial that neither ended nor failed tells them apart.
         interrupted = search.to_come > 0 or any(error is None and not is_over(result) for _, result, error in results)
     finally:
-        status.stop(tracker.finish(results, interrupted=interrupted, tell=tell))
+        live.stop()
+        review = functools.partial(_review, folder, tracker, tell)
+        status.stop(tracker.finish(results, interrupted=interrupted, tell=tell, files=review))
     return SweepOutcome(sweep, results, tracker.parent_url, checkpoints, interrupted=interrupted)
+
+
+def _review(
+    folder: SweepFolder, tracker: MlflowTracker, tell: Callable[[str], None], status: RunStatus
+) -> dict[str, bytes]:
+    """Writes the sweep's report; returns it as an artifact of the sweep's run. Results do not depend on it."""
+    try:
+        return {f"summary/{REPORT_FILE}": write_report(folder, tracker.run_ids, ENDS[status]).encode()}
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        tell(f"Report: it could not be written ({why}); to write it later: rpg report {folder.name}")
+        return {}
 
 
 @contextlib.contextmanager

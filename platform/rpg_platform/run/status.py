@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rpg_platform.review.found import STATUS_FILE
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.spec.trials import count_trials
@@ -26,7 +27,6 @@ from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError, Tri
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-STATUS_FILE = "status.json"
 WRITE_EVERY_S = 5.0
 _REST_PER_WORK = 20.0  # a slow storage is written to more rarely
 DEAD_AFTER_S = 60.0
@@ -34,7 +34,7 @@ _MISSED = 6  # heartbeats, after which a driver that writes more rarely counts a
 _STOP_S = 30.0
 
 State = Literal["running", "finished", "stopped", "failed", "dead", "unknown"]
-_ENDS: dict[str, State] = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
+ENDS: Mapping[str, State] = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
 
 
 class StatusWriter:
@@ -66,7 +66,7 @@ class StatusWriter:
         self._ended.set()
         if self._thread is not None:
             self._thread.join(_STOP_S)
-        self._write(_ENDS[outcome])
+        self._write(ENDS[outcome])
 
     def _work(self) -> None:
         while True:

@@ -223,7 +223,12 @@ class MlflowTracker(Callback):
         self._close_run(trial.trial_id, status, unless_finished=True)
 
     def finish(
-        self, results: Sequence[TrialResult], *, interrupted: bool = False, tell: Tell = logger.warning
+        self,
+        results: Sequence[TrialResult],
+        *,
+        interrupted: bool = False,
+        tell: Tell = logger.warning,
+        files: Callable[[ParentStatus], Mapping[str, bytes]] = lambda status: {},
     ) -> ParentStatus:
         """Closes the sweep: summary as artifacts, the true status, and a last, bounded wait for what is not sent yet.
 
@@ -231,6 +236,7 @@ class MlflowTracker(Callback):
             results: every trial with its last result and error; one that is not among them counts as missing.
             interrupted: the sweep was stopped from outside.
             tell: what is said to the user, a line at a time: that it waits, and what is left.
+            files: makes further artifacts of the sweep's run, by their path; what it raises is counted, no more.
 
         Returns:
             ``FINISHED`` if every trial finished or was ended early by its scheduler, ``KILLED`` if interrupted before
@@ -240,7 +246,7 @@ class MlflowTracker(Callback):
         status = outcomes.status(interrupted)
         try:
             try:
-                self._close(results, status, outcomes)
+                self._close(results, status, outcomes, files)
             except Exception as error:
                 self._defect("the sweep's summary", error)
             self._wait(tell)
@@ -307,7 +313,13 @@ class MlflowTracker(Callback):
         plan = {"trials": self._planned, "env_steps": steps, "each": list(self._trials.values())}
         self._put(PARENT, "text", text=json.dumps(plan, indent=1), path="plan.json")
 
-    def _close(self, results: Sequence[TrialResult], status: ParentStatus, outcomes: Outcomes) -> None:
+    def _close(
+        self,
+        results: Sequence[TrialResult],
+        status: ParentStatus,
+        outcomes: Outcomes,
+        files: Callable[[ParentStatus], Mapping[str, bytes]],
+    ) -> None:
         # Also what an earlier driver has opened and this one has not come to.
         for trial_id in sorted(self._open | (set(self._trials) if self._resume else set())):
             self._close_run(trial_id, outcomes.status_of(trial_id), if_running=trial_id not in self._open)
@@ -316,6 +328,8 @@ class MlflowTracker(Callback):
             self._put_plan()
         try:
             self._summarise(results)
+            for path, content in files(status).items():
+                self._put_file(path, content)
         finally:
             self._close_run(PARENT, status)
 
@@ -330,8 +344,10 @@ class MlflowTracker(Callback):
 
         picture = tradeoff_png(rows, title=self._spec.get("description", ""))
         if picture is not None:
-            encoded = base64.b64encode(picture).decode("ascii")
-            self._put(PARENT, "file", base64=encoded, path="summary/tradeoff.png")
+            self._put_file("summary/tradeoff.png", picture)
+
+    def _put_file(self, path: str, content: bytes) -> None:
+        self._put(PARENT, "file", base64=base64.b64encode(content).decode("ascii"), path=path)
 
     # ---- Tune's hooks ---------------------------------------------------------------------------
 

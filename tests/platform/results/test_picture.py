@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from typing import Any
 
+import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from rpg_platform.results.report import TrialResult
 from rpg_platform.results.rows import Evaluation, Row, summarise
 from rpg_platform.spec.sections import Objective
 
-GOLD = (255, 215, 0)
+GOLD = (217, 154, 0)
 
 
 def rows_of(seeds: int, kl: float = 9.0, settings: int = 2) -> list[Row]:
@@ -46,7 +47,7 @@ def count(image: np.ndarray, colour: tuple[int, int, int], *, axes: bool = True)
     return int((part == colour).all(axis=-1).sum())
 
 
-def test_the_best_has_a_golden_disc_where_it_stands() -> None:
+def test_the_best_has_a_golden_ring_where_it_stands() -> None:
     free, bound = pixels(rows_of(1)), pixels(rows_of(1, kl=1.5))
     assert count(free, GOLD) > 300
     assert count(bound, GOLD) > 300
@@ -74,15 +75,20 @@ def changed(row: Row, **figures: Any) -> Row:
     return replace(row, deterministic=Evaluation(row.deterministic | {"basic_return": basic}))
 
 
-def test_pareto_rim_and_pale_points() -> None:
+def test_what_breaks_a_constraint_is_pale() -> None:
     rows = rows_of(1, kl=1.5)
     assert [bool(row.violations) for row in rows] == [False, False, True]
-    plain = [replace(row, is_pareto=False) for row in rows]
-    feasible = [replace(row, violations=()) for row in plain]
-    black = (0, 0, 0)
-    assert count(pixels(rows), black) > count(pixels(plain), black) + 50
-    blue = (31, 119, 180)
-    assert count(pixels(feasible), blue) > 1.5 * count(pixels(plain), blue) > 0
+    feasible = [replace(row, violations=()) for row in rows]
+    yellow = tuple(round(255 * part) for part in matplotlib.colormaps["cividis"](0.92)[:3])  # the larger weight's
+    assert count(pixels(feasible), yellow) > count(pixels(rows), yellow) + 50
+
+
+def test_the_size_is_the_kl() -> None:
+    rows = rows_of(1)
+    smaller = [
+        replace(row, kl_to_prior=replace(row.kl_to_prior, mean=0.1)) if i == 0 else row for i, row in enumerate(rows)
+    ]
+    assert tradeoff_png(rows) != tradeoff_png(smaller)
 
 
 def test_nothing_to_draw_and_too_many_to_number() -> None:

@@ -203,7 +203,7 @@ def test_marks_in_text(tradeoff: list[TrialResult]) -> None:
     assert any(line.strip().startswith("5 ✗   rpg omega_prime=0.1") for line in lines)
     joined = " ".join(" ".join(lines).split())
     assert "★ best: highest deterministic total return within the constraints." in joined
-    assert "◇ Pareto set of basic return, add-on return and KL." in joined
+    assert "◇ Pareto front of basic and add-on return." in joined
     assert "✗ 5: kl_to_prior at most 3, is 4 (33 % beyond)" in joined
     assert "No trained setting" not in joined
     assert "- ✗ 5: kl_to_prior at most 3, is 4 (33 % beyond)" in rows_to_markdown(rows)

@@ -234,7 +234,7 @@ function drawCurves() {
     for (const [group, of] of drawn) {
       const row = D.rows.find((r) => r.group === group), line = overSeeds(of, name), main = row === best || group === focus;
       const faint = many && !main ? 0.35 : 1, color = colourOf(row), second = Math.max(0, SECOND ? SECOND.values.indexOf(row.weights[SECOND.name]) : 0);
-      if (of.length > 1 && (!many || main)) {
+      if (of.length > 1 && (drawn.length <= 4 || main)) {
         const both = line.steps.map((s, i) => [s, line.reach[i]]).filter(([, r]) => r);
         traces.push({ x: [...both.map(([s]) => s), ...both.map(([s]) => s).reverse()], y: [...both.map(([, r]) => r[1]), ...both.map(([, r]) => r[0]).reverse()],
           fill: "toself", fillcolor: color, opacity: 0.16, line: { width: 0 }, mode: "lines", hoverinfo: "skip" });
@@ -331,7 +331,7 @@ function drawTexts() {
   if (MAIN) $("weights-key").textContent = `${SECOND ? `One line per ${SECOND.symbol}; the` : "The"} dashed line is the prior. ${bars}.`;
   const count = Object.keys(D.curves.settings).length, seeds = Math.max(...D.rows.map((r) => r.trials.length), 0);
   $("curves-key").textContent = `Policies as they sample while training, undiscounted returns per episode. ${count < D.curves.of ? `${count} of ${D.curves.of} settings: the best, and others spread over the ranking. ` : ""}` +
-    `${seeds > 1 ? `Bands: ${seeds < 5 ? "range" : "95 % interval"} over seeds. ` : ""}Rings: validations, ${A.objective.mode}. Single spikes may leave the picture: the health table has them.`;
+    `${seeds > 1 ? `Bands (★ and the chosen setting): ${seeds < 5 ? "range" : "95 % interval"} over seeds. ` : ""}Rings: validations, ${A.objective.mode}. Single spikes may leave the picture: the health table has them.`;
   const spread = D.rows.some((r) => r.seeds.length > 1) ? "seeds" : "evaluation episodes";
   $("table-key").textContent = `Undiscounted returns per episode; ± is the standard deviation over ${spread}; n = training seeds; kept = share of the prior’s basic return. ★ best of what holds, ◇ front of the two returns. Click a heading to sort, a row for its run.`;
 }

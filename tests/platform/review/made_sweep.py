@@ -1,0 +1,108 @@
+"""A sweep's folder with the files that trials leave; its figures are a function of weights and seed."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rpg_platform.bundles import SHIPPED
+from rpg_platform.spec.checks import expand
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.storage.trial_state import write_state
+
+STEPS = 100_000
+RAW: dict[str, Any] = {
+    "name": "made",
+    "description": "A made sweep with <b>markup</b> & an ampersand.",
+    "task": "halfcheetah-foot-angle",
+    "prior": "halfcheetah-spg",
+    "algorithm": "rpg",
+    "weights": {"omega_prime": {"grid": [0.05, 0.2, 0.8]}, "alpha_hat": {"grid": [0.02, 0.1]}},
+    "baselines": [{"kl": {"kl_coefficient": 0.1}}],
+    "seeds": 3,
+    "budget": {"env_steps": STEPS},
+}
+
+
+def figures(trial: TrialSpec) -> dict[str, float]:
+    """Basic and add-on return, and KL, of a trial's deterministic evaluation."""
+    if trial.method == "prior":
+        return {"basic": 6800.0, "addon": -3250.0, "kl": 0.0}
+    noise = random.Random(trial.trial_id)
+    w = float(trial.weights.get("omega_prime", trial.weights.get("kl_coefficient", 0.1)))  # type: ignore[arg-type]
+    a = float(trial.weights.get("alpha_hat", 0.3))  # type: ignore[arg-type]
+    addon = -2600 + 1300 * math.exp(-2 * w) - 2000 * a + noise.gauss(0, 30)
+    basic = 6700 - 900 * math.exp(-6 * w) + noise.gauss(0, 60)
+    return {"basic": basic, "addon": addon, "kl": 3.5 - 2 * w + noise.gauss(0, 0.1)}
+
+
+def final_report(trial: TrialSpec) -> dict[str, Any]:
+    """The report at a trial's end."""
+    of = figures(trial)
+    report: dict[str, Any] = {"env_steps": float(trial.env_steps), "finished": True, "eval/kl_to_prior": of["kl"]}
+    report["code"] = "rpg 0.1.0 from /somewhere"
+    for mode, less in (("deterministic", 0.0), ("sampled", 120.0 if trial.method == "rpg" else 5.0)):
+        values = {"basic_return": of["basic"] - less, "addon_return": of["addon"] - less}
+        values |= {"total_return": sum(values.values()), "episode_length": 1000.0, "task_metric": -of["addon"] / 1e4}
+        for name, value in values.items():
+            report |= {f"eval/{mode}/{name}_mean": value, f"eval/{mode}/{name}_std": 50.0}
+    return report
+
+
+def training_reports(trial: TrialSpec, count: int = 20) -> list[dict[str, Any]]:
+    """Reports while training; in every third no episode ended."""
+    of, reports = figures(trial), []
+    for i in range(1, count + 1):
+        part = i / count
+        report = {
+            "env_steps": float(round(trial.env_steps * part)),
+            "kl_to_prior": of["kl"] * part,
+            "approx_kl": 0.01 if i > 2 else 0.0,
+            "clip_fraction": 0.2,
+            "explained_variance": 0.9,
+            "nonfinite_values": 0.0,
+            "env_failures": 0.0,
+            "reward_addon_term": -3.0 + part,
+            "reward_prior_term": 0.1,
+            "reward_entropy_term": -0.05,
+        }
+        if i % 3:
+            report |= {"basic_return": of["basic"] - 200 * (1 - part), "addon_return": of["addon"] - 900 * (1 - part)}
+            report["total_return"] = report["basic_return"] + report["addon_return"]
+        if i % 5 == 0:
+            for name in ("basic_return", "addon_return"):
+                report[f"validation/deterministic/{name}_mean"] = of[name.split("_")[0]] - 100 * (1 - part)
+            report["validation/deterministic/total_return_mean"] = of["basic"] + of["addon"] - 200 * (1 - part)
+        reports.append(report)
+    return reports
+
+
+def made_sweep(storage: Path, *, reports: int = 20, **changes: Any) -> SweepFolder:
+    """Writes a finished sweep; ``changes`` are of its specification."""
+    spec = SweepSpec.model_validate(RAW | changes | {"storage": str(storage)})
+    folder = SweepFolder(str(storage), spec.name)
+    folder.create(spec, None)
+    trials = expand(spec)
+    for trial in trials:
+        own = Path(folder.uri) / trial.trial_id
+        checkpoint = own / "checkpoint_000000"
+        shutil.copytree(SHIPPED["halfcheetah-spg"], checkpoint / "bundle")
+        last = final_report(trial)
+        write_state(checkpoint, trial.env_steps, last)
+        lines = [*([] if trial.method == "prior" else training_reports(trial, reports)[:-1]), last]
+        (own / "result.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status = {
+        "format": 1,
+        "sweep": spec.name,
+        "state": "finished",
+        "started": 1e9,
+        "heartbeat": 1e9 + 65,
+        "failures": [],
+    }
+    folder.write_text("status.json", json.dumps({**status, "trials": {"total": len(trials)}}))
+    return folder

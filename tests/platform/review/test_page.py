@@ -1,0 +1,214 @@
+"""The report in a real browser: its figures, its sliders, its table, and what it must not do."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+from tests.browser import chromium
+from tests.platform.review.made_sweep import made_sweep
+
+from rpg_platform.results.difference import within_noise
+from rpg_platform.results.names import short_name
+from rpg_platform.results.rows import summarise
+from rpg_platform.review.found import found_in
+from rpg_platform.review.report import write_report
+from rpg_platform.spec.sections import Objective
+from rpg_platform.storage.sweep_folder import SweepFolder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
+    folder = made_sweep(tmp_path_factory.mktemp("storage"))
+    write_report(folder, {"": "parent", "rpg-omega_prime=0.2-alpha_hat=0.1-seed=0": "0123abcd"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+class Opened:
+    """A page, and what it asked for and complained of."""
+
+    def __init__(self, page: Page) -> None:
+        self.page, self.requests, self.complaints = page, [], []  # type: ignore[var-annotated]
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+
+def opened(browser: Browser, folder: SweepFolder, width: int = 1280, scheme: str = "light") -> Opened:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+    found = Opened(page)
+    page.goto(Path(folder.uri, "report.html").as_uri())
+    page.wait_for_selector("#tradeoff .main-svg")
+    return found
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-").replace(",", "").strip(" %≈"))
+
+
+def cells(page: Page) -> dict[str, list[str]]:
+    """Setting → the texts of its row in the table."""
+    rows = [row.locator("td").all_inner_texts() for row in page.locator("#table tbody tr").all()]
+    return {row[1]: row for row in rows}
+
+
+def test_every_figure_is_that_of_the_trials_files(browser: Browser, folder: SweepFolder) -> None:
+    """Computed here from the files alone; and the page asks for nothing and complains of nothing."""
+    found = opened(browser, folder)
+    by_setting: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    for file in Path(folder.uri).glob("*/result.json"):
+        by_setting[file.parent.name.rpartition("-seed=")[0] or "prior"].append(
+            json.loads(file.read_text().splitlines()[-1])
+        )
+    table = cells(found.page)
+    assert len(table) == len(by_setting) == 8
+    [prior] = by_setting["prior"]
+    for setting, reports in by_setting.items():
+        [row] = [row for name, row in table.items() if words(name) == words_of_id(setting)]
+        for column, key in ((3, "total_return"), (4, "addon_return"), (5, "basic_return")):
+            values = [report[f"eval/deterministic/{key}_mean"] for report in reports]
+            shown = row[column].split("±")
+            assert number(shown[0]) == pytest.approx(statistics.fmean(values), abs=0.51)
+            if len(values) > 1:
+                assert number(shown[1]) == pytest.approx(statistics.stdev(values), abs=0.51)
+        kls = [report["eval/kl_to_prior"] for report in reports]
+        assert number(row[6]) == pytest.approx(statistics.fmean(kls), abs=0.006)
+        basic = statistics.fmean(report["eval/deterministic/basic_return_mean"] for report in reports)
+        kept = 100 * basic / prior["eval/deterministic/basic_return_mean"]
+        assert number(row[8]) == pytest.approx(kept, abs=0.51)
+    assert found.complaints == []
+    assert [url for url in found.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert "<b>markup</b>" in found.page.locator("#subtitle").inner_text()  # as text
+    found.page.close()
+
+
+def words(name: str) -> list[str]:
+    return re.findall(r"[a-z]*prior[a-z]*|kl|\d+\.\d+", name)
+
+
+def words_of_id(setting: str) -> list[str]:
+    return re.findall(r"^prior|^kl|\d+\.\d+", setting)
+
+
+def test_sliders_choose_as_the_table_of_the_command_does(browser: Browser, folder: SweepFolder) -> None:
+    """★, what is within noise of it and the YAML, for bounds at which another setting is best each time."""
+    found = opened(browser, folder)
+    page, results = found.page, found_in(folder).results
+    stars = set()
+    for kept, kl, maximize, mode in (
+        (0, None, "total_return", "deterministic"),
+        (0.95, None, "total_return", "deterministic"),
+        (0, 2.5, "addon_return", "sampled"),
+        (0.99, 1.0, "basic_return", "deterministic"),
+    ):
+        for control, value in (("#kept", 100 * kept), ("#kl", kl)):
+            box = page.locator(control)
+            wanted = box.get_attribute("min" if control == "#kept" else "max") if not value else str(value)
+            box.evaluate("(box, value) => { box.value = value; box.dispatchEvent(new Event('input')); }", wanted)
+        page.select_option("#maximize", maximize)
+        page.select_option("#mode", mode)
+        constraints: dict[str, dict[str, float]] = {}
+        if kept:
+            constraints["basic_return"] = {"min_fraction_of_prior": round(float(page.input_value("#kept"))) / 100}
+        if kl:
+            constraints["kl_to_prior"] = {"max": float(page.input_value("#kl"))}
+        objective = Objective.model_validate({"maximize": maximize, "mode": mode, "constraints": constraints})
+        rows = summarise(results, objective)
+        [best] = [row for row in rows if row.is_best]
+        assert page.locator("#star").inner_text() == f"★ {short_name(best)}"
+        stars.add(best.group)
+        near = [short_name(row) for row in within_noise(rows, 20)]
+        said = page.locator("#near").inner_text()
+        assert [name for name in near if name in said] == near
+        assert bool(near) == said.startswith("Within noise")
+        assert ("min_fraction_of_prior" in page.locator("#objective").text_content()) == bool(kept)  # type: ignore[operator]
+        pale = page.locator("#table tbody tr.breaks").count()
+        assert pale == sum(bool(row.violations) for row in rows)
+    assert len(stars) >= 3
+    assert found.complaints == []
+    page.close()
+
+
+def test_the_table_sorts_and_leads_to_runs(browser: Browser, folder: SweepFolder) -> None:
+    found = opened(browser, folder)
+    page = found.page
+    for _ in range(2):
+        page.get_by_role("button", name=re.compile("^add-on")).click()
+        sort = page.locator("th[aria-sort]:not([aria-sort=none])").get_attribute("aria-sort")
+        shown = [number(row[4].split("±")[0]) for row in cells(page).values()]
+        assert shown == sorted(shown, reverse=sort == "descending")
+    page.locator("#table tbody tr", has_text="ω′ 0.2 · α̂ 0.1").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#chosen a.run").get_attribute("href") == "http://127.0.0.1:5000/#/runs/0123abcd"
+    page.close()
+
+
+def test_a_point_leads_to_its_run(browser: Browser, folder: SweepFolder) -> None:
+    found = opened(browser, folder)
+    page = found.page
+    page.evaluate(
+        """() => { const box = document.getElementById("tradeoff");
+        const at = box.data.flatMap((trace, c) => (trace.customdata || []).map((group, p) => [group, c, p]))
+          .find(([group]) => group === "rpg-omega_prime=0.2-alpha_hat=0.1");
+        const trace = box.data[at[1]], x = trace.x[at[2]], y = trace.y[at[2]], area = box.getBoundingClientRect();
+        const full = box._fullLayout;
+        window.place = [area.left + full._size.l + full.xaxis.l2p(x), area.top + full._size.t + full.yaxis.l2p(y)]; }"""
+    )
+    x, y = page.evaluate("window.place")
+    page.mouse.move(x, y)
+    page.wait_for_timeout(100)
+    page.mouse.click(x, y)
+    page.wait_for_selector("#chosen a.run")
+    assert "ω′ 0.2 · α̂ 0.1" in page.locator("#chosen strong").inner_text()
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1280, "dark")])
+def test_narrow_and_dark(browser: Browser, folder: SweepFolder, width: int, scheme: str) -> None:
+    """Nothing sticks out of a narrow window; the contrast is 7 to 1; charts have words for a screen reader."""
+    found = opened(browser, folder, width, scheme)
+    page = found.page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    light = [page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor")]
+    ink, paper = (luminance(colour) for colour in light)
+    assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7
+    assert (paper < ink) == (scheme == "dark")
+    for chart in page.locator(".chart:visible").all():
+        assert len(chart.get_attribute("aria-label") or "") > 20
+    assert found.complaints == []
+    page.close()
+
+
+def luminance(colour: str) -> float:
+    """WCAG's relative luminance of ``rgb(…)``."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_a_sweep_of_one_setting_and_one_without_a_result(browser: Browser, tmp_path: Path) -> None:
+    one = made_sweep(tmp_path, name="one", weights={"omega_prime": 0.2, "alpha_hat": 0.02}, baselines=[], seeds=1)
+    none = made_sweep(tmp_path, name="none", seeds=1)
+    for file in [*Path(none.uri).glob("*/result.json"), *Path(none.uri).glob("*/checkpoint_*/trial.json")]:
+        file.unlink()
+    for folder, said in ((one, "★ ω′ 0.2 · α̂ 0.02"), (none, "No trial has a final evaluation yet.")):
+        write_report(folder, {})
+        page = browser.new_page()
+        found = Opened(page)
+        page.goto(Path(folder.uri, "report.html").as_uri())
+        page.wait_for_selector("#verdict *")
+        assert said in page.locator("#verdict").inner_text()
+        assert found.complaints == []
+        page.close()
