@@ -87,7 +87,8 @@ def machine() -> str:
     """The processor and the versions that the figures depend on."""
     model = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     packages = ("ray", "torch", "numpy", "gymnasium", "mujoco", "stable-baselines3", "sbx-rl", "jax")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    installed = {each.name.lower(): each.version for each in importlib.metadata.distributions()}
+    versions = ", ".join(f"{name} {installed[name]}" for name in packages if name in installed)
     cpu = model.group(1) if model else platform.processor()
     return f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
 

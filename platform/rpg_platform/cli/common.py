@@ -23,6 +23,17 @@ Address = Annotated[
     typer.Option(help="Ray cluster that this machine is a node of: auto or HOST:PORT; default: its own."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def sweep_names(incomplete: str) -> list[str]:
+    """Completes the names of the sweeps in the default storage; a shell asks for them at each tab."""
+    from rpg_platform.storage.location import DEFAULT_STORAGE
+
+    return sorted(file.parent.name for file in Path(DEFAULT_STORAGE).expanduser().glob(f"{incomplete}*/sweep.json"))
+
+
+SweepName = Annotated[str, typer.Argument(help="A sweep's name.", metavar="NAME", autocompletion=sweep_names)]
+Where = Annotated[str | None, typer.Option(help="Where sweeps' results are; default: ~/rpg_results.")]
 Storage = Annotated[str | None, typer.Option(help="Where results go (overrides the file's storage).")]
 Name = Annotated[str | None, typer.Option(help="Name of this sweep (overrides the file's name).")]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from rpg_platform.cli.common import AsJson, policy_folder, refusals, stdout_console
+from rpg_platform.cli.common import AsJson, Where, policy_folder, refusals, stdout_console
 
 
 def evaluate(
@@ -21,7 +21,7 @@ def evaluate(
     task: Annotated[str, typer.Option(help="The task to evaluate it on: a name (see `rpg tasks`) or a YAML file.")],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes, all finished.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="First of the evaluation seeds.")] = 10_000,
-    storage: Annotated[str | None, typer.Option(help="Where sweeps' results are; default: ~/rpg_results.")] = None,
+    storage: Where = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluates a policy on a task: exactly N episodes from fixed seeds, deterministic and sampled."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rpg_platform.cli.common import AsJson, policy_folder, refusals, stdout_console
+from rpg_platform.cli.common import AsJson, Where, policy_folder, refusals, stdout_console
 
 Source = Annotated[
     str,
@@ -24,7 +24,6 @@ Rule = Annotated[
         help="What is best of a sweep: 'max addon_return where basic_return >= 0.9 * prior and kl_to_prior <= 3'."
     ),
 ]
-Where = Annotated[str | None, typer.Option(help="Where sweeps' results are; default: ~/rpg_results.")]
 # As in rpg_platform.export, which is imported when a command runs: it takes torch.
 FormatOrAll = Literal["torchscript", "onnx", "mlflow", "all"]
 Mode = Annotated[

@@ -16,7 +16,6 @@ app = typer.Typer(
     name="rpg",
     help="Customise trained policies by residual policy gradient: sweep the weights, track, review.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(priors.app, name="priors")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rpg_platform.cli.common import AsJson, refusals, stdout_console
-
-SweepName = Annotated[str, typer.Argument(help="A sweep's name.", metavar="NAME")]
-Where = Annotated[str | None, typer.Option(help="Where the sweeps' results are; default: ~/rpg_results.")]
+from rpg_platform.cli.common import AsJson, SweepName, Where, refusals, stdout_console
 
 
 def add_to(app: typer.Typer) -> None:
@@ -115,8 +111,3 @@ def compare(
         typer.echo(json.dumps(found.as_json(), indent=2))
     else:
         stdout_console().print(comparison_table(found))
-
-
-def can_show() -> bool:
-    """Whether a browser can be opened here."""
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

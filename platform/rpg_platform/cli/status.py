@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,11 +16,13 @@ if TYPE_CHECKING:
     from rpg_platform.run.status import SweepStatus
 
 _MOST_FAILURES, _MOST_RUNNING = 20, 20
+_WATCH_S, _LINE_S = 2.0, 60.0
 
 
 def status(
     name: Annotated[str | None, typer.Argument(help="A sweep's name; none: all of them.", metavar="NAME")] = None,
     storage: Annotated[str | None, typer.Option(help="Where the sweep's results are; default: ~/rpg_results.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow NAME until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Says how a sweep is doing and what to do: from another shell, or any machine that sees its storage."""
@@ -28,6 +32,11 @@ def status(
 
     with refusals():
         where = storage_path(storage)
+        if watch:
+            if name is None or as_json:
+                raise ValueError("--watch follows one sweep, without --json: rpg status NAME --watch")
+            _watch(lambda: status_of(SweepFolder(where, name), storage))
+            return
         names = sweeps_in(where) if name is None else [name]
         found = [status_of(SweepFolder(where, each), storage) for each in names]
     if as_json:
@@ -41,7 +50,37 @@ def status(
         stdout_console().print(f"No sweep in {where}", soft_wrap=True, highlight=False)
 
 
+def _watch(look: Callable[[], SweepStatus]) -> None:
+    """Shows the status anew every two seconds on a terminal, and elsewhere a line a minute, until nothing runs."""
+    from rich.live import Live
+    from rich.text import Text
+
+    console, found = stdout_console(), look()
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            while found.state == "running":
+                live.update(Text("\n".join(_lines(found))), refresh=True)
+                time.sleep(_WATCH_S)
+                found = look()
+            live.update(Text(""), refresh=True)
+    while found.state == "running":
+        content = found.content
+        steps = f"{content['env_steps']:,} of {content['env_steps_total']:,} env steps"
+        console.print(f"{_counts(content['trials'])}; {steps}", markup=False, highlight=False, soft_wrap=True)
+        for _ in range(int(_LINE_S / _WATCH_S)):
+            time.sleep(_WATCH_S)
+            found = look()
+            if found.state != "running":
+                break
+    _print(found, console)
+
+
 def _print(found: SweepStatus, console: Console) -> None:
+    for line in _lines(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(found: SweepStatus) -> list[str]:
     from rpg_platform.wording import duration
 
     content = found.content
@@ -69,8 +108,7 @@ def _print(found: SweepStatus, console: Console) -> None:
     lines.append(("Folder", found.folder))
     if found.command is not None:
         lines.append(("Go on", found.command))
-    for heading, text in lines:
-        console.print(f"{heading:<11} {text}", markup=False, highlight=False, soft_wrap=True)
+    return [f"{heading:<11} {text}" for heading, text in lines]
 
 
 def _counts(trials: dict[str, Any]) -> str:

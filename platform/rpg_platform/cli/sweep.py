@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from rpg_platform.cli.common import FAILED, Address, AsJson, Name, SpecFile, Storage, refusals, stdout_console
+from rpg_platform.cli.common import (
+    FAILED,
+    Address,
+    AsJson,
+    Name,
+    SpecFile,
+    Storage,
+    SweepName,
+    Where,
+    refusals,
+    stdout_console,
+)
 
 if TYPE_CHECKING:
     from rpg_platform.run.run import SweepOutcome
     from rpg_platform.spec.sweep import SweepSpec
     from rpg_platform.storage.sweep import Sweep
-
-SweepName = Annotated[str, typer.Argument(help="A sweep's name.", metavar="NAME")]
-Where = Annotated[str | None, typer.Option(help="Where the sweep's results are; default: ~/rpg_results.")]
 
 
 def add_to(app: typer.Typer) -> None:

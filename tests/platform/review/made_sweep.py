@@ -82,8 +82,15 @@ def training_reports(trial: TrialSpec, count: int = 20) -> list[dict[str, Any]]:
     return reports
 
 
-def made_sweep(storage: Path, *, reports: int = 20, **changes: Any) -> SweepFolder:
-    """Writes a finished sweep; ``changes`` are of its specification."""
+def made_sweep(storage: Path, *, reports: int = 20, whole_lines: bool = False, **changes: Any) -> SweepFolder:
+    """Writes a finished sweep.
+
+    Args:
+        storage: its storage.
+        reports: how many each trial made.
+        whole_lines: with the configuration in each, as Tune writes them.
+        changes: of its specification.
+    """
     spec = SweepSpec.model_validate(RAW | changes | {"storage": str(storage)})
     folder = SweepFolder(str(storage), spec.name)
     folder.create(spec, None)
@@ -95,6 +102,8 @@ def made_sweep(storage: Path, *, reports: int = 20, **changes: Any) -> SweepFold
         last = final_report(trial)
         write_state(checkpoint, trial.env_steps, last)
         lines = [*([] if trial.method == "prior" else training_reports(trial, reports)[:-1]), last]
+        if whole_lines:
+            lines = [line | {"config": {"trial": trial.model_dump(mode="json")}} for line in lines]
         (own / "result.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     status = {
         "format": 1,
