@@ -124,7 +124,11 @@ def test_every_import_is_a_declared_dependency(pyproject: dict[str, Any]) -> Non
     project = pyproject["project"]
     requirements = [
         *project["dependencies"],
-        *(r for extra in ("envpool", "onnx", "minari", "optuna") for r in project["optional-dependencies"][extra]),
+        *(
+            r
+            for extra in ("envpool", "onnx", "minari", "optuna", "video")
+            for r in project["optional-dependencies"][extra]
+        ),
     ]
     declared = {canonicalize_name(Requirement(text).name) for text in requirements}
     providers = importlib.metadata.packages_distributions()

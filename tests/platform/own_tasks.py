@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,6 +72,30 @@ gait.info_keys = ("position",)  # type: ignore[attr-defined]
 
 def calm(obs: Any, actions: Any, next_obs: Any, infos: Any) -> Any:
     return -np.square(actions).sum(-1)
+
+
+class Drawn(Slide):
+    """Draws its point as a white bar on grey; 50 steps are a second.
+
+    Args:
+        render_mode: as of every environment that draws.
+        crash: what draws dies as a driver does.
+        **arguments: of ``Slide``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 50}
+
+    def __init__(self, render_mode: str | None = None, crash: bool = False, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.render_mode, self.crash = render_mode, crash
+
+    def render(self) -> Any:
+        if self.crash:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        picture = np.full((90, 161, 3), 60, np.uint8)
+        place = round(80 + 70 * float(np.clip(self.position, -1, 1)))
+        picture[:, place - 5 : place + 5] = 255
+        return picture
 
 
 # ---- environments that misbehave ----------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rpg_platform.cli import clone, evaluate, export, plan, priors, review, status, sweep, tasks, track, ui
+from rpg_platform.cli import clone, evaluate, export, plan, priors, render, review, status, sweep, tasks, track, ui
 
 app = typer.Typer(
     name="rpg",
@@ -22,7 +22,7 @@ app.add_typer(priors.app, name="priors")
 app.add_typer(tasks.app, name="tasks")
 
 
-for command in (evaluate.evaluate, ui.ui):
+for command in (evaluate.evaluate, render.render, ui.ui):
     app.command()(command)
 sweep.add_to(app)
 export.add_to(app)

@@ -6,7 +6,7 @@ Short episodes are therefore not counted more often than long ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,7 @@ from rpg_algorithms.rllib.vector_env import final_observations, make_vector_env,
 from rpg_platform.results.report import FINAL, MODES, Mode, Where, mean_key, std_key
 from rpg_platform.spec.measures import MEASURES, PER_MODE
 from rpg_platform.tasks.environments import make_env
-from rpg_platform.tasks.task import Task
+from rpg_platform.tasks.task import StepFunction, Task
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,68 @@ class Episodes:
     addon_parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step of N environments; its arrays hold until the next step.
+
+    Attributes:
+        obs, actions, next_obs: ``[N, D]``, ``[N, A]`` as the environment received them, ``[N, D]``: of an episode that
+            ended its last observation.
+        infos: the infos that were asked for, ``[N]`` each.
+        outputs: what the policy computed, see ``NumpyPolicy.outputs``.
+        reward, terminated, done: ``[N]``; an episode is done by its own end or by a time limit.
+    """
+
+    obs: NDArray[Any]
+    actions: NDArray[Any]
+    next_obs: NDArray[Any]
+    infos: Mapping[str, NDArray[np.float64]]
+    outputs: NDArray[Any]
+    reward: NDArray[Any]
+    terminated: NDArray[np.bool_]
+    done: NDArray[np.bool_]
+
+    def given_to(self, function: StepFunction) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Mapping[str, Any]]:
+        """The arguments of an add-on reward or a metric."""
+        return self.obs, self.actions, self.next_obs, {key: self.infos[key] for key in function.info_keys}
+
+
+def infos_of(task: Task) -> frozenset[str]:
+    """The infos that a task's add-on reward and its metric read."""
+    return frozenset((*task.addon.info_keys, *task.metric.info_keys))
+
+
+def play(acting: NumpyPolicy, envs: Any, keys: frozenset[str], seed: int, mode: Mode) -> Iterator[Step]:
+    """Steps environments for ever, each from its own seed; one whose episode ends starts another.
+
+    Args:
+        acting: the policy.
+        envs: from ``make_vector_env``, which gathers ``keys``.
+        keys: from ``infos_of``.
+        seed: environment i is reset with ``seed + i``; sampling is seeded with ``seed``.
+        mode: act by the distribution's mode, or sample.
+    """
+    number, space = envs.num_envs, envs.single_observation_space
+    rng = np.random.default_rng(seed)
+    observed, _ = envs.reset(seed=[seed + i for i in range(number)])
+    obs = flatten_observations(space, observed).copy()
+    while True:
+        outputs = acting.outputs(obs)
+        actions = acting.sample(outputs, acting.noise(rng, (number,))) if mode == "sampled" else acting.mode(outputs)
+        env_actions = acting.to_env(actions)
+        stepped, reward, terminated, truncated, infos = envs.step(env_actions)
+        done = terminated | truncated
+        # Copies: float32 environments hand out the one buffer that the next step overwrites.
+        next_obs = flatten_observations(space, stepped).copy()
+        after = next_obs.copy()
+        for n, final in final_observations(space, infos, done):
+            after[n] = final
+        values = {key: np.zeros(number) for key in keys}
+        write_infos(values, infos, done)
+        yield Step(obs, env_actions, after, values, outputs, reward, terminated, done)
+        obs = next_obs
+
+
 def evaluate(
     policy: PolicyNetwork,
     task: Task,
@@ -70,45 +132,26 @@ def evaluate(
         prior: to measure the KL to.
     """
     addon: Any = task.addon
-    acting, names = NumpyPolicy(policy), part_names(addon)
-    keys = frozenset((*addon.info_keys, *task.metric.info_keys))
-    rng = np.random.default_rng(seed)
+    names, keys = part_names(addon), infos_of(task)
     sums = np.zeros((4, episodes))  # basic, add-on, metric, KL
     parts = np.zeros((len(names), episodes))
     length = np.zeros(episodes)
     playing = np.ones(episodes, bool)
+    acting = NumpyPolicy(policy)
     with closing(make_vector_env(partial(make_env, task), episodes, "sync", keys)) as envs:
-        space = envs.single_observation_space
-        observed, _ = envs.reset(seed=[seed + i for i in range(episodes)])
-        obs = flatten_observations(space, observed).copy()
+        steps = play(acting, envs, keys, seed, mode)
         while playing.any():
-            outputs = acting.outputs(obs)
-            sampled = mode == "sampled"
-            actions = acting.sample(outputs, acting.noise(rng, (episodes,))) if sampled else acting.mode(outputs)
-            env_actions = acting.to_env(actions)
-            stepped, reward, terminated, truncated, infos = envs.step(env_actions)
-            done = terminated | truncated
-            # Copies: float32 environments hand out the one buffer that the next step overwrites.
-            next_obs = flatten_observations(space, stepped).copy()
-            after = next_obs.copy()
-            for n, final in final_observations(space, infos, done):
-                after[n] = final
-            values = {key: np.zeros(episodes) for key in keys}
-            write_infos(values, infos, done)
-            step = (obs, env_actions, after)
-            sums[0, playing] += reward[playing]
-            addon_infos = {key: values[key] for key in addon.info_keys}
+            step = next(steps)
+            sums[0, playing] += step.reward[playing]
             if names:
-                parts[:, playing] += np.stack(addon.parts(*step, addon_infos))[:, playing]
+                parts[:, playing] += np.stack(addon.parts(*step.given_to(addon)))[:, playing]
             else:
-                sums[1, playing] += np.asarray(addon(*step, addon_infos))[playing]
-            metric = task.metric(*step, {key: values[key] for key in task.metric.info_keys})
-            sums[2, playing] += np.asarray(metric)[playing]
+                sums[1, playing] += np.asarray(addon(*step.given_to(addon)))[playing]
+            sums[2, playing] += np.asarray(task.metric(*step.given_to(task.metric)))[playing]
             if prior is not None:
-                sums[3, playing] += _kl(acting.complete(outputs), policy, prior, obs)[playing]
+                sums[3, playing] += _kl(acting.complete(step.outputs), policy, prior, step.obs)[playing]
             length[playing] += 1
-            playing &= ~done
-            obs = next_obs
+            playing &= ~step.done
     kl = sums[3] / length if prior is not None else np.full(episodes, np.nan)
     addon_return = parts.sum(0) if names else sums[1]
     each = dict(zip(names, parts, strict=True))

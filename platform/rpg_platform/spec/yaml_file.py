@@ -98,14 +98,19 @@ def find_task(name_or_file: str) -> Task:
         SpecError: If what the file says of its task is wrong; lists every fault with line and column.
         ValueError: If there is neither such a task nor such a file.
     """
+    return get_task(find_task_spec(name_or_file))
+
+
+def find_task_spec(name_or_file: str) -> str | TaskSpec:
+    """What `find_task` makes a task of: the name, or the file's specification. Raises SpecError."""
     file = pathlib.Path(name_or_file)
     if name_or_file in TASKS or not (file.suffix in (".yaml", ".yml") or file.is_file()):
-        return get_task(name_or_file)
+        return name_or_file
     document, found = read_document(_read(file)), []
     if not document.problems:
         try:
             task = TaskFile.model_validate({"task": document.data.get("task")}).task
-            return get_task(task if isinstance(task, str) else _with_folder(task, file.parent))
+            return task if isinstance(task, str) else _with_folder(task, file.parent)
         except ValidationError as error:
             found = explain(error, TaskFile)
     raise _refusal(str(file), document, found)

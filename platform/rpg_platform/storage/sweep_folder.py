@@ -4,6 +4,7 @@
     STORAGE/NAME/sweep.yaml            the same as the user wrote it
     STORAGE/NAME/status.json           how it is doing, see ``status``
     STORAGE/NAME/prior-bundle/         the prior, wherever it came from
+    STORAGE/NAME/videos/               what the prior and the best policies do, see ``review.videos``
     STORAGE/NAME/search/               settings that an adaptive search proposed, verdicts of a scheduler: a file each
     STORAGE/NAME/TRIAL/checkpoint_*/   the first attempt's trials
     STORAGE/NAME/attempt-2/TRIAL/...   those of the attempt that resumed it, and so on
@@ -125,6 +126,10 @@ class SweepFolder:
         scheme = prefix.partition("://")[0]
         return f"{scheme}://{path}" + (f"?{query}" if query else "")
 
+    def _path(self, address: str) -> str:
+        """The path in the file system that ``_address`` named."""
+        return address if self.is_local else address.partition("://")[2].partition("?")[0]
+
     # --- the specification
 
     def exists(self) -> bool:
@@ -197,14 +202,33 @@ class SweepFolder:
         Raises:
             BundleError: it is damaged.
         """
-        from rpg_algorithms.policies.bundle import CARD_FILE, WEIGHTS_FILE, load_bundle
+        from rpg_algorithms.policies.bundle import CARD_FILE, load_bundle
 
         if not self._exists(f"{PRIOR_FOLDER}/{CARD_FILE}"):
             return None
         with tempfile.TemporaryDirectory() as folder:
-            for name in (CARD_FILE, WEIGHTS_FILE):
-                (Path(folder) / name).write_bytes(self._read_bytes(f"{PRIOR_FOLDER}/{name}"))
-            return load_bundle(folder)
+            return load_bundle(self.fetch_bundle(Path(folder)))
+
+    def fetch_bundle(self, out: Path, checkpoint: str | None = None) -> Path:
+        """Copies a policy's bundle from the sweep's storage to a folder of this machine, and returns that folder.
+
+        Args:
+            out: the folder; made when missing.
+            checkpoint: of the trial whose policy it is, see ``TrialState``; None: the sweep's prior.
+
+        Raises:
+            OSError: the storage does not have it.
+        """
+        from rpg_algorithms.policies.bundle import CARD_FILE, WEIGHTS_FILE
+
+        source = posixpath.join(self._root, PRIOR_FOLDER)
+        if checkpoint is not None:
+            source = posixpath.join(self._path(checkpoint), "bundle")
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (CARD_FILE, WEIGHTS_FILE):
+            with self._fs.open_input_stream(posixpath.join(source, name)) as stream:
+                (out / name).write_bytes(stream.read())
+        return out
 
     def source(self) -> str | None:
         """The YAML as the user wrote it, where there was one."""
@@ -402,6 +426,15 @@ class SweepFolder:
     def write_text(self, name: str, text: str) -> None:
         """Writes a file of the sweep's own, whole or not at all."""
         self._write(name, text)
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """As ``read_text``, of a file that is no text."""
+        return self._read_bytes(name) if self._exists(name) else None
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """As ``write_text``, of a file that is no text; makes the folder that ``name`` has."""
+        self._fs.create_dir(posixpath.dirname(posixpath.join(self._root, name)), recursive=True)
+        self._write(name, content)
 
     def _exists(self, name: str) -> bool:
         info = self._fs.get_file_info(posixpath.join(self._root, name))

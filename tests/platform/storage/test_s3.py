@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -18,7 +19,11 @@ from tests.platform import own_tasks
 from tests.platform.commands import started
 from tests.platform.servers import MlflowServer
 
+from rpg_algorithms.policies.bundle import load_bundle
+from rpg_platform.bundles import SHIPPED
+from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.storage.trial_state import write_state
 
 if TYPE_CHECKING:
     from tests.platform.servers import TrackedSweep
@@ -124,3 +129,20 @@ def test_a_sweep_lives_in_an_object_store(
         history = tracked.history(run, "eval/deterministic/total_return_mean")
         assert [step for step, _ in history] == [STEPS, STEPS + 2048]
     assert "Sent now    0" in finish(rpg("track", folder.uri, cwd=tmp_path))  # it finds the spool, which is empty
+
+
+def test_a_trials_policy_is_fetched_and_a_video_put(bucket: str, tmp_path: Path) -> None:
+    folder, trial = SweepFolder(bucket, "remote"), tmp_path / FIRST
+    prior = SHIPPED["halfcheetah-spg"]
+    folder.create(SweepSpec.model_validate(RAW), None, load_bundle(prior))
+    shutil.copytree(prior, trial / "bundle")
+    write_state(trial, STEPS, {"finished": True})
+    for file in (each for each in trial.rglob("*") if each.is_file()):
+        folder.write_bytes(f"{FIRST}/checkpoint_000000/{file.relative_to(trial).as_posix()}", file.read_bytes())
+    checkpoint = folder.trials()[FIRST].checkpoint
+    assert checkpoint.startswith("s3://")
+    for source in (checkpoint, None):
+        fetched = load_bundle(folder.fetch_bundle(tmp_path / f"fetched {source is None}", source))
+        assert fetched.card.content_hash == load_bundle(prior).card.content_hash
+    folder.write_bytes("videos/best.mp4", b"\x00mp4")
+    assert (folder.read_bytes("videos/best.mp4"), folder.read_bytes("videos/prior.mp4")) == (b"\x00mp4", None)
