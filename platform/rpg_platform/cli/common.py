@@ -49,12 +49,12 @@ def policy_folder(policy: str, storage: str | None = None, rule: str | None = No
     Raises:
         ValueError: there is no such policy, or a rule is given for what is no sweep.
     """
-    from rpg_platform.bundles import SHIPPED, resolve_prior
-    from rpg_platform.review.choice import ChoiceError, choose, is_choice
+    from rpg_platform.bundles import resolve_prior
+    from rpg_platform.review.choice import ChoiceError, choose
     from rpg_platform.storage.location import storage_path
 
     where = storage_path(storage)
-    if policy in SHIPPED or Path(policy).expanduser().exists() or not is_choice(policy, where):
+    if not names_a_sweep(policy, where):
         if rule is not None:
             raise ChoiceError(f"--rule chooses among a sweep's settings, and {policy!r} is no sweep in {where}")
         return resolve_prior(policy)
@@ -62,6 +62,14 @@ def policy_folder(policy: str, storage: str | None = None, rule: str | None = No
     said = f"{policy}: {chosen.row.setting}, seed of the highest objective: {chosen.trial_id}"
     Console(stderr=True).print(said, soft_wrap=True, highlight=False, markup=False)
     return resolve_prior(chosen.checkpoint)
+
+
+def names_a_sweep(policy: str, where: str) -> bool:
+    """Whether a POLICY is a sweep's setting; shipped priors and folders go before sweeps of the same name."""
+    from rpg_platform.bundles import SHIPPED
+    from rpg_platform.review.choice import is_choice
+
+    return policy not in SHIPPED and not Path(policy).expanduser().exists() and is_choice(policy, where)
 
 
 @contextlib.contextmanager

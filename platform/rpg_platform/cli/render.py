@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rpg_platform.cli.common import AsJson, refusals, stdout_console
+from rpg_platform.cli.common import AsJson, Where, names_a_sweep, policy_folder, refusals, stdout_console
+from rpg_platform.cli.export import Source
 
 if TYPE_CHECKING:
     from rpg_algorithms.policies.bundle import PriorCard
@@ -20,19 +21,16 @@ if TYPE_CHECKING:
 
 
 def render(
-    policy: Annotated[
-        str,
-        typer.Argument(
-            help="A shipped prior's name, or the folder of a bundle, a checkpoint or a trial.", metavar="POLICY"
-        ),
-    ],
+    policy: Source,
     out: Annotated[Path, typer.Option(help="The video to write, a file that ends in .mp4.")],
     beside: Annotated[
         str | None, typer.Option(help="Another policy, such as the prior, on the right of it.", metavar="POLICY")
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="A task's name or a YAML file; default: that of POLICY, if registered, or its environment."),
+        typer.Option(
+            help="A task's name or a YAML file; default: the sweep's, or what the card says if it is registered."
+        ),
     ] = None,
     env: Annotated[str | None, typer.Option(help="The environment instead of a task.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the episode.")] = 10_000,
@@ -43,21 +41,22 @@ def render(
         int | None, typer.Option(min=1, help="Draw each how manieth step; default: at most 30 pictures a second.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a video that is there.")] = False,
+    storage: Where = None,
     as_json: AsJson = False,
 ) -> None:
     """Plays an episode of a policy's likeliest actions and writes it as a video, alone or beside another policy."""
     with refusals():
         _check_out(out, overwrite)
         from rpg_algorithms.policies.bundle import load_card
-        from rpg_platform.bundles import resolve_prior
         from rpg_platform.review.drawing import Pane, Shot, draw
 
         given = [policy, *([] if beside is None else [beside])]
-        bundles = [resolve_prior(each) for each in given]
+        bundles = [policy_folder(each, storage) for each in given]
         cards = [load_card(each) for each in bundles]
         names = [_name(each, card) for each, card in zip(given, cards, strict=True)]
         panes = tuple(Pane(str(bundle), name) for bundle, name in zip(bundles, names, strict=True))
-        where = _task(task, env, cards[0])
+        where = _sweeps_task(policy, storage) if task is env is None else None
+        where = where or _task(task, env, cards[0])
         with tempfile.TemporaryDirectory() as scratch:
             shots = [Shot(str(Path(scratch, "video.mp4")), panes)]
             made, problem = draw(where, shots, seed=seed, steps=steps, every=every)
@@ -88,6 +87,15 @@ def _name(given: str, card: PriorCard) -> str:
 
     trial = card.made_by.get("trial")
     return given if given in SHIPPED else printable(trial if isinstance(trial, str) else card.name)
+
+
+def _sweeps_task(policy: str, storage: str | None) -> str | TaskSpec | None:
+    """The task of the sweep that a POLICY names; None if it names none."""
+    from rpg_platform.storage.location import storage_path
+    from rpg_platform.storage.sweep_folder import SweepFolder
+
+    where = storage_path(storage)
+    return SweepFolder(where, policy.partition("#")[0]).spec().task if names_a_sweep(policy, where) else None
 
 
 def _task(task: str | None, env: str | None, card: PriorCard) -> str | TaskSpec:

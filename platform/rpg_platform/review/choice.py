@@ -82,11 +82,12 @@ def choose(text: str, storage: str, rule: str | None = None) -> Choice:
                 f"{text}: no setting {'satisfies ' + repr(rule) if rule else 'is best'}; see rpg show {named['sweep']}"
             )
         row, rank = best, with_figures.index(best) + 1
-    trial_id = _best_seed(found, row)
+    trial_id = best_seed(found, row)
     return Choice(found, row, rank, trial_id, found.checkpoints[trial_id])
 
 
-def _best_seed(found: Found, row: Row) -> str:
+def best_seed(found: Found, row: Row) -> str:
+    """The trial that stands for a setting: of its finished seeds the one with the highest objective."""
     key = mean_key(FINAL, row.objective["mode"], row.objective["maximize"])
     done = {
         trial.trial_id: number(report, key)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from rpg_algorithms.policies.bundle import CARD_FILE, load_card
-from rpg_platform.results.report import FINAL, as_json, mean_key, number
+from rpg_platform.results.names import short_name
+from rpg_platform.results.report import as_json
 from rpg_platform.results.rows import Row
+from rpg_platform.review.choice import best_seed
 from rpg_platform.review.drawing import LIMIT_S, Pane, Recording, Shot, draw
+from rpg_platform.review.found import Found
 from rpg_platform.storage.sweep_folder import PRIOR_FOLDER, SweepFolder
 
 FORMAT = 1
@@ -75,20 +78,13 @@ class Chosen:
     checkpoint: str | None = None
 
 
-def sweep_videos(
-    folder: SweepFolder,
-    rows: Sequence[Row],
-    *,
-    tell: Callable[[str], object],
-    limit_s: float = LIMIT_S,
-) -> list[Video]:
+def sweep_videos(found: Found, *, tell: Callable[[str], object], limit_s: float = LIMIT_S) -> list[Video]:
     """Makes the videos of a sweep and writes them into its folder; what is there of the same policies is kept.
 
     Never raises for what cannot be drawn, read or written: one line says it, and a policy without a video has none.
 
     Args:
-        folder: the sweep's.
-        rows: its settings, as ``rows.summarise`` orders them.
+        found: the sweep.
         tell: takes the line.
         limit_s: seconds that drawing may take.
 
@@ -96,7 +92,7 @@ def sweep_videos(
         The videos, the prior's first.
     """
     try:
-        return _videos(folder, rows, tell, limit_s)
+        return _videos(found, tell, limit_s)
     except (ValueError, OSError) as error:
         tell(f"No videos: {' '.join(str(error).split())}")
         return []
@@ -120,38 +116,30 @@ def read_videos(folder: SweepFolder) -> list[Video]:
         raise ValueError(f"{folder.uri}/{VIDEOS_FILE}: {error}") from error
 
 
-def chosen_policies(folder: SweepFolder, rows: Sequence[Row]) -> list[Chosen]:
-    """The policies to show, each once: of a setting the seed with the highest objective, as `rpg export` takes it."""
-    has_prior = folder.read_text(f"{PRIOR_FOLDER}/{CARD_FILE}") is not None
-    found = [Chosen("prior", "prior")] if has_prior else []
-    trained = [row for row in rows if row.seeds and not row.is_prior]
+def chosen_policies(found: Found) -> list[Chosen]:
+    """The policies to show, each once, the prior's first."""
+    has_prior = found.folder.read_text(f"{PRIOR_FOLDER}/{CARD_FILE}") is not None
+    trained = [row for row in found.rows if row.seeds and not row.is_prior]
     addon = {row.group: row.evaluation(row.objective["mode"]).addon_return.mean for row in trained}
     with_addon = [row for row in trained if math.isfinite(addon[row.group])]
+    best = next((row for row in trained if row.is_best), None)
     most = max(with_addon, key=lambda row: addon[row.group], default=None)
-    states = folder.trials()
-    for row in trained:
-        role: Role | None = "best" if row.is_best else "most-addon" if row is most else None
-        trials = [f"{row.group}-seed={seed}" for seed in row.seeds if f"{row.group}-seed={seed}" in states]
-        if role is not None and trials:
-            key = mean_key(FINAL, row.objective["mode"], row.objective["maximize"])
-            trial = max(trials, key=lambda name: (_comparable(number(states[name].report, key)), name))
-            found.append(Chosen(role, row.setting, row.group, trial, states[trial].checkpoint))
-    order: tuple[Role, ...] = ("prior", "best", "most-addon")
-    return sorted(found, key=lambda each: order.index(each.role))
+    roles: list[tuple[Role, Row | None]] = [("best", best), ("most-addon", None if most is best else most)]
+    chosen = [Chosen("prior", "prior")] if has_prior else []
+    for role, row in roles:
+        if row is not None:
+            trial = best_seed(found, row)
+            chosen.append(Chosen(role, short_name(row), row.group, trial, found.checkpoints[trial]))
+    return chosen
 
 
-def _comparable(figure: float) -> float:
-    return -math.inf if math.isnan(figure) else figure
-
-
-def _videos(folder: SweepFolder, rows: Sequence[Row], tell: Callable[[str], object], limit_s: float) -> list[Video]:
-    spec = folder.spec()
-    seed = spec.evaluation.seed
+def _videos(found: Found, tell: Callable[[str], object], limit_s: float) -> list[Video]:
+    folder, seed = found.folder, found.spec.evaluation.seed
     before = {each.path: each for each in _readable(folder)}
     with tempfile.TemporaryDirectory() as scratch:
         shots: dict[Role, Shot] = {}
         videos: dict[Role, Video] = {}
-        chosen = {each.role: each for each in chosen_policies(folder, rows)}
+        chosen = {each.role: each for each in chosen_policies(found)}
         policies: dict[Role, str] = {}
         for role, each in chosen.items():
             bundle = folder.fetch_bundle(Path(scratch, role), each.checkpoint)
@@ -161,17 +149,17 @@ def _videos(folder: SweepFolder, rows: Sequence[Row], tell: Callable[[str], obje
                 videos[role] = replace(known, label=each.label, group=each.group, trial=each.trial)
             else:
                 shots[role] = Shot(str(Path(scratch, f"{role}.mp4")), (Pane(str(bundle)),))
-        made, problem = draw(spec.task, list(shots.values()), seed=seed, limit_s=limit_s) if shots else ([], None)
+        made, problem = draw(found.spec.task, list(shots.values()), seed=seed, limit_s=limit_s) if shots else ([], None)
         for each, recording in zip((chosen[role] for role in shots), made, strict=False):
             folder.write_bytes(_path(each.role), Path(recording.out).read_bytes())
             videos[each.role] = _video(each, policies[each.role], seed, recording)
-    found = [videos[role] for role in chosen if role in videos]
-    content = {"format": FORMAT, "videos": [asdict(each) for each in found]}
+    made_or_kept = [videos[role] for role in chosen if role in videos]
+    content = {"format": FORMAT, "videos": [asdict(each) for each in made_or_kept]}
     folder.write_bytes(VIDEOS_FILE, json.dumps(as_json(content), allow_nan=False).encode())
     if problem is not None:
         missing = [role for role in chosen if role not in videos]
         tell(f"No video of {', '.join(missing)}: {problem}")
-    return found
+    return made_or_kept
 
 
 def _path(role: Role) -> str:

@@ -22,10 +22,9 @@ from tests.platform.results.trials import evaluated
 from rpg_algorithms.policies.bundle import PriorCard, load_bundle, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork, spec_for_spaces
 from rpg_platform.bundles import SHIPPED
-from rpg_platform.results.rows import Row, summarise
 from rpg_platform.review.drawing import Pane, Shot, draw
+from rpg_platform.review.found import found_in
 from rpg_platform.review.videos import VIDEOS_FILE, read_videos, sweep_videos
-from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.spec.task import as_task_spec
 from rpg_platform.storage.sweep_folder import SweepFolder
@@ -143,22 +142,16 @@ def train_further(folder: SweepFolder, trial: str, push: float) -> None:
     write_state(checkpoint, 200_000, report)
 
 
-def rows_of(folder: SweepFolder) -> list[Row]:
-    states = folder.trials()
-    trials = known_trials(folder.spec(), folder)
-    return summarise([(t, states[t.trial_id].report if t.trial_id in states else None, None) for t in trials])
-
-
 def test_a_sweep_has_a_video_of_prior_best_and_most_addon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sweep_in(tmp_path)
     said: list[str] = []
-    rows = rows_of(folder)
-    videos = sweep_videos(folder, rows, tell=said.append)
+    found = found_in(folder)
+    videos = sweep_videos(found, tell=said.append)
     assert said == []
     assert [(each.role, each.label, each.trial, each.path) for each in videos] == [
         ("prior", "prior", "", "videos/prior.mp4"),
-        ("best", "rpg omega_prime=0.2 alpha_hat=0.02", TRIAL.format(0.2, 1), "videos/best.mp4"),
-        ("most-addon", "rpg omega_prime=0.1 alpha_hat=0.02", TRIAL.format(0.1, 1), "videos/most-addon.mp4"),
+        ("best", "ω′ 0.2 · α̂ 0.02", TRIAL.format(0.2, 1), "videos/best.mp4"),
+        ("most-addon", "ω′ 0.1 · α̂ 0.02", TRIAL.format(0.1, 1), "videos/most-addon.mp4"),
     ]
     # 12 steps at 50 a second, of which 25 are drawn; the episode ends in its last one, whose picture is gone.
     assert {(e.width, e.height, e.fps, e.every, e.seed, e.steps, e.terminated) for e in videos} == {
@@ -178,7 +171,7 @@ def test_a_sweep_has_a_video_of_prior_best_and_most_addon(tmp_path: Path, monkey
     # The same policies are not drawn again; another best one is, and only that.
     written = {each.path: Path(folder.uri, each.path).stat().st_mtime_ns for each in videos}
     train_further(folder, TRIAL.format(0.2, 1), 1.0)
-    again = sweep_videos(folder, rows, tell=said.append)
+    again = sweep_videos(found, tell=said.append)
     new = [each for each in again if Path(folder.uri, each.path).stat().st_mtime_ns != written[each.path]]
     assert [each.role for each in new] == ["best"]
     assert (again[0], again[2]) == (videos[0], videos[2])
@@ -187,7 +180,7 @@ def test_a_sweep_has_a_video_of_prior_best_and_most_addon(tmp_path: Path, monkey
     # Where the new best one can't be drawn, the video of the one before is no longer its video.
     train_further(folder, TRIAL.format(0.2, 1), 0.5)
     monkeypatch.setitem(sys.modules, "av", None)  # as where it is not installed
-    assert sweep_videos(folder, rows, tell=said.append) == read_videos(folder) == [again[0], again[2]]
+    assert sweep_videos(found, tell=said.append) == read_videos(folder) == [again[0], again[2]]
     assert said == [
         "No video of best: the package av, which encodes videos, is not installed: "
         "pip install 'residual-policy-gradient[video]'"
@@ -223,18 +216,20 @@ def test_without_egl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not out.exists()
 
 
-def test_render_of_a_trial_beside_its_prior(tmp_path: Path) -> None:
+def test_render_of_a_sweeps_setting_beside_its_prior(tmp_path: Path) -> None:
     folder, out = sweep_in(tmp_path), tmp_path / "new" / "x.mp4"
-    (tmp_path / "task.yaml").write_text(json.dumps({"task": TASK}))
-    trial = str(Path(folder.uri, TRIAL.format(0.4, 0)))
-    command = ("render", trial, "--beside", str(tmp_path / "prior"), "--task", str(tmp_path / "task.yaml"))
+    command = ("render", "mine#3", "--storage", str(tmp_path), "--beside", str(tmp_path / "prior"))
     told = here(*command, "--out", str(out), "--steps", "5", "--every", "1", "--json")
+    assert TRIAL.format(0.1, 1) in told.stderr
     recording = json.loads(told.stdout)
     assert (recording["out"], recording["fps"], recording["terminated"]) == (str(out), 50.0, [False, False])
-    assert [len(trace) for trace in recording["traces"]] == [5, 5]
+    [ours, priors] = recording["traces"]
+    assert ours[-1] - ours[0] == pytest.approx(4 * 0.1 * 0.15, abs=1e-5)
+    assert priors[-1] == pytest.approx(priors[0])
     pictures, _ = decoded(out)
     assert (len(pictures), pictures[0].shape) == (5, (116, 326, 3))
     assert refused(*command, "--out", str(out)).endswith("nothing is overwritten without --overwrite\n")
     assert "ends in .mp4" in refused(*command, "--out", str(tmp_path / "x.avi"))
     # A card's word makes no environment of the user's.
+    trial = str(Path(folder.uri, TRIAL.format(0.4, 0)))
     assert "not made on a card's word" in refused("render", trial, "--out", str(tmp_path / "y.mp4"))
