@@ -16,6 +16,7 @@ os.environ.update(
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",  # workers run in this interpreter, even under `uv run`
     RAY_USAGE_STATS_ENABLED="0",
     MLFLOW_DISABLE_TELEMETRY="true",
+    RPG_VIDEOS="0",  # some ten seconds for each sweep
     OMP_NUM_THREADS="1",  # networks this small gain nothing from threads, which spin against other tests' processes
     OPENBLAS_NUM_THREADS="1",
 )

@@ -6,6 +6,7 @@ interval (null where unknown).
 
 from __future__ import annotations
 
+import base64
 import math
 import shlex
 import time
@@ -21,6 +22,7 @@ from rpg_platform.results.report import MODES, Mode, as_json, is_finished
 from rpg_platform.results.rows import Estimate, Row, figures_of
 from rpg_platform.review.curves import Training, thinned, trainings, warnings_of
 from rpg_platform.review.found import Found
+from rpg_platform.review.videos import Video, read_videos
 from rpg_platform.spec.measures import MEASURES, PER_MODE
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.task import task_label
@@ -63,6 +65,7 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
             "importance": importance(rows),
             "curves": _curves(rows, trials, trained),
             "commands": _commands(found),
+            "videos": _videos(found),
             "yaml": found.folder.source() or dump_spec(spec),
         }
     )
@@ -265,6 +268,37 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(each) for key, each in value.items()}
     return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+# ---- videos --------------------------------------------------------------------------------------
+def _videos(found: Found) -> list[dict[str, Any]]:
+    """The sweep's videos, in the page itself; none where what says what they are is damaged."""
+    try:
+        videos = read_videos(found.folder)
+    except ValueError:
+        return []
+    clips = []
+    for video in videos:
+        content = found.folder.read_bytes(video.path)
+        if content is None:
+            continue
+        encoded = base64.b64encode(content).decode("ascii")
+        clips.append(
+            {
+                "label": _role_words(video),
+                "source": f"data:video/mp4;base64,{encoded}",
+                "steps_per_s": video.fps * video.every,
+                "trace": list(video.trace),
+                "metric": video.metric,
+            }
+        )
+    return clips
+
+
+def _role_words(video: Video) -> str:
+    if video.role == "prior":
+        return "prior, untouched"
+    return f"★ {video.label}" if video.role == "best" else f"most add-on: {video.label}"
 
 
 # ---- what to do next -----------------------------------------------------------------------------

@@ -23,8 +23,10 @@ from rpg_platform.planning.preflight import plan_of
 from rpg_platform.planning.words import head_lines
 from rpg_platform.results.endings import RunStatus
 from rpg_platform.results.report import FAILED, TrialResult, is_over
+from rpg_platform.review.found import found_in
 from rpg_platform.review.page import REPORT_FILE
 from rpg_platform.review.report import LiveReport, write_report
+from rpg_platform.review.videos import sweep_videos
 from rpg_platform.run.progress import Progress
 from rpg_platform.run.status import ENDS, StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
@@ -38,6 +40,9 @@ from rpg_platform.trial.config import check_trials
 from rpg_platform.trial.trainable import CustomizationTrial, running_code
 
 logger = logging.getLogger(__name__)
+
+VIDEOS = "RPG_VIDEOS"
+"""Environment variable: ``0`` leaves the videos at a sweep's end out."""
 
 
 @dataclass(frozen=True)
@@ -155,13 +160,17 @@ def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, consol
 def _review(
     folder: SweepFolder, tracker: MlflowTracker, tell: Callable[[str], None], status: RunStatus
 ) -> dict[str, bytes]:
-    """Writes the sweep's report; returns it as an artifact of the sweep's run. Results do not depend on it."""
+    """Makes videos and report of a sweep; returns them as artifacts of its run. Results do not depend on them."""
+    made: dict[str, bytes] = {}
     try:
-        return {f"summary/{REPORT_FILE}": write_report(folder, tracker.run_ids, ENDS[status]).encode()}
+        if status == "FINISHED" and os.environ.get(VIDEOS) != "0":
+            for video in sweep_videos(found_in(folder), tell=tell):
+                made[video.path] = folder.read_bytes(video.path) or b""
+        return {**made, f"summary/{REPORT_FILE}": write_report(folder, tracker.run_ids, ENDS[status]).encode()}
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         tell(f"Report: it could not be written ({why}); to write it later: rpg report {folder.name}")
-        return {}
+        return made
 
 
 @contextlib.contextmanager
