@@ -41,7 +41,7 @@ def bundles(marker: Path) -> list[Seed]:
     return seeds
 
 
-def cleanrl(marker: Path) -> list[Seed]:
+def state_dict(marker: Path) -> list[Seed]:
     g = torch.Generator().manual_seed(0)
     ppo = layers("actor_mean.", (D, 4, A), g) | {"actor_logstd": torch.zeros(1, A)} | layers("critic.", (D, 4, 1), g)
     sac = linear("fc1", D, 4, g) | linear("fc2", 4, 4, g) | linear("fc_mean", 4, A, g) | linear("fc_logstd", 4, A, g)
