@@ -264,7 +264,10 @@ class _Found:
                 notes.append(f"observations are normalised as in its {present[0][:-1]}")
                 return self._moments(present[0], statistics)
         if options.normalizer is not None:
-            return moments_from_npz(options.normalizer)
+            moments = moments_from_npz(options.normalizer)
+            clip = "not clipped" if moments.clip is None else f"clipped to ±{moments.clip:g}"
+            notes.append(f"observations are normalised as in {options.normalizer.name}, and {clip}")
+            return moments
         notes.append(self.layout.unnormalised)
         return None
 

@@ -302,6 +302,16 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     *_tianshou(""),
     *_tianshou(r"policy\."),
+    replace(
+        _CLEANRL,
+        called="CleanRL's ppo with a shared network",
+        marks=(r"network\.\d+\.weight", r"actor\.weight"),
+        layers=(r"network\.(\d+)", "actor"),
+        activation="relu",
+        acts_in="discrete",
+        log_std=None,
+        unnormalised=Layout.unnormalised,
+    ),
     Layout(
         "dqn",
         "a network of action values",

@@ -125,9 +125,10 @@ def test_ppo_continuous(zipped: bool, tmp_path: Path, observations: Tensor) -> N
     clipped = NumpyPolicy(imported.network).to_env(action.numpy())
     np.testing.assert_allclose(clipped, np.clip(action.numpy(), ACTIONS.low, ACTIONS.high))
     assert imported.network.spec.graph is None
-    (guess,) = imported.notes
+    normalised, guess = imported.notes
+    assert normalised == "observations are normalised as in stats.npz, and clipped to ±10"
     assert "tanh is taken, the default of CleanRL; --activation says otherwise" in guess
-    assert state_dict.read(path, replace(options, activation="tanh")).notes == ()
+    assert state_dict.read(path, replace(options, activation="tanh")).notes == (normalised,)
     assert "give them with --normalizer" in state_dict.read(path, NAMED).notes[0].replace("\n", " ")
 
 

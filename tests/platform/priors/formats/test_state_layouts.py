@@ -216,6 +216,12 @@ def cleanrl_wrapped() -> Made:
     return Made(content, lambda obs: (net(obs), free.exp().expand(len(obs), A)))
 
 
+def cleanrl_shared() -> Made:
+    network, actor = mlp(D, 16, 8, activation=nn.ReLU, ends=False), nn.Linear(8, A)
+    content = under("network.", network) | under("actor.", actor) | under("critic.", nn.Linear(8, 1))
+    return Made(content, lambda obs: (actor(network(obs)),) * 2, replace(OPTIONS, action_space=Discrete(A)))
+
+
 CASES: dict[str, tuple[str, Callable[[], Made]]] = {
     "rsl_rl": ("rsl_rl", lambda: rsl_rl("std")),
     "rsl_rl log": ("rsl_rl", lambda: rsl_rl("log_std", "obs_norm_state_dict")),
@@ -236,6 +242,7 @@ CASES: dict[str, tuple[str, Callable[[], Made]]] = {
     "Tianshou's SAC": ("tianshou/sac", lambda: tianshou(True, squashed=True)),
     "Tianshou discrete": ("tianshou/discrete", tianshou_discrete),
     "CleanRL in a checkpoint": ("cleanrl/ppo", cleanrl_wrapped),
+    "CleanRL's shared network": ("cleanrl/ppo", cleanrl_shared),
     "a bare Sequential": ("perceptron", lambda: perceptron("", "")),
     "a bare Sequential in a checkpoint": ("perceptron", lambda: perceptron("", "policy_state_dict")),
     "actor without a log std": ("perceptron", lambda: perceptron("actor.", "")),
