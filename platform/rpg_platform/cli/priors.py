@@ -83,7 +83,7 @@ def import_(
     ] = None,
     second_output: Annotated[
         Literal["log_std", "std"] | None,
-        typer.Option(help="What such a network returns beside the mean; default: log_std, where it is an output."),
+        typer.Option(help="What such a network's second output is, where its name does not say."),
     ] = None,
     tracking_uri: Annotated[
         str | None,
