@@ -104,7 +104,8 @@ def _flattened(content: Any, where: str) -> _Content:
 
     def add(name: str, value: Any, depth: int) -> None:
         if isinstance(value, Instance):  # such as a RunningMeanStd; what its attributes hold is not followed
-            held = {key: each for key, each in value.attributes.items() if isinstance(each, np.ndarray | float | int)}
+            simple = np.ndarray | float | int | None
+            held = {key: each for key, each in value.attributes.items() if isinstance(each, simple)}
         elif isinstance(value, dict):
             held = {str(key): each for key, each in value.items() if isinstance(key, str | int)}
             roots.add(f"{name}." if name else "")
@@ -220,7 +221,7 @@ class _Found:
         for pattern in self.layout.layers:
             matches = [re.fullmatch(f"({pattern})\\.weight", name) for name in self.names]
             found = [match for match in matches if match and not _beside_the_policy(match[1])]
-            if len({match[1].removesuffix(match[2] or "") if match.re.groups > 1 else "" for match in found}) > 1:
+            if len({match[1].removesuffix(match[2] or "") if match.re.groups > 1 else match[1] for match in found}) > 1:
                 listed = ", ".join(match[1] for match in found[:5])
                 raise PriorImportError(f"{self.where}: which of {listed} is the policy? Save its layers alone")
             found.sort(key=lambda match: int(match[2]) if match.re.groups > 1 else 0)
@@ -275,8 +276,14 @@ class _Found:
         held = {name.removeprefix(at): name for name in self.flat if name.startswith(at)}
 
         def number(*names: str, default: float) -> float:
-            values = [np.asarray(self.flat[held[name]]) for name in names if name in held]
-            return float(values[0].reshape(-1)[0]) if values and values[0].size == 1 else default
+            for name in names:
+                if name in held:
+                    value = self.flat[held[name]]
+                    found = np.zeros(1) if value is None else self._exact(held[name], f"{at}{name}")
+                    if found.size == 1 and found[0] >= 0:
+                        return float(found[0])
+                    raise PriorImportError(f"{self.where}: {at}{name}: expected one number of at least 0")
+            return default
 
         mean, var = (self._exact(held.get(name), f"{at}{name}") for name in (statistics.mean, statistics.var))
         if mean.shape != var.shape or mean.size == 0 or (var < 0).any():
@@ -296,8 +303,10 @@ class _Found:
     def _exact(self, name: str | None, called: str) -> Array:
         """Reads an array in float64, ``[D]``."""
         value = None if name is None else self.flat[name]
-        array = value.detach().double().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        array = value.detach().double().numpy() if isinstance(value, torch.Tensor) else value
+        if isinstance(array, int | float):
+            array = np.array([array], dtype=np.float64)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise PriorImportError(f"{self.where}: {called}: expected finite numbers")
         return array.astype(np.float64).reshape(-1)
 
@@ -403,6 +412,8 @@ def _noise(
     low, high = layout.bounds or (-NO_CLAMP, NO_CLAMP)
     head, log_std, std = found.head(), found.free(layout.log_std), found.free(layout.std)
     stored = head is not None or log_std is not None or std is not None
+    if sum(each is not None for each in (head, log_std, std)) > 1:
+        raise PriorImportError(f"{where}: holds two standard deviations of its actions; expected one")
     outputs = len(layers[-1].bias)
     halves = not stored and outputs == 2 * a
     if options.std is not None and (stored or halves):

@@ -344,6 +344,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         {},
         r"gives 4 numbers; 3 action dimensions need 3, or 6",
     ),
+    "two standard deviations": (
+        lambda: under("policy.", perceptron_state()) | {"log_std": torch.zeros(A), "std": torch.ones(A)},
+        {},
+        "holds two standard deviations",
+    ),
+    "two last layers": (
+        lambda: {"policy": skrl(True, "state_preprocessor").content["policy"] | under("mean_layer.", nn.Linear(A, A))},
+        {},
+        "which of .*_layer.* is the policy",
+    ),
     "memory": (
         lambda: {
             "model_state_dict": under("actor.", perceptron_state()) | {"memory_a.rnn.weight_ih_l0": torch.ones(2, 2)}
@@ -412,6 +422,15 @@ def test_refuses_with_the_true_reason(case: str, tmp_path: Path) -> None:
     torch.save(content(), tmp_path / "policy.pt")
     with pytest.raises(PriorImportError, match=message):
         state_dict.read(tmp_path / "policy.pt", replace(OPTIONS, **{"activation": "elu", **options}))
+
+
+def test_tianshous_statistics_may_clip_nothing(tmp_path: Path) -> None:
+    made = tianshou(False)
+    made.content["obs_rms"].clip_max = None
+    torch.save(made.content, tmp_path / "policy.pth")
+    spec = state_dict.read(tmp_path / "policy.pth", made.options).network.spec
+    assert spec.observation_clip is None
+    assert spec.observation_epsilon == pytest.approx(float(np.finfo(np.float32).eps))
 
 
 def test_a_class_of_a_script_is_named_and_not_cloudpickles_records(tmp_path: Path) -> None:
