@@ -54,6 +54,14 @@ def make_nothing() -> None:
     return None
 
 
+class OpenSlide(Slide):
+    """The same without bounds of the push, as Isaac Lab's environments have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+
 class Scaled(gym.RewardWrapper[Any, Any]):
     def __init__(self, env: gym.Env[Any, Any], scale: float = 2.0) -> None:
         super().__init__(env)

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from rpg_algorithms.maths.distributions import Categorical, DiagonalGaussian, DistributionName, make_distribution
 from rpg_algorithms.policies.graph import Graph, GraphNetwork
+from rpg_algorithms.policies.spaces import number_to_json
 
 ActivationName = Literal["relu", "tanh", "elu", "silu"]
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
 OBSERVATION_EPSILON = 1e-8
+_BOUNDS = ("action_low", "action_high")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ class NetworkSpec:
         if self.distribution == "squashed_gaussian" and not (
             self.action_low and self.action_high and np.all(np.isfinite(self.action_low + self.action_high))
         ):
-            raise ValueError("distribution='squashed_gaussian' needs finite action_low and action_high")
+            raise ValueError(
+                f"distribution='squashed_gaussian' with action_low={self.action_low}, action_high={self.action_high}: "
+                "expected finite bounds, to which it rescales the tanh of its samples (a gaussian needs none)"
+            )
         if self.graph is not None:
             self._check_graph(self.graph)
 
@@ -104,10 +109,15 @@ class NetworkSpec:
         return self.action_size if self.distribution == "categorical" else 2 * self.action_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a dictionary for JSON; leaves out a ``graph`` of None, so that older bundles keep their hashes."""
+        """Returns a dictionary for JSON, which leaves out a ``graph`` of None, so that older bundles keep their hashes.
+
+        Infinite bounds of actions are the strings ``inf`` and ``-inf``.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         graph: Graph | None = values.pop("graph")
         data = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        for name in _BOUNDS:
+            data[name] = None if data[name] is None else [number_to_json(x) for x in data[name]]
         return data if graph is None else data | {"graph": graph.to_json()}
 
     @classmethod
@@ -118,7 +128,8 @@ class NetworkSpec:
             raise ValueError(f"network specification has unknown keys {unknown}")
         try:
             graph = None if data.get("graph") is None else Graph.from_json(data["graph"])
-            return cls(**{**data, "graph": graph})
+            bounds = {k: [float(x) for x in data[k]] for k in _BOUNDS if data.get(k) is not None}
+            return cls(**{**data, **bounds, "graph": graph})
         except TypeError as error:
             raise ValueError(f"network specification is incomplete: {error}") from error
 

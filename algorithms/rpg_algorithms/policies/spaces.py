@@ -67,11 +67,12 @@ def flatten_observations(space: gym.Space[Any], obs: Any) -> NDArray[np.float32]
 
 def _bounds_to_json(bounds: NDArray[Any]) -> Any:
     if bounds.size and np.all(bounds == bounds.flat[0]):
-        return _number_to_json(bounds.flat[0])
-    return [_number_to_json(x) for x in bounds.flat]
+        return number_to_json(bounds.flat[0])
+    return [number_to_json(x) for x in bounds.flat]
 
 
-def _number_to_json(x: Any) -> float | str:
+def number_to_json(x: Any) -> float | str:
+    """Writes a bound as JSON, which holds no infinity: ``inf`` and ``-inf`` as strings, which ``float`` reads."""
     return float(x) if np.isfinite(x) else ("inf" if x > 0 else "-inf")
 
 

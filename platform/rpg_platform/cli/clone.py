@@ -34,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
 
 def clone(
     demonstrations: Annotated[
-        str, typer.Argument(help="An .npz file, a Minari data set's folder, or the id of a local one.")
+        str, typer.Argument(help="An .npz or HDF5 (D4RL) file, a Minari data set's folder, or the id of a local one.")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
     env: Annotated[str | None, typer.Option(help="gymnasium id of the environment that was demonstrated.")] = None,

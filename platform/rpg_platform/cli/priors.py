@@ -82,8 +82,9 @@ def import_(
         typer.Option(help="Family of continuous actions of TorchScript, ONNX and module:function; default: gaussian."),
     ] = None,
     second_output: Annotated[
-        Literal["log_std", "std"], typer.Option(help="What such a network returns beside the mean.")
-    ] = "log_std",
+        Literal["log_std", "std"] | None,
+        typer.Option(help="What such a network's second output is, where its name does not say."),
+    ] = None,
     tracking_uri: Annotated[
         str | None,
         typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store of models:/ and runs:/; default: your own."),

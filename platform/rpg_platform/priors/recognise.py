@@ -12,7 +12,7 @@ from rpg_platform.priors.imported import PriorImportError
 # What begins so is of none of the formats; says what it is instead.
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x93NUMPY", "a numpy array"),
-    (b"\x89HDF\r\n", "an HDF5 file (a Keras model?)"),
+    (b"\x89HDF\r\n", "an HDF5 file; demonstrations (D4RL) are for rpg clone, and Keras models are not read"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
     (b"BZh", "a bzip2 archive; unpack it first"),
     (b"\xfd7zXZ", "an xz archive; unpack it first"),

@@ -65,9 +65,9 @@ def _zip(path: Path, *names: str) -> None:
 @pytest.mark.parametrize(
     ("name", "write", "kind"),
     [
-        ("agent.pt", _agent, "cleanrl"),
-        ("agent.cleanrl_model", _legacy_agent, "cleanrl"),
-        ("agent", _agent, "cleanrl"),
+        ("agent.pt", _agent, "state-dict"),
+        ("agent.cleanrl_model", _legacy_agent, "state-dict"),
+        ("agent", _agent, "state-dict"),
         ("policy.pt", _script, "torchscript"),
         ("policy.onnx", _onnx, "onnx"),
         ("policy", _onnx, "onnx"),
@@ -106,7 +106,7 @@ def test_files_are_recognised_by_their_content(
             _script,
             r"named .onnx like an ONNX model, but it holds a TorchScript archive; rename it, or say",
         ),
-        ("policy.zip", _agent, "named .zip like a Stable-Baselines3 zip .* --format cleanrl"),
+        ("policy.zip", _agent, "named .zip like a Stable-Baselines3 zip .* --format state-dict"),
         ("policy.pt", _onnx, "but it holds an ONNX model"),
     ],
 )

@@ -1,6 +1,7 @@
 """Reads demonstrations (observations and the actions taken there) to clone a prior from; executes nothing of the files.
 
-An ``.npz`` file holds these arrays (others are ignored), N transitions in the order in which they happened:
+An ``.npz`` or HDF5 file holds these arrays (others are ignored, and ``arrays`` knows their names in files of D4RL,
+imitation and Stable-Baselines 2), N transitions in the order in which they happened:
 
     observations   [N, ...] of the environment's observation space
     actions        [N, A], or [N] for one dimension or a Discrete space: what the environment received
@@ -31,18 +32,13 @@ from numpy.typing import NDArray
 from rpg_algorithms.addons import Array
 from rpg_algorithms.policies.network import observation_size
 from rpg_algorithms.policies.spaces import flatten_observations, same_space
-from rpg_platform.priors.files.archive import ArchiveLimits, read_npz
+from rpg_platform.priors.clone.arrays import MAX_BYTES, read_arrays
 from rpg_platform.priors.imported import PriorImportError
 from rpg_platform.priors.origin import hash_of
 from rpg_platform.wording import suggestion
 
-NPZ_ARRAYS = ("observations", "actions", "episode_ids", "terminations", "timeouts", "rewards")
-MAX_BYTES = 4 << 30
-"""Of arrays in memory, and of a file."""
 MAX_METADATA_BYTES = 10_000_000
 BOUND_TOLERANCE = 1e-5  # of the action's range: float32 copies of float64 bounds
-# Deflate itself packs at most 1,032 to 1, which the flags of long episodes reach.
-_LIMITS = ArchiveLimits(archive_bytes=MAX_BYTES, member_bytes=MAX_BYTES, total_bytes=MAX_BYTES, ratio=1_100)
 _MINARI_ID = re.compile(r"[\w-]+(/[\w-]+)*-v\d+")
 
 
@@ -88,12 +84,12 @@ class Demonstrations:
 def read_demonstrations(
     source: str, observation_space: gym.Space[Any] | None = None, action_space: gym.Space[Any] | None = None
 ) -> Demonstrations:
-    """Reads an ``.npz`` file, a Minari folder, or a local Minari data set by its id.
+    """Reads an ``.npz`` or HDF5 file, a Minari folder, or a local Minari data set by its id.
 
     Args:
         source: path or id.
-        observation_space: the environment's, which a Minari data set must agree with and an ``.npz`` file, which has
-            no word of it, needs.
+        observation_space: the environment's, which a Minari data set must agree with and a single file, which has no
+            word of it, needs.
         action_space: likewise.
 
     Raises:
@@ -103,9 +99,9 @@ def read_demonstrations(
     if path.is_file():
         if observation_space is None or action_space is None:
             raise DemonstrationError(
-                f"{source}: an .npz file does not name its environment; say which: --env ID or --task NAME"
+                f"{source}: such a file does not name its environment; say which: --env ID or --task NAME"
             )
-        return _read_npz(path, observation_space, action_space)
+        return _read_file(path, observation_space, action_space)
     found = _read_minari(path if path.is_dir() else _minari_folder(source))
     for what, given, own in (
         ("observation", observation_space, found.observation_space),
@@ -116,18 +112,14 @@ def read_demonstrations(
     return found
 
 
-# ---- npz ----------------------------------------------------------------------------------------
-def _read_npz(path: Path, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> Demonstrations:
+# ---- one file -----------------------------------------------------------------------------------
+def _read_file(path: Path, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> Demonstrations:
     try:
-        arrays = read_npz(path, limits=_LIMITS)
+        arrays = read_arrays(path)
     except PriorImportError as error:
         raise DemonstrationError(str(error)) from error
-    for name in ("observations", "actions"):
-        if name not in arrays:
-            near = suggestion(name, arrays) if arrays else "; it holds no array"
-            raise DemonstrationError(f"{path}: holds no array {name!r}{near}")
     where = str(path)
-    lengths = {name: arrays[name].shape[0] if arrays[name].ndim else 0 for name in NPZ_ARRAYS if name in arrays}
+    lengths = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise DemonstrationError(f"{path}: arrays of different lengths {lengths}; expected one row per transition")
     for name in ("episode_ids", "terminations", "timeouts", "rewards"):

@@ -179,7 +179,8 @@ class _Reader(pickle._Unpickler):
             raise PriorImportError("damaged pickle: a call without a function or without arguments")
         name = function.qualified_name if isinstance(function, Global) else f"{function.qualified_name[:200]}(…)"
         self.budget.charge(len(name) + 8 * len(args))
-        value = Instance(name, args, kwargs or {})
+        maker = function if isinstance(function, Instance) else None
+        value = Instance(name, args, kwargs or {}, function=maker)
         if isinstance(function, Global) and not kwargs:
             interpreter = self.interpreters.get(canonical_name(function))
             with contextlib.suppress(TypeError):  # of arguments that it has no reading of

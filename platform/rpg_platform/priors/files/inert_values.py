@@ -43,6 +43,7 @@ class Instance:
         state: the argument of ``__setstate__`` or content of ``__dict__``; None where the pickle gives none.
         items: what the pickle appends to it (subclasses of list, deques), or the pairs (key, value) that it sets in it.
         value: the numpy value that the state completed, which stands in its place from then on; None for any other.
+        function: what was called, where the pickle made that by a call too.
     """
 
     qualified_name: str
@@ -51,6 +52,7 @@ class Instance:
     state: Any = None
     items: list[Any] = field(default_factory=list)
     value: Any = field(default=None, repr=False)
+    function: Instance | None = field(default=None, repr=False)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -60,6 +62,27 @@ class Instance:
 
     def __repr__(self) -> str:
         return f"<inert instance of {self.qualified_name[:200]}>"
+
+
+_CLASS_MAKERS = ("_make_skeleton_class", "_make_skeleton_enum")
+_FUNCTION_MAKERS = ("_make_function", "_fill_function", "_make_skel_func")
+
+
+def in_words(value: Any) -> str:
+    """Names what a pickle holds, for messages: its type, or of cloudpickle's records what they would have made."""
+    if isinstance(value, Instance) and value.function is not None:
+        return f"an object of {_called(value.function)}"
+    return _called(value) if isinstance(value, Global | Instance) else type(value).__name__
+
+
+def _called(value: Global | Instance) -> str:
+    module, _, maker = value.qualified_name.rpartition(".")
+    if isinstance(value, Instance) and module.startswith("cloudpickle"):
+        if maker in _CLASS_MAKERS and len(value.args) > 1 and isinstance(value.args[1], str):
+            return f"the class {value.args[1][:100]}, whose code stands in the file itself (it was defined in a script)"
+        if maker in _FUNCTION_MAKERS:
+            return "a function whose code stands in the file itself (it was defined in a script)"
+    return value.qualified_name[:200]
 
 
 @dataclass(frozen=True)

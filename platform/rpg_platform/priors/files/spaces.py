@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from rpg_platform.priors.files.inert import Instance
+from rpg_platform.priors.files.inert_values import in_words
 from rpg_platform.priors.imported import PriorImportError
 
 MAX_ACTIONS = 100_000
@@ -36,8 +37,9 @@ def read_space(value: Any, where: str) -> gym.Space[Any]:
     """
     match = _CLASS.fullmatch(value.qualified_name) if isinstance(value, Instance) else None
     if match is None:
-        found = value.qualified_name[:200] if isinstance(value, Instance) else type(value).__name__
-        raise PriorImportError(f"{where}: holds {found}, expected a Box or Discrete space of gym or gymnasium")
+        raise PriorImportError(
+            f"{where}: holds {in_words(value)}, expected a Box or Discrete space of gym or gymnasium"
+        )
     kind, attributes = match[1], value.attributes
     try:
         if kind == "Box":

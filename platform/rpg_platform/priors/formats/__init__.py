@@ -134,9 +134,9 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".pt", ".pth"),
     ),
     Format(
-        "cleanrl",
-        "a CleanRL state dictionary (torch.save of agent.state_dict())",
-        f"{_HERE}.cleanrl:read",
+        "state-dict",
+        "a state dictionary or checkpoint of torch.save (CleanRL, rsl_rl, rl_games, skrl, Tianshou, a perceptron)",
+        f"{_HERE}.state_dict:read",
         _is_state_dictionary,
         suffixes=(".pt", ".pth", ".cleanrl_model"),
     ),

@@ -139,7 +139,7 @@ def _candidates(folder: Path, flavours: dict[str, Any], shown: str) -> Iterator[
         for name in files:
             file = place / name
             found = None if file.is_symlink() else _format_of_file(file)
-            if found is not None and not (found.name == "cleanrl" and file in pickled):
+            if found is not None and not (found.name == "state-dict" and file in pickled):
                 yield found, file
 
 

@@ -15,7 +15,8 @@ import gymnasium as gym
 import torch
 
 from rpg_platform.priors.files.archive import Archive, open_archive
-from rpg_platform.priors.files.inert import Global, Instance, load
+from rpg_platform.priors.files.inert import Instance, load
+from rpg_platform.priors.files.inert_values import in_words
 from rpg_platform.priors.files.torch_files import load_tensors
 from rpg_platform.priors.imported import ImportOptions, PriorImportError, printable
 
@@ -105,7 +106,7 @@ def _instead(archive: Archive) -> str:
 
 def kind_of(value: Any) -> str:
     """Names the type of a value, for messages."""
-    return value.qualified_name[:200] if isinstance(value, Instance | Global) else type(value).__name__
+    return in_words(value)
 
 
 def temperature(model: Model) -> float | None:

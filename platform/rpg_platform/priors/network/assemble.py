@@ -73,12 +73,13 @@ class NetworkLogStd:
 
     Attributes:
         low, high: bounds, nats.
-        by: ``clamp``, or ``tanh``: ``low + (high - low) (tanh(x) + 1) / 2``.
+        by: ``clamp``; ``tanh``: ``low + (high - low) (tanh(x) + 1) / 2``; or ``log``: the output is the standard
+            deviation itself, clamped to exp(low) and exp(high).
     """
 
     low: float
     high: float
-    by: Literal["clamp", "tanh"] = "clamp"
+    by: Literal["clamp", "tanh", "log"] = "clamp"
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,6 @@ def _check(policy: Policy, base: NetworkSpec) -> None:
                 f"{where}: a layer with {before.weight.shape[0]} outputs is followed by one with "
                 f"{after.weight.shape[1]} inputs"
             )
-    if isinstance(policy.action_space, gym.spaces.Box) and not policy.action_space.is_bounded():
-        raise PriorImportError(f"{where}: actions in {policy.action_space}; expected finite bounds")
     size, taken = observation_size(policy.observation_space), linear[0].weight.shape[1]
     if taken != size:
         raise PriorImportError(
@@ -264,7 +263,11 @@ def _in_env_units(policy: Policy, a: int) -> tuple[list[Step], Array | None, tup
         weight[:a] *= scale[:, None]
         bias[:a] = bias[:a] * scale + shift
         if isinstance(policy.log_std, NetworkLogStd):
-            bias[a:] += np.log(scale)
+            if policy.log_std.by == "log":
+                weight[a:] *= scale[:, None]
+                bias[a:] *= scale
+            else:
+                bias[a:] += np.log(scale)
         steps[-1] = Linear(weight.astype(np.float32), bias.astype(np.float32))
     if isinstance(policy.log_std, FreeLogStd):
         return steps, policy.log_std.values + np.log(scale), None
@@ -336,9 +339,11 @@ def _graph(
     if noise.by == "tanh":
         shifted = b.symbol("mul", b.symbol("add", b.symbol("tanh", log_std), 1.0), 0.5 * (noise.high - noise.low))
         return to_graph([mean, b.symbol("add", shifted, noise.low)])
+    if noise.by == "log":
+        bounds = np.exp(bounds[0].clip(-80.0, 80.0)), np.exp(bounds[1].clip(-80.0, 80.0))
     for op, hint, bound in (("maximum", "lowest", bounds[0]), ("minimum", "highest", bounds[1])):
         log_std = b.symbol(op, log_std, Constant(_tensor(bound), hint))
-    return to_graph([mean, log_std])
+    return to_graph([mean, b.symbol("log", log_std) if noise.by == "log" else log_std])
 
 
 def _constant(hint: str, array: Array) -> Constant:

@@ -155,7 +155,7 @@ def _meaning(
     if len(outputs) == 1 and outputs[0].shape == (None, size):
         return _deterministic(outputs[0], spec, builder, source, notes)
     if len(outputs) == 1 and outputs[0].shape == (None, 2 * size):
-        second = options.second_output
+        second = options.second_output or "log_std"
         notes.append(f"returns one tensor of {2 * size}: its first half is taken for the mean, its second for {second}")
         outputs = [builder.slice(outputs[0], 1, 0, size), builder.slice(outputs[0], 1, size, 2 * size)]
     if options.std is not None:

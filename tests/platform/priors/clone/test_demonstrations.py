@@ -94,8 +94,8 @@ def with_nan(array: Array, row: int, value: float = np.nan) -> Array:
 
 MALFORMED: dict[str, tuple[Callable[[dict[str, Array]], dict[str, Any]], str]] = {
     "no actions": (
-        lambda x: {"actions": None, "action": x["actions"]},
-        "holds no array 'actions'; did you mean 'action'",
+        lambda x: {"actions": None, "moves": x["actions"]},
+        "holds no array 'actions'; it holds .*moves.*; expected one named actions, acts or action",
     ),
     "no observations": (lambda x: dict.fromkeys(x), "holds no array 'observations'; it holds no array"),
     "empty": (lambda x: {name: array[:0] for name, array in x.items()}, "holds no transition"),
@@ -185,7 +185,7 @@ def test_other_files(tmp_path: Path, pendulum: dict[str, Array]) -> None:
     whole = save(tmp_path / "whole.npz", pendulum).read_bytes()
     for content, message in (
         (b"", "not a zip archive: it is empty"),
-        (b"\x89HDF\r\n\x1a\n", "not a zip archive: it looks like an HDF5 file"),
+        (b"\x89HDF\r\n\x1a\n", "not an HDF5 file that can be read: .*"),
         (whole[: len(whole) // 2], "truncated"),
         (whole.replace(b"PK\3\4", b"PK\3\5", 2), "not a zip archive|damaged"),
     ):
@@ -210,6 +210,104 @@ def test_mutated_npz_files_are_read_or_refused(tmp_path: Path, pendulum: dict[st
         except DemonstrationError:
             refused += 1
     assert 200 < refused < 300
+
+
+# ---- other people's names -----------------------------------------------------------------------
+def d4rl(path: Path, arrays: dict[str, Array], **changes: Any) -> Path:
+    """Writes a file as D4RL has it: other arrays, metadata and infos beside what is used."""
+    terminals, timeouts = np.zeros((2, 60), bool)
+    terminals[9], timeouts[[39, 59]] = True, True
+    held = {name: arrays[name] for name in ("observations", "actions", "rewards")}
+    held |= {"terminals": terminals, "timeouts": timeouts, "next_observations": arrays["observations"]}
+    with h5py.File(path, "w") as file:
+        for name, array in (held | changes).items():
+            if array is not None:
+                file.create_dataset(name, data=array, compression="gzip" if array.dtype.kind in "fb" else None)
+        file.create_dataset("infos/qpos", data=np.zeros((60, 2)))
+        file["metadata/algorithm"] = "SAC"
+    return path
+
+
+def test_d4rl(tmp_path: Path, pendulum: dict[str, Array]) -> None:
+    found = read(d4rl(tmp_path / "pendulum.hdf5", pendulum))
+    assert np.array_equal(found.observations, pendulum["observations"])
+    assert np.array_equal(found.actions, pendulum["actions"])
+    assert found.episodes is not None
+    assert np.bincount(found.episodes).tolist() == [10, 30, 20]
+    rewards = pendulum["rewards"]
+    assert found.returns == pytest.approx([rewards[:10].sum(), rewards[10:40].sum(), rewards[40:].sum()])
+    assert found.data_set == "pendulum.hdf5"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+def test_arrays_that_are_not_used_refuse_no_file(suffix: str, tmp_path: Path, pendulum: dict[str, Array]) -> None:
+    """Objects in an .npz are pickles: they stay unread, and texts do no harm either."""
+    proof = tmp_path / "executed"
+    if suffix == ".npz":
+        unused = {"infos": np.array([Payload(proof)] * 60, object), "env_id": np.array("Pendulum-v1")}
+        renamed = {"obs": pendulum["observations"], "acts": pendulum["actions"], "observations": None, "actions": None}
+        file = save(tmp_path / "own.npz", pendulum, **renamed, **unused)
+    else:
+        file = d4rl(tmp_path / "own.hdf5", pendulum, env_id=np.array([b"Pendulum-v1"] * 60))
+    found = read(file)
+    assert np.array_equal(found.observations, pendulum["observations"])
+    assert np.array_equal(found.actions, pendulum["actions"])
+    assert not proof.exists()
+
+
+def test_imitations_trajectories_and_stable_baselines_2(tmp_path: Path, pendulum: dict[str, Array]) -> None:
+    """A trajectory's last observation has no action; episode_starts mark the first step of each episode."""
+    after = np.full((1, 3), 9.0, np.float32)
+    parts = np.split(pendulum["observations"], [10, 40])
+    observations = np.concatenate([part for each in parts for part in (each, after)])
+    arrays = {"obs": observations, "acts": pendulum["actions"], "rews": pendulum["rewards"]}
+    arrays |= {"indices": np.array([10, 40]), "terminal": np.array([True, False, True])}
+    np.savez(tmp_path / "trajectories.npz", **arrays, infos=np.array([{}] * 60, object))
+    starts = np.zeros(60, bool)
+    starts[[0, 10, 40]] = True
+    baselines = {"obs": pendulum["observations"], "actions": pendulum["actions"], "rewards": pendulum["rewards"]}
+    np.savez(tmp_path / "expert.npz", **baselines, episode_starts=starts, episode_returns=np.zeros(3))
+    for file in ("trajectories.npz", "expert.npz"):
+        found = read(tmp_path / file)
+        assert np.array_equal(found.observations, pendulum["observations"])
+        assert found.episodes is not None
+        assert np.bincount(found.episodes).tolist() == [10, 30, 20]
+        assert found.returns == pytest.approx([each.sum() for each in np.split(pendulum["rewards"], [10, 40])])
+    np.savez(tmp_path / "short.npz", **{**arrays, "obs": observations[:-1]})
+    with pytest.raises(DemonstrationError, match=r"62 observations, 60 actions and 3 trajectories .*: expected one"):
+        read(tmp_path / "short.npz")
+
+
+def test_malformed_hdf5_files(tmp_path: Path, pendulum: dict[str, Array]) -> None:
+    def refused(change: Callable[[h5py.File], Any], message: str) -> None:
+        file = d4rl(tmp_path / "bad.hdf5", pendulum)
+        with h5py.File(file, "a") as root:
+            change(root)
+        with pytest.raises(DemonstrationError, match=message):
+            read(file)
+
+    def elsewhere(root: h5py.File) -> None:
+        del root["actions"]
+        root["actions"] = h5py.ExternalLink("/etc/hosts", "/")
+
+    def bomb(root: h5py.File) -> None:
+        del root["rewards"]
+        root.create_dataset("rewards", (10**12,), np.float64, chunks=(1000,), compression="gzip")
+
+    refused(elsewhere, "actions: a link to elsewhere; expected data")
+    refused(bomb, "more than the .* bytes of arrays that are read")
+    refused(
+        lambda root: root.pop("actions"), "holds no array 'actions'; it holds .*infos.*; expected one named actions"
+    )
+    refused(lambda root: root.create_group("episode_0"), "a part of a Minari data set; give the data set's folder")
+    file = d4rl(tmp_path / "group.hdf5", pendulum, observations=None)
+    with h5py.File(file, "a") as root:
+        root["observations/image"] = np.zeros(60)
+    with pytest.raises(DemonstrationError, match="observations: a group of image; expected one array"):
+        read(file)
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(DemonstrationError, match="not an HDF5 file that can be read"):
+        read(file)
 
 
 # ---- Minari -------------------------------------------------------------------------------------

@@ -41,13 +41,17 @@ def bundles(marker: Path) -> list[Seed]:
     return seeds
 
 
-def cleanrl(marker: Path) -> list[Seed]:
+def state_dict(marker: Path) -> list[Seed]:
     g = torch.Generator().manual_seed(0)
     ppo = layers("actor_mean.", (D, 4, A), g) | {"actor_logstd": torch.zeros(1, A)} | layers("critic.", (D, 4, 1), g)
     sac = linear("fc1", D, 4, g) | linear("fc2", 4, 4, g) | linear("fc_mean", 4, A, g) | linear("fc_logstd", 4, A, g)
     low, high = torch.tensor(ACTIONS.low), torch.tensor(ACTIONS.high)
     sac |= {"action_scale": (high - low) / 2, "action_bias": (high + low) / 2}
-    files = [saved(ppo), saved(sac, new=False), saved(ppo | {"payload": Payload(marker)})]
+    rl_games = layers("a2c_network.actor_mlp.", (D, 4), g) | linear("a2c_network.mu", 4, A, g)
+    rl_games |= {"a2c_network.sigma": torch.zeros(A), "running_mean_std.running_mean": torch.zeros(D)}
+    rl_games |= {"running_mean_std.running_var": torch.ones(D), "value_mean_std.running_mean": torch.zeros(1)}
+    checkpoint = {"model": rl_games, "epoch": 3, "optimizer": {"state": {}}}
+    files = [saved(ppo), saved(sac, new=False), saved(checkpoint), saved(ppo | {"payload": Payload(marker)})]
     return [{"agent.pt": file} for file in files]
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from rpg_platform.priors.files import inert, torch_files
 from rpg_platform.priors.files.archive import read_npz
-from rpg_platform.priors.formats import cleanrl, rllib, sb3
+from rpg_platform.priors.formats import rllib, sb3, state_dict
 from rpg_platform.priors.formats import rpg as own
 from rpg_platform.priors.formats.onnx import model as onnx_models
 from rpg_platform.priors.formats.torchscript import archive as torchscript
@@ -131,7 +131,7 @@ TARGETS: tuple[Target, ...] = (
     Target("sb3", sb3_seeds, lambda folder: sb3.read(folder / "model.zip", ImportOptions()), 200),
     Target("rllib", sources.rllib_checkpoints, lambda folder: rllib.read(folder, ImportOptions()), 130),
     Target("bundle", sources.bundles, lambda folder: own.read(folder, ImportOptions()), 60),
-    Target("cleanrl", sources.cleanrl, lambda folder: cleanrl.read(folder / "agent.pt", sources.NAMED), 60),
+    Target("state-dict", sources.state_dict, lambda folder: state_dict.read(folder / "agent.pt", sources.NAMED), 60),
     Target(
         "torchscript",
         torchscript_seeds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
-from rpg_platform.priors.formats import cleanrl
+from rpg_platform.priors.formats import state_dict
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 
 STATES, D, A = 1_000, 4, 2
@@ -111,7 +112,7 @@ def test_ppo_continuous(zipped: bool, tmp_path: Path, observations: Tensor) -> N
     mean, var = np.array([1.0, -1.0, 0.0, 2.0]), np.array([4.0, 1.0, 0.25, 9.0])
     np.savez(stats, mean=mean, var=var)
     options = ImportOptions(env_id="own", observation_space=OBSERVATIONS, action_space=ACTIONS, normalizer=stats)
-    imported = cleanrl.read(path, options)
+    imported = state_dict.read(path, options)
     # gymnasium's NormalizeObservation, then CleanRL's TransformObservation to [-10, 10]
     seen = ((observations - torch.tensor(mean)) / torch.tensor(var + 1e-8).sqrt()).clip(-10, 10).float()
     with torch.no_grad():
@@ -124,21 +125,24 @@ def test_ppo_continuous(zipped: bool, tmp_path: Path, observations: Tensor) -> N
     clipped = NumpyPolicy(imported.network).to_env(action.numpy())
     np.testing.assert_allclose(clipped, np.clip(action.numpy(), ACTIONS.low, ACTIONS.high))
     assert imported.network.spec.graph is None
-    assert imported.notes == ()
-    assert "give them with --normalizer" in cleanrl.read(path, NAMED).notes[0].replace("\n", " ")
+    normalised, guess = imported.notes
+    assert normalised == "observations are normalised as in stats.npz, and clipped to ±10"
+    assert "tanh is taken, the default of CleanRL; --activation says otherwise" in guess
+    assert state_dict.read(path, replace(options, activation="tanh")).notes == (normalised,)
+    assert "give them with --normalizer" in state_dict.read(path, NAMED).notes[0].replace("\n", " ")
 
 
 def test_ppo_discrete(tmp_path: Path, observations: Tensor) -> None:
     agent = DiscreteAgent()
     options = ImportOptions(env_id="own", observation_space=OBSERVATIONS, action_space=Discrete(3))
-    imported = cleanrl.read(saved(agent, tmp_path), options)
+    imported = state_dict.read(saved(agent, tmp_path), options)
     with torch.no_grad():
         probs = Categorical(logits=agent.actor(observations))
         action = probs.sample()
         ours = imported.network.distribution(observations).log_prob(action)
         assert torch.allclose(ours, probs.log_prob(action), rtol=1e-5, atol=1e-5)
     with pytest.raises(PriorImportError, match=r"its network gives 3 numbers; actions in Discrete\(4\) need 4"):
-        cleanrl.read(
+        state_dict.read(
             tmp_path / "agent.cleanrl_model",
             ImportOptions(env_id="own", observation_space=OBSERVATIONS, action_space=Discrete(4)),
         )
@@ -147,7 +151,7 @@ def test_ppo_discrete(tmp_path: Path, observations: Tensor) -> None:
 def test_sac(tmp_path: Path, observations: Tensor) -> None:
     """CleanRL's density is that of the scaled action, with 1e-6 in its logarithm; ours that of tanh(u), exact."""
     actor = SacActor()
-    imported = cleanrl.read(saved(actor, tmp_path), NAMED)
+    imported = state_dict.read(saved(actor, tmp_path), NAMED)
     with torch.no_grad():
         mean, log_std = actor(observations)
         assert float(log_std.min()) < -4.0
@@ -174,9 +178,9 @@ def test_td3_needs_a_standard_deviation(tmp_path: Path, observations: Tensor) ->
     actor = DeterministicActor()
     path = tmp_path / "td3.cleanrl_model"
     torch.save((actor.state_dict(), nn.Linear(2, 1).state_dict(), nn.Linear(2, 1).state_dict()), path)
-    with pytest.raises(PriorImportError, match=r"a deterministic policy .* has no density.* --std 0.1"):
-        cleanrl.read(path, NAMED)
-    imported = cleanrl.read(path, ImportOptions(None, observation_space=OBSERVATIONS, action_space=ACTIONS, std=0.2))
+    with pytest.raises(PriorImportError, match=r"a deterministic policy has no density.* --std 0.1"):
+        state_dict.read(path, NAMED)
+    imported = state_dict.read(path, ImportOptions(None, observation_space=OBSERVATIONS, action_space=ACTIONS, std=0.2))
     policy = NumpyPolicy(imported.network)
     mode = policy.to_env(policy.mode(policy.outputs(observations.numpy())))
     with torch.no_grad():
@@ -195,10 +199,10 @@ def test_td3_needs_a_standard_deviation(tmp_path: Path, observations: Tensor) ->
         ),
         (ContinuousAgent().state_dict(), {"std": 0.1}, "--std is for deterministic policies"),
         (ContinuousAgent().state_dict(), {"activation": "step"}, "activation 'step' is not read; expected one of relu"),
-        (ContinuousAgent().state_dict(), {"action_space": Box(-1, 1, (5,))}, "need 5"),
-        (ContinuousAgent().state_dict(), {"action_space": Box(-np.inf, 1, (2,))}, "expected finite bounds"),
+        (ContinuousAgent().state_dict(), {"action_space": Box(-1, 1, (5,))}, "need 5|for 5 action"),
+        (SacActor().state_dict(), {"action_space": Box(-np.inf, 1, (2,))}, r"expected finite bounds, .* needs none"),
         (ContinuousAgent().state_dict(), {"observation_space": Box(-1, 1, (7,))}, r"takes 4 numbers, .* has 7"),
-        (nn.Linear(2, 2).state_dict(), NAMED, "holds weight, bias; expected CleanRL's actor_mean"),
+        (nn.Linear(2, 2).state_dict(), NAMED, "of weight, bias; expected the policy of CleanRL, rsl_rl"),
         (ContinuousAgent(), NAMED, r"not a state dictionary. A whole pickled module cannot be read without executing"),
         (
             {"actor.0.weight": torch.zeros(8, 4, 8, 8), "actor.0.bias": torch.zeros(8)},
@@ -217,7 +221,7 @@ def test_refuses(content: Any, options: Any, message: str, tmp_path: Path) -> No
     if isinstance(options, dict):
         options = ImportOptions(**{"observation_space": OBSERVATIONS, "action_space": ACTIONS} | options)
     with pytest.raises(PriorImportError, match=message):
-        cleanrl.read(tmp_path / "agent.pt", options)
+        state_dict.read(tmp_path / "agent.pt", options)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +240,7 @@ def test_refuses_statistics(arrays: dict[str, Any], message: str, tmp_path: Path
     path = saved(ContinuousAgent(), tmp_path)
     options = ImportOptions(observation_space=OBSERVATIONS, action_space=ACTIONS, normalizer=tmp_path / "stats.npz")
     with pytest.raises(PriorImportError, match=message):
-        cleanrl.read(path, options)
+        state_dict.read(path, options)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "stream"])
@@ -247,7 +251,7 @@ def test_nothing_is_executed(zipped: bool, around: Callable[[Any], Any], tmp_pat
     torch.load(path, weights_only=False)
     assert marker.exists(), "the payload works"
     marker.unlink()
-    assert "agent.pt" in (refusal(cleanrl.read, path, NAMED) or "agent.pt was read")
+    assert "agent.pt" in (refusal(state_dict.read, path, NAMED) or "agent.pt was read")
     assert not marker.exists()
 
 
@@ -259,7 +263,7 @@ def test_no_statistics_are_executed(tmp_path: Path) -> None:
     marker.unlink()
     options = ImportOptions(observation_space=OBSERVATIONS, action_space=ACTIONS, normalizer=stats)
     with pytest.raises(PriorImportError, match="mean"):
-        cleanrl.read(path, options)
+        state_dict.read(path, options)
     assert not marker.exists()
 
 
@@ -270,4 +274,4 @@ def test_truncated_files(tmp_path: Path) -> None:
         for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:size])
             with pytest.raises(PriorImportError, match=path.name):
-                cleanrl.read(path, NAMED)
+                state_dict.read(path, NAMED)
