@@ -17,7 +17,7 @@ def difference(taken: int, given: int, stored: gym.Space[Any] | None = None) -> 
         given: how many numbers an observation of the environment has.
         stored: the observation space that the source stores; None where it stores none.
     """
-    said = f"an observation has {given} numbers, the network takes {taken}"
+    said = f"the network takes {taken} numbers, an observation has {given}"
     ways = []
     if taken == given + 1:
         seen = ", and its last lies between 0 and 1" if _ends_in_a_share(stored) else ""

@@ -272,7 +272,7 @@ def test_a_prior_of_stored_spaces_meets_its_environment_later(model: Path, tmp_p
     assert Sweep.resolve(fits).prior is not None
     frames = [{"gymnasium.wrappers:FrameStackObservation": {"stack_size": 2}}, {FLAT: {}}]
     task = {"env": "Pendulum-v1", "wrappers": frames, "addons": turn}
-    with pytest.raises(ValueError, match=r"is not that of Pendulum-v1.* has 6 numbers, the network takes 3$"):
+    with pytest.raises(ValueError, match=r"is not that of Pendulum-v1.* takes 3 numbers, an observation has 6$"):
         Sweep.resolve(SweepSpec.model_validate(sweep | {"task": task}))
 
 
@@ -285,8 +285,8 @@ FLAT = "gymnasium.wrappers:FlattenObservation"
 @pytest.mark.parametrize(
     ("size", "said", "ways"),
     [
-        (4, "an observation has 3 numbers, the network takes 4; one number more: a time feature?", ([LEFT], [PASSED])),
-        (9, "the network takes 9; 3 times as many: a stack of 3 observations?", ([FRAMES, FLAT],)),
+        (4, "the network takes 4 numbers, an observation has 3; one number more: a time feature?", ([LEFT], [PASSED])),
+        (9, "takes 9 numbers, an observation has 3; 3 times as many: a stack of 3 observations?", ([FRAMES, FLAT],)),
     ],
 )
 def test_wrappers_that_change_the_observation(

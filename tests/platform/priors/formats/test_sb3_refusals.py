@@ -238,7 +238,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "endless choices": (with_data(PPO, action_space=dumps(discrete(10**9))), "expected 1 to 100000 values"),
     "other space than weights": (
         with_data(PPO, observation_space=dumps(box([0.0] * 9, [1.0] * 9))),
-        "has 9 numbers, the network takes 3$",
+        "takes 3 numbers, an observation has 9$",
     ),
     "other actions than weights": (with_data(PPO, action_space=dumps(box([0.0] * 3, [1.0] * 3))), "gives 2 numbers"),
     "sac of choices": (with_data(SAC, action_space=dumps(discrete(2))), "expected a Box for this algorithm"),
