@@ -35,7 +35,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 
 from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork, spec_for_spaces
-from rpg_algorithms.policies.spaces import same_space, space_from_json, space_to_json
+from rpg_algorithms.policies.spaces import same_observations, same_space, space_from_json, space_to_json
 
 FORMAT_VERSION = 1
 CARD_FILE = "card.json"
@@ -108,7 +108,8 @@ class PriorCard(BaseModel):
     Attributes:
         format_version: version of the bundle format.
         name: short name.
-        env_id: gymnasium id of the environment in which the policy acts.
+        env_id: gymnasium id of the environment in which the policy acts; empty where it was imported by its spaces
+            alone and has met none.
         env_kwargs: keyword arguments of ``gymnasium.make``.
         observation_space, action_space: spaces as JSON (see ``spaces``).
         network: fields of ``NetworkSpec``.
@@ -209,12 +210,12 @@ class PriorBundle:
 
     def check_spaces(self, observation_space: gym.Space[Any], action_space: gym.Space[Any], env: str) -> None:
         """Raises BundleError unless the prior acts in these spaces."""
-        for what, mine, theirs in (
-            ("observation", self.card.observation_space, observation_space),
-            ("action", self.card.action_space, action_space),
+        for what, mine, theirs, same in (
+            ("observation", self.card.observation_space, observation_space, same_observations),
+            ("action", self.card.action_space, action_space, same_space),
         ):
             own = space_from_json(mine)
-            if not same_space(own, theirs):
+            if not same(own, theirs):
                 raise BundleError(
                     f"prior {self.card.name!r} ({self.card.env_id}): its {what} space {own} is not that of {env}: "
                     f"{theirs}"

@@ -56,6 +56,13 @@ def same_space(a: gym.Space[Any], b: gym.Space[Any]) -> bool:
     return a == b
 
 
+def same_observations(a: gym.Space[Any], b: gym.Space[Any]) -> bool:
+    """Says whether a policy that observes one space can observe the other: the bounds of a Box only describe it."""
+    if isinstance(a, gym.spaces.Box) and isinstance(b, gym.spaces.Box):
+        return a.shape == b.shape
+    return same_space(a, b)
+
+
 def flatten_observations(space: gym.Space[Any], obs: Any) -> NDArray[np.float32]:
     """Flattens observations ``[N, ...]`` of a vector environment to float32 ``[N, D]`` (one-hot for Discrete)."""
     if isinstance(space, gym.spaces.Discrete):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +27,15 @@ TaskName = Annotated[str | None, typer.Option(help="A task whose environment it 
 EnvId = Annotated[str | None, typer.Option(help="The environment's gymnasium id, or module:Class.")]
 EnvKwargs = Annotated[
     str | None, typer.Option(help="Keyword arguments of --env as JSON, such as '{\"frame_skip\": 5}'.", metavar="JSON")
+]
+Wrappers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--wrapper",
+        help='A wrapper of --env, such as gymnasium.wrappers:FlattenObservation or MODULE:CLASS={"argument": value}; '
+        "several from the inside out.",
+        metavar="MODULE:CLASS",
+    ),
 ]
 
 
@@ -61,6 +71,11 @@ def import_(
     env: EnvId = None,
     task: TaskName = None,
     env_kwargs: EnvKwargs = None,
+    wrappers: Wrappers = None,
+    stored_spaces: Annotated[
+        bool,
+        typer.Option("--stored-spaces", help="Make no environment; take the spaces that the source stores."),
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Short name of the prior; by default the source's.")] = None,
     format_: Annotated[
         str | None,
@@ -68,10 +83,13 @@ def import_(
     ] = None,
     std: Annotated[
         float | None,
-        typer.Option(help="Standard deviation before tanh to give a deterministic policy (TD3, DDPG)."),
+        typer.Option(help="Standard deviation, before tanh if it has one, to give a deterministic policy (TD3, ARS)."),
     ] = None,
     normalizer: Annotated[
-        Path | None, typer.Option(help="Observation statistics: a VecNormalize file, or an .npz with mean and var.")
+        Path | None,
+        typer.Option(
+            help="Observation statistics: a VecNormalize file, or an .npz with mean and var; none: there are none."
+        ),
     ] = None,
     activation: Annotated[
         str | None, typer.Option(help="Activation of the hidden layers, where the source does not say: relu, tanh, ...")
@@ -94,26 +112,42 @@ def import_(
 ) -> None:
     """Makes a bundle out of a policy that was trained elsewhere. Nothing that a file contains is executed."""
     with refusals():
+        from rpg_platform.priors.environment import wrapper
         from rpg_platform.priors.imported import ImportOptions
         from rpg_platform.priors.sources import import_prior
 
+        unnormalized = normalizer == Path("none")
         options = ImportOptions(
             env_id=env,
             env_kwargs=_parse_kwargs(env_kwargs),
             std=std,
-            normalizer=normalizer,
+            normalizer=None if unnormalized else normalizer,
+            unnormalized=unnormalized,
             activation=activation,
             module=module,
             distribution=distribution,
             second_output=second_output,
         )
         done = import_prior(
-            source, out, options, task=task, name=name, form=format_, tracking_uri=tracking_uri, force=force
+            source,
+            out,
+            options,
+            task=task,
+            wrappers=[wrapper(each) for each in wrappers or ()],
+            stored_spaces=stored_spaces,
+            name=name,
+            form=format_,
+            tracking_uri=tracking_uri,
+            force=force,
         )
     if as_json:
         typer.echo(json.dumps(done.as_json(), indent=2))
         return
-    _print_import(done, task)
+    check = ["rpg", "priors", "check", str(done.folder)]
+    check += ["--task", task] if task else []
+    if wrappers:
+        check += ["--env", str(env), *(part for each in wrappers for part in ("--wrapper", each))]
+    _print_import(done, shlex.join(check))
 
 
 @app.command()
@@ -147,6 +181,7 @@ def check(
     task: TaskName = None,
     env: EnvId = None,
     env_kwargs: EnvKwargs = None,
+    wrappers: Wrappers = None,
     episodes: Annotated[int, typer.Option(min=1, max=100_000, help="Episodes of each mode, all finished.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="First of the evaluation seeds.")] = 10_000,
     out: Annotated[Path | None, typer.Option(help="PNG file for a picture of the distribution of returns.")] = None,
@@ -158,10 +193,11 @@ def check(
 
     with refusals():
         from rpg_platform.evaluation.prior_check import check_prior, returns_png
-        from rpg_platform.priors.environment import chosen_task
+        from rpg_platform.priors.environment import chosen_task, wrapper
 
         bundle = load_bundle(resolve_prior(prior))
-        chosen = chosen_task(task, env, bundle.card, _parse_kwargs(env_kwargs))
+        wrapped = [wrapper(each) for each in wrappers or ()]
+        chosen = chosen_task(task, env, bundle.card, _parse_kwargs(env_kwargs), wrapped)
         if out is not None and out.is_dir():
             raise ValueError(f"--out {out}: a folder; name a PNG file")
         done = check_prior(bundle, chosen, episodes, seed)
@@ -213,7 +249,7 @@ def _card_rows(card: PriorCard) -> list[tuple[str, str]]:
         std = ", std by state" if spec.state_dependent_std else ", one std for all states"
     return [
         ("prior", card.name),
-        ("environment", f"{card.env_id}{kwargs}"),
+        ("environment", f"{card.env_id or 'none was named'}{kwargs}"),
         ("observations", str(space_from_json(card.observation_space)).replace("\n", "")),
         ("actions", str(space_from_json(card.action_space)).replace("\n", "")),
         ("network", network),
@@ -242,14 +278,14 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _print_import(done: Import, task: str | None) -> None:
+def _print_import(done: Import, check: str) -> None:
     _print_rows(
         [
             ("read", f"{done.imported.format} from {done.imported.facts.get('source', '')}"),
             *_card_rows(done.card),
             *(("note", note) for note in done.notes),
             ("bundle", f"{done.folder}  {done.card.content_hash[:12]}"),
-            ("next", f"rpg priors check {done.folder}" + (f" --task {task}" if task else "")),
+            ("next", check),
             ("then", f"`prior: {done.folder}` in a sweep's specification customises it"),
         ]
     )

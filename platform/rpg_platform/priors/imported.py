@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,25 +40,38 @@ class ImportOptions:
         env_kwargs: keyword arguments of ``gymnasium.make``.
         std: standard deviation, before tanh and per action dimension, of a policy that is deterministic in the source.
         normalizer: file with the observation normaliser, where it is not in the source (VecNormalize).
+        unnormalized: the policy observes what the environment gives, whatever stands beside it (``--normalizer none``).
         activation: activation of the hidden layers (a key of ``ACTIVATIONS``), where the source
             does not say.
         module: id of the RLModule to take from a checkpoint with several.
         distribution: family of the actions (``gaussian`` or ``squashed_gaussian``), where the source does not say.
         second_output: what a network's second output is, ``log_std`` or ``std``, where its name does not say.
-        observation_space, action_space: of the environment that the user names; None where none is named. For formats
-            that store no spaces (``sources`` compares them with those that a source does store).
+        observation_space, action_space: of the environment that the user names; None where none is named. Readers ask
+            for ``spaces``.
+        environment: makes the environment that the user names and returns its spaces, instead of the two above.
     """
 
     env_id: str | None = None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     std: float | None = None
     normalizer: Path | None = None
+    unnormalized: bool = False
     activation: str | None = None
     module: str | None = None
     distribution: Literal["gaussian", "squashed_gaussian"] | None = None
     second_output: Literal["log_std", "std"] | None = None
     observation_space: gym.Space[Any] | None = None
     action_space: gym.Space[Any] | None = None
+    environment: Callable[[], tuple[gym.Space[Any], gym.Space[Any]]] | None = None
+
+    @property
+    def spaces(self) -> tuple[gym.Space[Any] | None, gym.Space[Any] | None]:
+        """Observation and action space of the environment that the user names; None where none is named.
+
+        The environment may be made for it, which may need what is not installed: a reader looks at its file first.
+        ``sources`` compares the spaces that a source stores with these.
+        """
+        return (self.observation_space, self.action_space) if self.environment is None else self.environment()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import gymnasium as gym
 import numpy as np
 
 from rpg_algorithms.policies.bundle import CARD_FILE, PriorCard, load_bundle, save_bundle
-from rpg_algorithms.policies.spaces import same_space
+from rpg_algorithms.policies.network import observation_size
+from rpg_algorithms.policies.spaces import same_observations, same_space
 from rpg_platform.bundles import versions
 from rpg_platform.priors import formats
-from rpg_platform.priors.environment import bare_task
+from rpg_platform.priors.environment import Wrappers, bare_task, check_named
 from rpg_platform.priors.formats import Format
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.priors.origin import hash_of
@@ -25,11 +27,16 @@ from rpg_platform.priors.recognise import recognise
 from rpg_platform.spec.yaml_file import find_task
 from rpg_platform.storage.location import DEFAULT_STORAGE, default_tracking_uri
 from rpg_platform.tasks.environments import spaces_of
+from rpg_platform.tasks.observed import difference
 from rpg_platform.tasks.task import Task
 from rpg_platform.wording import suggestion
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _MAX_FACTS, _MAX_TEXT, _MAX_DEPTH = 50, 500, 4
+_UNMET = (
+    "its spaces are those that the source stores, and no environment was made: a sweep compares them with its task's "
+    "when it starts"
+)
 
 
 @dataclass(frozen=True)
@@ -133,18 +140,22 @@ def import_prior(
     options: ImportOptions | None = None,
     *,
     task: str | None = None,
+    wrappers: Wrappers = (),
+    stored_spaces: bool = False,
     name: str | None = None,
     form: str | None = None,
     tracking_uri: str | None = None,
     force: bool = False,
 ) -> Import:
-    """Reads a policy and writes it as a bundle.
+    """Reads a policy and writes it as a bundle. The environment is made only once the source has been looked at.
 
     Args:
         source: see ``read_source``.
         out: the bundle's folder.
         options: what the source does not say; ``env_id`` and ``env_kwargs`` name the environment.
         task: a task whose environment it is, instead of ``env_id``.
+        wrappers: of the environment ``env_id``.
+        stored_spaces: make no environment; take the spaces that the source stores.
         name: short name of the prior; by default the source's.
         form: see ``read_source``.
         tracking_uri: see ``read_source``.
@@ -155,34 +166,40 @@ def import_prior(
     """
     options = options or ImportOptions()
     check_free(out, force)
-    environment = _environment(task, options)
+    environment = _environment(task, options, wrappers)
     if environment is not None:
-        spaces = spaces_of(environment)
-        options = replace(
-            options,
-            env_id=environment.env_id,
-            env_kwargs=dict(environment.env_kwargs),
-            observation_space=spaces[0],
-            action_space=spaces[1],
-        )
-    imported = read_source(source, options, form=form, tracking_uri=tracking_uri)
+        options = replace(options, env_id=environment.env_id, env_kwargs=dict(environment.env_kwargs))
+        if not stored_spaces:
+            options = replace(options, environment=cache(lambda: _spaces(environment)))
+    try:
+        imported = read_source(source, options, form=form, tracking_uri=tracking_uri)
+    except PriorImportError as error:
+        if not stored_spaces:
+            raise
+        raise PriorImportError(f"{error} (--stored-spaces: no environment is made)") from error
     observation_space, action_space, notes = settle_spaces(imported, options, source)
     env_id = options.env_id or imported.env_id
-    if env_id is None:
+    if env_id is None and not stored_spaces:
         raise PriorImportError(
             f"{source}: does not say which environment it acts in (observations {observation_space}, actions "
-            f"{action_space}): add --env ID or --task NAME"
+            f"{action_space}): add --env ID or --task NAME, or --stored-spaces to name none yet"
         )
+    facts = _bounded(imported.facts)
+    if environment is not None and environment.wrappers:
+        facts["wrappers"] = _bounded(dict(environment.wrappers))
+    if stored_spaces:
+        facts["spaces"] = "as stored in the source; no environment was made"
+        notes = (*notes, _UNMET)
     card = PriorCard.describe(
         name or _name(imported, source),
-        env_id,
+        env_id or "",
         observation_space,
         action_space,
         imported.network.spec,
         env_kwargs=dict(options.env_kwargs if options.env_id is not None else imported.env_kwargs),
         alpha=imported.alpha,
         made_by={
-            "import": {"format": imported.format, **_bounded(imported.facts)},
+            "import": {"format": imported.format, **facts},
             "versions": versions("torch", "numpy", "gymnasium"),
         },
         parents=list(imported.parents),
@@ -204,16 +221,24 @@ def check_free(out: Path, force: bool) -> None:
         raise PriorImportError(f"{out}: a folder with other files is there; name a new one")
 
 
-def _environment(task: str | None, options: ImportOptions) -> Task | None:
+def _environment(task: str | None, options: ImportOptions, wrappers: Wrappers) -> Task | None:
+    """Finds what the user names, without making it."""
     if task is not None and options.env_id is not None:
         raise PriorImportError(f"--task {task} and --env {options.env_id}: give one; a task has its own environment")
+    check_named(options.env_id, options.env_kwargs, wrappers)
     if task is not None:
         return find_task(task)
-    if options.env_id is None:
-        if options.env_kwargs:
-            raise PriorImportError("--env-kwargs without --env: say which environment they are for")
-        return None
-    return bare_task(options.env_id, options.env_kwargs)
+    return None if options.env_id is None else bare_task(options.env_id, options.env_kwargs, wrappers)
+
+
+def _spaces(environment: Task) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    try:
+        return spaces_of(environment)
+    except ValueError as error:
+        raise PriorImportError(
+            f"{error}; where its simulator is not installed and the source stores its spaces, --stored-spaces imports "
+            "the policy by these alone"
+        ) from error
 
 
 def settle_spaces(
@@ -227,8 +252,7 @@ def settle_spaces(
     Raises:
         PriorImportError: source and environment contradict each other (states both), or neither says.
     """
-    named = options.observation_space, options.action_space
-    stored = imported.observation_space, imported.action_space
+    stored, named = (imported.observation_space, imported.action_space), options.spaces
     chosen: list[gym.Space[Any]] = []
     notes: list[str] = []
     hints = "".join(f". {note[:1].upper()}{note[1:]}" for note in imported.notes)
@@ -237,10 +261,10 @@ def settle_spaces(
             raise PriorImportError(
                 f"{source}: stores no {what} space; say which environment it acts in: --env ID or --task NAME"
             )
-        if mine is not None and theirs is not None and not _fits(what, mine, theirs):
+        if mine is not None and theirs is not None and not _fit(what, mine, theirs):
             raise PriorImportError(
                 f"{source}: its {what} space is {mine}, that of {options.env_id} is {theirs}: it does not act there"
-                f"{hints}"
+                f"{_sizes(what, mine, theirs)}{hints}"
             )
         chosen.append(theirs if theirs is not None else mine)  # type: ignore[arg-type]
     if options.env_id is not None and imported.env_id is not None and options.env_id != imported.env_id:
@@ -248,11 +272,15 @@ def settle_spaces(
     return chosen[0], chosen[1], tuple(notes)
 
 
-def _fits(what: str, stored: gym.Space[Any], named: gym.Space[Any]) -> bool:
-    """Compares two spaces; bounds of actions count, as a policy acts by them, bounds of observations only describe."""
-    if what == "observation" and isinstance(stored, gym.spaces.Box) and isinstance(named, gym.spaces.Box):
-        return stored.shape == named.shape
-    return same_space(stored, named)
+def _fit(what: str, stored: gym.Space[Any], named: gym.Space[Any]) -> bool:
+    return (same_observations if what == "observation" else same_space)(stored, named)
+
+
+def _sizes(what: str, stored: gym.Space[Any], named: gym.Space[Any]) -> str:
+    """Explains a difference between two spaces of observations; nothing where there is nothing to explain."""
+    if what != "observation" or not isinstance(named, gym.spaces.Box | gym.spaces.Discrete):
+        return ""
+    return f": {difference(observation_size(stored), observation_size(named), stored)}"
 
 
 def _name(imported: Imported, source: str) -> str:

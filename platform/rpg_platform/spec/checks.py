@@ -162,7 +162,7 @@ def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
         yield Problem(here, str(error))
         return
     made_for, wanted = card.get("env_id"), task_env_id(spec.task)
-    if isinstance(made_for, str) and wanted and not same_environment(made_for, wanted):
+    if isinstance(made_for, str) and made_for and wanted and not same_environment(made_for, wanted):
         message = f"{prior!r} acts in {made_for}, but task {task_label(spec.task)!r} is in {wanted}"
         yield Problem(here, message, needs=(("task",),))
     if card.get("alpha") is None:

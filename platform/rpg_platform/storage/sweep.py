@@ -86,7 +86,7 @@ class Sweep:
         if refused:
             raise SweepError("\n".join(map(str, refused)))
         if prior is not None:
-            prior.check_spaces(*spaces, task.env_id)
+            _check_prior(prior, spaces, task.env_id)
         _check_networks(trials, spaces)
         experiment = spec.tracking.experiment or spec.name
         return cls(spec, tuple(trials), task, prior, *spaces, limit, folder, tracking_uri, experiment, source, resume)
@@ -99,6 +99,21 @@ class Sweep:
     def prior_for(self, trial: TrialSpec) -> PriorBundle | None:
         """The prior that a trial is given: None where its method makes no use of one."""
         return self.prior if trial.prior is not None else None
+
+
+def _check_prior(prior: PriorBundle, spaces: tuple[gym.Space[Any], gym.Space[Any]], env_id: str) -> None:
+    """Raises a ValueError where the prior does not act in the task's spaces; explains a difference in size."""
+    from rpg_algorithms.policies.bundle import BundleError
+    from rpg_algorithms.policies.network import observation_size
+    from rpg_platform.tasks.observed import difference
+
+    try:
+        prior.check_spaces(*spaces, env_id)
+    except BundleError as error:
+        taken, given = prior.network_spec.observation_size, observation_size(spaces[0])
+        if taken == given:
+            raise
+        raise SweepError(f"{error}: {difference(taken, given)}") from error
 
 
 def _check_networks(trials: Sequence[TrialSpec], spaces: tuple[gym.Space[Any], gym.Space[Any]]) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import sb3_contrib
 import stable_baselines3 as sb3
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
@@ -33,6 +35,10 @@ class Drift(gym.Env[NDArray[np.float32], Any]):
         low, high = np.array([-1.0, 0.5], np.float32), np.array([3.0, 2.0], np.float32)
         self.action_space = gym.spaces.Discrete(3) if discrete else gym.spaces.Box(low, high)
 
+    def action_masks(self) -> NDArray[np.bool_]:
+        """What MaskablePPO asks for; the first action is forbidden now and then."""
+        return np.array([self.time % 3 > 0, True, True])
+
     def observe(self) -> Any:
         if self.one_hot:
             return int(abs(self.state[0]) * 7) % 6
@@ -51,7 +57,10 @@ class Drift(gym.Env[NDArray[np.float32], Any]):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model to train: class, settings, environment, how observations are normalised (None: not), and its family."""
+    """A model to train: class, settings, environment, how observations are normalised (None: not), and its family.
+
+    ``std`` is what the import is told, ``own_std`` what a deterministic policy's action noise has.
+    """
 
     algorithm: type[Any]
     family: str
@@ -59,6 +68,8 @@ class Recipe:
     env: Mapping[str, Any] = field(default_factory=dict)
     normalize: Mapping[str, Any] | None = None
     std: float | None = None
+    own_std: tuple[float, ...] | None = None
+    policy: str = "MlpPolicy"
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,42 @@ RECIPES: dict[str, Recipe] = {
         normalize={},
     ),
     "td3": Recipe(sb3.TD3, "squashed_gaussian", OFF_POLICY | {"policy_kwargs": SMALL}, normalize={}, std=0.2),
+    "td3 of action noise": Recipe(
+        sb3.TD3,
+        "squashed_gaussian",
+        OFF_POLICY | {"policy_kwargs": SMALL, "action_noise": NormalActionNoise(np.zeros(2), np.array([0.1, 0.3]))},
+        {"plain": True},
+        own_std=(0.1, 0.3),
+    ),
     "ddpg": Recipe(sb3.DDPG, "squashed_gaussian", OFF_POLICY | {"policy_kwargs": SMALL}, normalize={}, std=0.1),
+    "tqc": Recipe(sb3_contrib.TQC, "squashed_gaussian", OFF_POLICY | {"policy_kwargs": SMALL}, normalize={}),
+    "tqc, gSDE": Recipe(
+        sb3_contrib.TQC, "squashed_gaussian", OFF_POLICY | {"use_sde": True, "policy_kwargs": SMALL}, normalize={}
+    ),
+    "crossq": Recipe(
+        sb3_contrib.CrossQ,
+        "squashed_gaussian",
+        OFF_POLICY | {"policy_kwargs": SMALL | {"batch_norm_momentum": 0.3, "batch_norm_eps": 0.2}},
+    ),
+    "crossq of normalised observations": Recipe(
+        sb3_contrib.CrossQ, "squashed_gaussian", OFF_POLICY | {"policy_kwargs": SMALL, "ent_coef": 0.2}, normalize={}
+    ),
+    "crossq, gSDE": Recipe(
+        sb3_contrib.CrossQ,
+        "squashed_gaussian",
+        OFF_POLICY | {"use_sde": True, "policy_kwargs": SMALL | {"log_std_init": -1.0}},
+        normalize={},
+    ),
+    "maskable ppo": Recipe(
+        sb3_contrib.MaskablePPO,
+        "categorical",
+        ON_POLICY | {"policy_kwargs": SMALL | {"ortho_init": False}},
+        {"discrete": True, "plain": True},
+    ),
+    "ars": Recipe(sb3_contrib.ARS, "squashed_gaussian", {"n_delta": 2, "policy_kwargs": SMALL}, normalize={}, std=0.1),
+    "linear ars": Recipe(
+        sb3_contrib.ARS, "gaussian", {"n_delta": 2, "delta_std": 0.5}, normalize={}, std=0.1, policy="LinearPolicy"
+    ),
 }
 
 
@@ -136,7 +182,7 @@ def train(recipe: Recipe, folder: Path, steps: int = 128) -> Trained:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several would only wait for each other
     try:
-        model = recipe.algorithm("MlpPolicy", envs, seed=0, device="cpu", **copy.deepcopy(dict(recipe.settings)))
+        model = recipe.algorithm(recipe.policy, envs, seed=0, device="cpu", **copy.deepcopy(dict(recipe.settings)))
         model.learn(steps)
     finally:
         torch.set_num_threads(threads)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import shlex
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +17,20 @@ import pytest
 import torch
 from stable_baselines3 import A2C
 from tests.algorithms.registry import make_prior
+from tests.platform.priors.archives import with_data
+from tests.platform.priors.sb3_zips import box, dumps, model_zip, policy_state, stub
 from torch import nn
 
 from rpg_algorithms.policies.bundle import load_bundle, load_card
 from rpg_platform.bundles import resolve_prior
+from rpg_platform.priors.environment import chosen_task, task_of_card, wrapper
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.origin import hash_of
 from rpg_platform.priors.recognise import recognise
 from rpg_platform.priors.sources import import_prior, read_source
+from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.sweep import Sweep
+from rpg_platform.tasks.environments import spaces_of
 
 PENDULUM = ImportOptions(env_id="Pendulum-v1")
 
@@ -193,6 +201,8 @@ def test_spaces_of_source_and_environment_must_agree(model: Path, tmp_path: Path
         import_prior(str(model), tmp_path / "out", PENDULUM, task="x")
     with pytest.raises(PriorImportError, match="--env-kwargs without --env"):
         import_prior(str(model), tmp_path / "out", ImportOptions(env_kwargs={"g": 9.8}))
+    with pytest.raises(PriorImportError, match="--wrapper without --env"):
+        import_prior(str(model), tmp_path / "out", wrappers=[(FLAT, {})])
     assert not (tmp_path / "out").exists()
 
 
@@ -203,6 +213,125 @@ class StrongPendulum(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(gym.make("Pendulum-v1"))
         self.action_space = gym.spaces.Box(-3.0, 3.0, (1,))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (3,))
+
+
+class Unmakeable(gym.Env[Any, Any]):
+    """An environment whose simulator is not installed."""
+
+    def __init__(self) -> None:
+        raise ImportError("No module named 'pybullet'")
+
+
+UNMAKEABLE = "tests.platform.priors.test_sources:Unmakeable"
+
+
+def test_the_source_is_looked_at_before_the_environment_is_made(tmp_path: Path) -> None:
+    """Nobody installs a simulator to learn that the file is none that is read."""
+    agent, pickled, dqn = tmp_path / "agent.pt", tmp_path / "model.pkl", tmp_path / "dqn.zip"
+    torch.save({"some": torch.zeros(2)}, agent)
+    pickled.write_bytes(pickle.dumps({"a": 1}))
+    dqn.write_bytes(
+        with_data(model_zip("ppo"), policy_class=dumps(stub("stable_baselines3.dqn.policies", "DQNPolicy")))
+    )
+    for source, message in (
+        (agent, "a state dictionary of some|holds some"),
+        (pickled, "a pickle"),
+        (dqn, "DQN learns"),
+    ):
+        with pytest.raises(PriorImportError, match=message):
+            import_prior(str(source), tmp_path / "out", ImportOptions(env_id=UNMAKEABLE))
+
+
+def test_a_prior_of_stored_spaces_meets_its_environment_later(model: Path, tmp_path: Path) -> None:
+    missing = ImportOptions(env_id=UNMAKEABLE)
+    with pytest.raises(PriorImportError, match=r"No module named 'pybullet'; .* --stored-spaces imports the policy by"):
+        import_prior(str(model), tmp_path / "out", missing)
+    done = import_prior(str(model), tmp_path / "named", missing, stored_spaces=True)
+    assert done.card.env_id == UNMAKEABLE
+    assert "a sweep compares them with its task's when it starts" in done.notes[-1]
+    nameless = import_prior(str(model), tmp_path / "nameless", stored_spaces=True).card
+    assert nameless.env_id == ""
+    for card in (done.card, nameless):
+        assert card.made_by["import"]["spaces"] == "as stored in the source; no environment was made"
+    with pytest.raises(ValueError, match="its card names no environment: name one, --env ID or --task NAME"):
+        task_of_card(nameless)
+    agent = tmp_path / "agent.pt"
+    torch.save({"actor.0.weight": torch.zeros(2, 3), "actor.0.bias": torch.zeros(2)}, agent)
+    with pytest.raises(PriorImportError, match=r"holds no observation and action spaces; .*no environment is made\)"):
+        import_prior(str(agent), tmp_path / "out", missing, stored_spaces=True)
+    sweep: dict[str, Any] = {
+        "name": "later",
+        "prior": str(tmp_path / "nameless"),
+        "algorithm": "rpg",
+        "weights": {"omega_prime": 0.1, "alpha_hat": 0.1},
+        "budget": {"env_steps": 100_000},
+        "storage": str(tmp_path / "results"),
+    }
+    turn = {"turn": "next_obs[0]"}
+    fits = SweepSpec.model_validate(sweep | {"task": {"env": "Pendulum-v1", "addons": turn}})
+    assert Sweep.resolve(fits).prior is not None
+    frames = [{"gymnasium.wrappers:FrameStackObservation": {"stack_size": 2}}, {FLAT: {}}]
+    task = {"env": "Pendulum-v1", "wrappers": frames, "addons": turn}
+    with pytest.raises(ValueError, match=r"is not that of Pendulum-v1.* takes 3 numbers, an observation has 6$"):
+        Sweep.resolve(SweepSpec.model_validate(sweep | {"task": task}))
+
+
+LEFT = "sb3_contrib.common.wrappers:TimeFeatureWrapper"
+PASSED = 'gymnasium.wrappers:TimeAwareObservation={"normalize_time": true}'
+FRAMES = 'gymnasium.wrappers:FrameStackObservation={"stack_size": 3, "padding_type": "zero"}'
+FLAT = "gymnasium.wrappers:FlattenObservation"
+
+
+@pytest.mark.parametrize(
+    ("size", "said", "ways"),
+    [
+        (4, "the network takes 4 numbers, an observation has 3; one number more: a time feature?", ([LEFT], [PASSED])),
+        (9, "takes 9 numbers, an observation has 3; 3 times as many: a stack of 3 observations?", ([FRAMES, FLAT],)),
+    ],
+)
+def test_wrappers_that_change_the_observation(
+    size: int, said: str, ways: tuple[list[str], ...], tmp_path: Path
+) -> None:
+    """The size is explained, and each way on that the message names leads to a prior."""
+    agent = tmp_path / "agent.zip"
+    spaces = box([-1.0] * size, [1.0] * size), box([-2.0], [2.0])
+    agent.write_bytes(model_zip("ppo", policy_state("ppo", size, 1), *spaces))
+    script = tmp_path / "net.pt"
+    torch.jit.save(torch.jit.trace(nn.Linear(size, 2), torch.zeros(1, size)), script)
+    for source in (agent, script):
+        with pytest.raises(PriorImportError, match=re.escape(said)) as caught:
+            import_prior(str(source), tmp_path / "out", PENDULUM)
+        for way in ways:
+            assert " ".join(shlex.join(["--wrapper", each]) for each in way) in str(caught.value)
+    for i, way in enumerate(ways):
+        out = tmp_path / f"out{i}"
+        card = import_prior(str(agent), out, PENDULUM, wrappers=[wrapper(each) for each in way]).card
+        assert [f"{name}" for name in card.made_by["import"]["wrappers"]] == [each.partition("=")[0] for each in way]
+        with pytest.raises(ValueError, match=r"not made on a card's word; .* --wrapper MODULE:CLASS, or"):
+            task_of_card(card)
+        played = chosen_task(None, "Pendulum-v1", card, None, [wrapper(each) for each in way])
+        load_bundle(out).check_spaces(*spaces_of(played), "Pendulum-v1")
+
+
+def test_a_time_feature_is_told_by_its_bounds(tmp_path: Path) -> None:
+    agent = tmp_path / "agent.zip"
+    spaces = box([-1.0, -1.0, -8.0, 0.0], [1.0, 1.0, 8.0, 1.0]), box([-2.0], [2.0])
+    agent.write_bytes(model_zip("ppo", policy_state("ppo", 4, 1), *spaces))
+    with pytest.raises(PriorImportError, match="one number more, and its last lies between 0 and 1: a time feature"):
+        import_prior(str(agent), tmp_path / "out", PENDULUM)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("FlattenObservation", "expected module:Class or module:Class="),
+        ("a:B={", "its arguments are not JSON"),
+        ("a:B=[1]", "its arguments are list"),
+    ],
+)
+def test_wrappers_as_text(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wrapper(text)
 
 
 def test_bounds_of_observations_only_describe(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,9 +121,11 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "sb3",
-        "a Stable-Baselines3 zip (PPO, A2C, SAC, TD3, DDPG)",
+        "a Stable-Baselines3 zip (PPO, A2C, TRPO, SAC, TD3, DDPG; sb3-contrib's TQC, CrossQ, MaskablePPO, ARS; SBX)",
         f"{_HERE}.sb3:read",
-        lambda content: content.members >= {"data", "policy.pth"},
+        lambda content: (
+            "data" in content.members and not content.members.isdisjoint({"policy.pth", "_stable_baselines3_version"})
+        ),
         suffixes=(".zip",),
     ),
     Format(

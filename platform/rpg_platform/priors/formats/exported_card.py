@@ -31,7 +31,7 @@ def with_card(options: ImportOptions, card: PriorCard | None) -> ImportOptions:
     if card is None:
         return options
     changes: dict[str, Any] = {}
-    if options.observation_space is None or options.action_space is None:
+    if None in options.spaces:
         changes["observation_space"] = space_from_json(card.observation_space)
         changes["action_space"] = space_from_json(card.action_space)
     distribution = card.network.get("distribution")

@@ -96,8 +96,8 @@ def _states(size: int, options: ImportOptions) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     magnitudes = torch.tensor([0.0, 0.1, 1.0, 10.0]).repeat(STATES // 4)
     states = magnitudes[:, None] * torch.randn(STATES, size, generator=generator)
-    if options.observation_space is not None:
-        space = copy.deepcopy(options.observation_space)
+    space = copy.deepcopy(options.spaces[0])
+    if space is not None:
         space.seed(3)
         for row in range(0, STATES, 10):
             sample = np.asarray(space.sample())

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from rpg_platform.priors.files.torch_files import load_tensors
 from rpg_platform.priors.imported import ImportOptions, PriorImportError, printable
 
 MAX_DATA_BYTES = 256 << 20
+VERSION = "_stable_baselines3_version"
+Spaces = tuple[gym.Space[Any], gym.Space[Any]]
+Kwargs = Mapping[str, Any]
 # (D, A) of gymnasium's MuJoCo environments whose observations changed: what they were, what -v5 has.
 _OLD_SIZES: dict[tuple[int, ...], tuple[str, str]] = {
     (111, 8): ("Ant-v2 and Ant-v3", "Ant-v5 gives 105, or 27 with include_cfrc_ext_in_observation=False"),
@@ -38,7 +42,8 @@ class Model:
     Attributes:
         archive: the zip.
         data: its ``data``, pickles still in base64.
-        state: ``policy.pth``, name → tensor.
+        state: ``policy.pth``, name → tensor; empty for SBX, which keeps its policy in ``data``.
+        policy_name: the qualified name of the policy's class; empty where the class itself is stored.
     """
 
     archive: Archive
@@ -48,6 +53,11 @@ class Model:
     @property
     def where(self) -> str:
         return self.archive.what
+
+    @cached_property
+    def policy_name(self) -> str:
+        stored = self.value("policy_class")
+        return stored.qualified_name if isinstance(stored, Global) else ""
 
     def value(self, key: str) -> Any:
         """Returns a value of ``data``; inert where it is a pickle, None where it is missing."""
@@ -67,7 +77,7 @@ class Model:
 def open_model(path: Path) -> Model:
     """Reads the settings and policy weights of an archive. Raises PriorImportError."""
     archive = open_archive(path)
-    if not {"data", "policy.pth"} <= set(archive):
+    if "data" not in archive or ("policy.pth" not in archive and VERSION not in archive):
         raise PriorImportError(f"{path}: not a Stable-Baselines3 model: {_instead(archive)}")
     if archive.size("data") > MAX_DATA_BYTES:
         raise PriorImportError(f"{path}: data: more than the {MAX_DATA_BYTES} bytes that are read")
@@ -79,6 +89,10 @@ def open_model(path: Path) -> Model:
         raise PriorImportError(f"{path}: data: not JSON: {str(error)[:200]}") from error
     if not isinstance(data, dict):
         raise PriorImportError(f"{path}: data: {type(data).__name__}, expected a JSON object")
+    if "policy.pth" not in archive:
+        if "policy" not in data:
+            raise PriorImportError(f"{path}: not a Stable-Baselines3 model: {_instead(archive)}")
+        return Model(archive, data, {})
     state = load_tensors(archive.read("policy.pth"), f"{path}: policy.pth")
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise PriorImportError(f"{path}: policy.pth: {kind_of(state)}, expected a state dict")
@@ -130,7 +144,7 @@ def temperature(model: Model) -> float | None:
 
 def facts_of(model: Model) -> dict[str, Any]:
     """Collects versions and training settings, JSON-able."""
-    facts: dict[str, Any] = {"library": "stable-baselines3", "version": _text(model, "_stable_baselines3_version")}
+    facts: dict[str, Any] = {"library": "stable-baselines3", "version": _text(model, VERSION)}
     for line in _text(model, "system_info.txt").splitlines()[:30]:
         name, _, value = line.removeprefix("- ").partition(": ")
         if name in ("Python", "PyTorch", "Numpy", "Gym", "Gymnasium", "OpenAI Gym") and value:
@@ -153,17 +167,17 @@ def _text(model: Model, name: str) -> str:
     return printable(text)
 
 
-def version_notes(model: Model, spaces: tuple[gym.Space[Any], gym.Space[Any]], options: ImportOptions) -> list[str]:
+def version_notes(model: Model, spaces: Spaces, options: ImportOptions) -> list[str]:
     """Says where today's environments differ from those that the policy was trained in."""
     notes, sizes = [], tuple(math.prod(space.shape or ()) for space in spaces if isinstance(space, gym.spaces.Box))
-    stored, target = model.value("observation_space"), options.observation_space
-    if sizes in _OLD_SIZES and (target is None or target.shape != spaces[0].shape):
+    stored = model.value("observation_space")
+    if sizes in _OLD_SIZES and ((target := options.spaces[0]) is None or target.shape != spaces[0].shape):
         old, new = _OLD_SIZES[sizes]
         notes.append(
             f"it observes {sizes[0]} numbers, as in {old}; {new}: it acts only where observations have its size"
         )
     if isinstance(stored, Instance) and stored.qualified_name.startswith("gym."):
-        version = _text(model, "_stable_baselines3_version")[:20]
+        version = _text(model, VERSION)[:20]
         notes.append(
             f"saved with gym, gymnasium's predecessor (Stable-Baselines3 {version or 'of unknown version'}): today's "
             "environments (-v5) may differ in dynamics and rewards; `rpg priors check` shows what it earns there"

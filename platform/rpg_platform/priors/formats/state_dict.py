@@ -81,7 +81,7 @@ def read(path: Path, options: ImportOptions) -> Imported:
     moments = found.moments(options, notes)
     policy, activation = _policy(found, spaces, options, notes)
     action_space = found.action_space()
-    found.check_nothing_is_left(options.normalizer is not None)
+    found.check_nothing_is_left(options.unnormalized or options.normalizer is not None)
     facts: dict[str, Any] = {"activation": activation or "identity"}
     facts |= {name: found.flat[name] for name in _COUNTERS if type(found.flat.get(name)) in (int, float)}
     network = assemble(replace(policy, moments=moments))
@@ -260,6 +260,10 @@ class _Found:
                     f"{self.where}: holds a normaliser of its own, {present[0][:-1]}; {options.normalizer} would be a "
                     "second one"
                 )
+            if present and options.unnormalized:
+                self.used |= {name for name in self.flat if name.startswith(tuple(present))}
+                notes.append(f"its normaliser {present[0][:-1]} is left out, as --normalizer none says")
+                return None
             if present:  # of several, the others are a critic's
                 self.used |= {name for name in self.flat if name.startswith(tuple(present))}
                 notes.append(f"observations are normalised as in its {present[0][:-1]}")
@@ -269,7 +273,8 @@ class _Found:
             clip = "not clipped" if moments.clip is None else f"clipped to ±{moments.clip:g}"
             notes.append(f"observations are normalised as in {options.normalizer.name}, and {clip}")
             return moments
-        notes.append(self.layout.unnormalised)
+        if not options.unnormalized:
+            notes.append(self.layout.unnormalised)
         return None
 
     def _moments(self, at: str, statistics: Statistics) -> Moments:

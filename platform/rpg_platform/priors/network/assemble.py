@@ -25,6 +25,7 @@ from rpg_algorithms.policies.graph_ops import GraphError
 from rpg_algorithms.policies.network import ACTIVATIONS, NetworkSpec, PolicyNetwork, observation_size, spec_for_spaces
 from rpg_platform.priors.imported import PriorImportError
 from rpg_platform.priors.network.graph_builder import Constant, GraphBuilder, to_graph
+from rpg_platform.tasks.observed import difference
 
 NO_CLAMP = 1e30  # a clamp of log standard deviations that is none; JSON holds no infinity
 
@@ -227,9 +228,7 @@ def _check(policy: Policy, base: NetworkSpec) -> None:
             )
     size, taken = observation_size(policy.observation_space), linear[0].weight.shape[1]
     if taken != size:
-        raise PriorImportError(
-            f"{where}: its network takes {taken} numbers, and an observation of {policy.observation_space} has {size}"
-        )
+        raise PriorImportError(f"{where}: in {policy.observation_space} {difference(taken, size)}")
     outputs = base.dist_inputs_size if isinstance(policy.log_std, NetworkLogStd) else base.action_size
     if len(linear[-1].bias) != outputs:
         raise PriorImportError(

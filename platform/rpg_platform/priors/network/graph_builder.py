@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from rpg_algorithms.policies.graph import BINARY, INPUT, MAX_NODES, MAX_ROW_ELEMENTS, Graph, GraphTensor, Node
 from rpg_algorithms.policies.graph_ops import OPS, GraphError, Shape, elements
+from rpg_platform.tasks.observed import difference
 
 MAX_CONSTANT_ELEMENTS = 2**26  # of one constant
 MAX_COMPUTED_ELEMENTS = 2**28  # of all that is computed from constants
@@ -109,7 +110,11 @@ class GraphBuilder:
     def symbol(self, op: str, *inputs: Operand, **attributes: Any) -> Symbol:
         """Makes a node. Constants of one element become numbers where the operation takes numbers."""
         operands = tuple(_operand(op, each) for each in inputs)
-        shape = OPS[op].shape([() if isinstance(each, float) else each.shape for each in operands], attributes)
+        shapes = [() if isinstance(each, float) else each.shape for each in operands]
+        try:
+            shape = OPS[op].shape(shapes, attributes)
+        except GraphError as error:
+            raise GraphError(f"{error}{self._size_taken(op, shapes)}") from error
         if shape[:1] != (None,):
             raise GraphError("the result has no batch axis")
         for name, allowed in OPS[op].attributes.items():
@@ -121,6 +126,17 @@ class GraphBuilder:
         if self._symbols > MAX_SYMBOLS:
             raise GraphError(f"more than {MAX_SYMBOLS} operations")
         return Symbol(shape, op, operands, attributes)
+
+    def _size_taken(self, op: str, shapes: Sequence[Shape]) -> str:
+        """Explains a failure where something of the observation's size meets weights for another size."""
+        if len(shapes) < 2 or shapes[0] != self.obs.shape:
+            return ""
+        size, other = self.obs.shape[1], shapes[1]
+        axis = {"linear": 1, "matmul": -2}.get(op, -1)
+        taken = other[axis] if len(other) >= abs(axis) + (axis > 0) else None
+        if taken is None or size is None or taken in (1, size):
+            return ""
+        return f"; {difference(taken, size)}"
 
     def constant(self, function: Callable[..., Tensor], *inputs: Any) -> Constant:
         """Computes a constant by ``function`` from constants and plain arguments, once its size is checked."""

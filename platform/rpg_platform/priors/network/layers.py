@@ -129,12 +129,13 @@ def named_spaces(options: ImportOptions, what: str, where: str) -> tuple[gym.Spa
     Raises:
         PriorImportError: none was named, and the format (``what``) stores no spaces.
     """
-    if options.observation_space is None or options.action_space is None:
+    observations, actions = options.spaces
+    if observations is None or actions is None:
         raise PriorImportError(
             f"{where}: {what} holds no observation and action spaces; say which environment it acts in: --env ID or "
             "--task NAME"
         )
-    return options.observation_space, options.action_space
+    return observations, actions
 
 
 def moments_from_npz(path: Path) -> Moments:

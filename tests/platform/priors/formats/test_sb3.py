@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,9 @@ Array = NDArray[Any]
 Models = Callable[[str], Trained]
 
 
+STOCHASTIC = [name for name, recipe in RECIPES.items() if recipe.std is None and recipe.own_std is None]
+
+
 def imported(case: Trained, **options: Any) -> Imported:
     return read(case.path, ImportOptions(std=case.recipe.std, **options))
 
@@ -43,8 +45,9 @@ def states(case: Trained, n: int = STATES) -> Array:
 def own_log_probs(case: Trained, obs: Array) -> tuple[torch.Tensor, torch.Tensor]:
     """Sampled actions (before tanh) and their log-probabilities by Stable-Baselines3."""
     policy, seen = case.model.policy, torch.as_tensor(case.normalize(obs))
+    policy.set_training_mode(False)
     with torch.no_grad():
-        if isinstance(case.model, sb3.SAC):
+        if hasattr(policy, "actor"):
             mean, log_std, features = policy.actor.get_action_dist_params(seen)
             distribution = policy.actor.action_dist
             if not case.model.use_sde:
@@ -62,7 +65,7 @@ def own_log_probs(case: Trained, obs: Array) -> tuple[torch.Tensor, torch.Tensor
         return actions, policy.evaluate_actions(seen, actions)[1]
 
 
-@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.std is None])
+@pytest.mark.parametrize("name", STOCHASTIC)
 def test_log_probabilities_are_those_of_sb3(name: str, sb3_model: Models) -> None:
     torch.manual_seed(0)
     case = sb3_model(name)
@@ -114,7 +117,7 @@ def test_what_else_a_model_says(name: str, sb3_model: Models) -> None:
     assert source.facts["num_timesteps"] == model.num_timesteps
     spec = source.network.spec
     normalized = case.recipe.normalize is not None and case.recipe.normalize.get("norm_obs", True)
-    assert spec.normalize_observations == normalized
+    assert spec.normalize_observations == (normalized or name == "crossq")  # whose first layer is a normaliser
     assert any("vecnormalize.pkl, found beside it" in note for note in source.notes) == (
         case.recipe.normalize is not None
     )
@@ -122,7 +125,7 @@ def test_what_else_a_model_says(name: str, sb3_model: Models) -> None:
         assert source.network.normalizer is not None
         assert float(source.network.normalizer.count) == pytest.approx(model.get_vec_normalize_env().obs_rms.count)
     assert any("gSDE" in note for note in source.notes) == bool(case.recipe.settings.get("use_sde"))
-    if not isinstance(model, sb3.SAC):
+    if not hasattr(model, "ent_coef_optimizer"):
         assert source.alpha is None
     elif model.ent_coef_optimizer is None:
         assert source.alpha == pytest.approx(0.2)
@@ -145,7 +148,14 @@ def test_a_perceptron_stays_one_so_that_the_fused_engine_serves_it(sb3_model: Mo
         "sac": (32, 16),
         "sac of a fixed temperature": (32, 16),
         "td3": (32, 16),
+        "td3 of action noise": (32, 16),
         "ddpg": (32, 16),
+        "tqc": (32, 16),
+        "crossq": (32, 16),
+        "crossq of normalised observations": (32, 16),
+        "maskable ppo": (32, 16),
+        "ars": (32, 16),
+        "linear ars": (),
     }
     assert imported(sb3_model("a2c")).network.spec.activation == "elu"
     assert imported(sb3_model("sac of a fixed temperature")).network.spec.activation == "tanh"
@@ -175,35 +185,19 @@ def test_the_activation_is_the_stored_one(sb3_model: Models) -> None:
     assert imported(unsaid).network.spec.activation == "tanh"
 
 
-def test_which_normaliser_is_taken(sb3_model: Models, tmp_path: Path) -> None:
-    case = sb3_model("ppo")
-    beside = case.path.with_name("vecnormalize.pkl")
-    own = imported(case).network
+def test_a_deterministic_policy_keeps_the_deviation_of_its_action_noise(sb3_model: Models) -> None:
+    case = sb3_model("td3 of action noise")
+    obs = torch.from_numpy(states(case))
+    for std, expected in ((None, torch.tensor([0.1, 0.3])), (0.2, torch.tensor(0.2))):
+        source = read(case.path, ImportOptions(std=std))
+        distribution = source.network.distribution(obs)
+        assert torch.allclose(distribution.log_std.exp(), expected.expand(2))  # type: ignore[union-attr]
+        assert any("0.1, 0.3, is that of its action noise" in note for note in source.notes) == (std is None)
 
-    def mean(options: ImportOptions) -> Any:
-        normalizer = read(tmp_path / "rl_model_128_steps.zip", options).network.normalizer
-        return None if normalizer is None else normalizer.mean
 
-    shutil.copy(case.path, tmp_path / "rl_model_128_steps.zip")
-    assert mean(ImportOptions()) is None
-    assert "no VecNormalize file beside it" in read(tmp_path / "rl_model_128_steps.zip", ImportOptions()).notes[0]
-    assert own.normalizer is not None
-    assert torch.equal(mean(ImportOptions(normalizer=beside)), own.normalizer.mean)
-    for i in range(2):
-        shutil.copy(sb3_model("a2c").path.with_name("vecnormalize.pkl"), tmp_path / f"other{i}_Vec_Normalize.pkl")
-    assert mean(ImportOptions()) is None
-    assert "several VecNormalize files" in read(tmp_path / "rl_model_128_steps.zip", ImportOptions()).notes[0]
-    (tmp_path / "rl_model_128_steps").mkdir()  # as RL Zoo has it
-    shutil.copy(beside, tmp_path / "rl_model_128_steps" / "vecnormalize.pkl")
-    assert torch.equal(mean(ImportOptions()), own.normalizer.mean)
-    shutil.copy(sb3_model("sac").path.with_name("vecnormalize.pkl"), tmp_path / "rl_model_vecnormalize_128_steps.pkl")
-    assert not torch.equal(mean(ImportOptions()), own.normalizer.mean)  # CheckpointCallback's name comes first
-    one_hot = tmp_path / "one_hot"
-    one_hot.mkdir()
-    shutil.copy(sb3_model("ppo of discrete observations").path, one_hot / "model.zip")
-    shutil.copy(beside, one_hot / "vecnormalize.pkl")
-    source = read(one_hot / "model.zip", ImportOptions())
-    assert source.network.normalizer is None
-    assert "it is not used" in source.notes[0]
-    with pytest.raises(PriorImportError, match=r"normalises observations, which are Discrete\(6\)"):
-        read(one_hot / "model.zip", ImportOptions(normalizer=beside))
+def test_linear_actions_are_clipped_not_squashed(sb3_model: Models) -> None:
+    """So the deviation is in the units of the environment."""
+    with pytest.raises(PriorImportError, match=r"ars is deterministic: .* give the standard deviation to act with"):
+        read(sb3_model("linear ars").path, ImportOptions())
+    notes = imported(sb3_model("maskable ppo")).notes
+    assert any("here it acts without them" in note for note in notes)

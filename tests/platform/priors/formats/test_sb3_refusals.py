@@ -166,7 +166,20 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "images": (policy_class("stable_baselines3.common.policies", "ActorCriticCnnPolicy"), "convolutional"),
     "dictionaries": (policy_class("stable_baselines3.sac.policies", "MultiInputPolicy"), "dictionary observations"),
     "dqn": (policy_class("stable_baselines3.dqn.policies", "DQNPolicy"), "DQN learns action values"),
-    "contrib": (policy_class("sb3_contrib.tqc.policies", "TQCPolicy"), "an algorithm of sb3-contrib"),
+    "lstm policy": (
+        policy_class("sb3_contrib.common.recurrent.policies", "RecurrentActorCriticPolicy"),
+        "a policy with memory .LSTM.: its action depends on earlier observations",
+    ),
+    "qr-dqn": (
+        policy_class("sb3_contrib.qrdqn.policies", "QRDQNPolicy"),
+        "QR-DQN learns action values",
+    ),
+    "ars of choices": (
+        with_data(policy_class("sb3_contrib.ars.policies", "ARSPolicy"), action_space=dumps(discrete(2))),
+        "ars of discrete actions takes the best of its outputs",
+    ),
+    "sbx of residual blocks": (policy_class("sbx.sac.policies", "SimbaSACPolicy"), "residual blocks .SimBa."),
+    "sbx with torch's weights": (policy_class("sbx.sac.policies", "SACPolicy"), "with weights in policy.pth"),
     "no policy class": (with_data(PPO, policy_class=None), "policy class NoneType of the user's own"),
     "extractor": (
         kwargs(features_extractor_class=stub("stable_baselines3.common.torch_layers", "NatureCNN")),
@@ -223,7 +236,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         "counts from 0",
     ),
     "endless choices": (with_data(PPO, action_space=dumps(discrete(10**9))), "expected 1 to 100000 values"),
-    "other space than weights": (with_data(PPO, observation_space=dumps(box([0.0] * 9, [1.0] * 9))), "takes 3 numbers"),
+    "other space than weights": (
+        with_data(PPO, observation_space=dumps(box([0.0] * 9, [1.0] * 9))),
+        "takes 3 numbers, an observation has 9$",
+    ),
     "other actions than weights": (with_data(PPO, action_space=dumps(box([0.0] * 3, [1.0] * 3))), "gives 2 numbers"),
     "sac of choices": (with_data(SAC, action_space=dumps(discrete(2))), "expected a Box for this algorithm"),
     # weights
@@ -303,9 +319,12 @@ def test_facts_are_plain_whatever_is_stored(tmp_path: Path) -> None:
     assert facts == {"library": "stable-baselines3", "version": "\\x1b[31m1.0\n�", "gamma": "x" * 80}
 
 
+def rms(mean: Any, var: Any) -> Any:
+    return instance("stable_baselines3.common.running_mean_std", "RunningMeanStd", mean=mean, var=var, count=1.0)
+
+
 def moments(mean: Any, var: Any) -> bytes:
-    name = "stable_baselines3.common.running_mean_std", "RunningMeanStd"
-    return vecnormalize(obs_rms=instance(*name, mean=mean, var=var, count=1.0))
+    return vecnormalize(obs_rms=rms(mean, var))
 
 
 BAD_NORMALISERS: dict[str, tuple[bytes, str]] = {
@@ -315,7 +334,10 @@ BAD_NORMALISERS: dict[str, tuple[bytes, str]] = {
     "zip": (PPO, "not a pickle|damaged"),
     "dictionary": (pickle.dumps({"mean": 0}), "holds dict, expected a VecNormalize"),
     "another object": (dumps(instance("mine", "VecNormalize")), "holds mine.VecNormalize, expected a VecNormalize"),
-    "of dictionaries": (vecnormalize(obs_rms={"a": 1}), "normalises dictionary observations"),
+    "of dictionaries": (
+        vecnormalize(obs_rms={"a": rms(np.ones(2), np.ones(2)), "observation": rms(np.ones(3), np.ones(3))}),
+        r"dictionary observations \(a 2, observation 3\), and the policy observes .* --normalizer stats.npz",
+    ),
     "no moments": (vecnormalize(obs_rms=None), "without its running mean"),
     "nan": (moments(np.full(3, np.nan), np.ones(3)), "obs_rms.mean has values that are not finite"),
     "negative": (moments(np.ones(3), -np.ones(3)), "obs_rms.var has negative values"),
@@ -335,7 +357,10 @@ def test_bad_normalisers(name: str, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(PriorImportError, match=message):
         read_vecnormalize(path)
-    with pytest.raises(PriorImportError, match=r"it stands beside model\.zip: move it away"):
+    with pytest.raises(
+        PriorImportError,
+        match=r"beside model\.zip: name the one that belongs to it with --normalizer",
+    ):
         imported(PPO, tmp_path)
     path.unlink()
     assert imported(PPO, tmp_path).network.normalizer is None
@@ -346,9 +371,9 @@ def test_bad_normalisers(name: str, tmp_path: Path) -> None:
 def test_a_normaliser_of_another_size(tmp_path: Path) -> None:
     path = tmp_path / "vecnormalize.pkl"
     path.write_bytes(vecnormalize(4))
-    source = imported(PPO, tmp_path)
-    assert source.network.normalizer is None
-    assert "normalises 4 numbers; the policy observes 3: it is not used" in source.notes[0]
+    with pytest.raises(PriorImportError, match=r"normalises 4 numbers; the policy observes 3; it stands"):
+        imported(PPO, tmp_path)
+    assert imported(PPO, tmp_path, unnormalized=True).network.normalizer is None
     with pytest.raises(PriorImportError, match="normalises 4 numbers; the policy observes 3"):
         imported(PPO, tmp_path, normalizer=path)
     path.write_bytes(vecnormalize(3, norm_obs=False))

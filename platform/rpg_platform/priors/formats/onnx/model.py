@@ -24,6 +24,7 @@ from rpg_platform.priors.formats.onnx.ops import OPERATORS
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.priors.network.graph_builder import Constant, GraphBuilder, Symbol, Value
 from rpg_platform.priors.network.graph_policy import GraphFile, named_outputs, policy_of_outputs
+from rpg_platform.tasks.observed import difference
 
 MAX_BYTES = 512_000_000
 MAX_NODES, MAX_INITIALIZERS = 20_000, 20_000
@@ -154,7 +155,10 @@ class _Translation:
             size = self.builder.obs.shape[1]
             if len(dims) != 2 or dims[1] not in (0, size):
                 shown = [each or "B" for each in dims]
-                raise PriorImportError(f"{self.where}: takes {shown}; the environment's observations are [B, {size}]")
+                sizes = f": {difference(dims[1], size)}" if len(dims) == 2 and size is not None else ""
+                raise PriorImportError(
+                    f"{self.where}: takes {shown}; the environment's observations are [B, {size}]{sizes}"
+                )
         return str(inputs[0].name)
 
     def _value(self, name: str, user: str) -> Item:
