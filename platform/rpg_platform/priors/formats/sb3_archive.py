@@ -17,7 +17,7 @@ import torch
 
 from rpg_platform.priors.files.archive import Archive, open_archive
 from rpg_platform.priors.files.inert import Instance, load
-from rpg_platform.priors.files.inert_values import in_words
+from rpg_platform.priors.files.inert_values import Global, in_words
 from rpg_platform.priors.files.torch_files import load_tensors
 from rpg_platform.priors.imported import ImportOptions, PriorImportError, printable
 
