@@ -37,7 +37,7 @@ def _start_ray() -> None:
 
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
 
 

@@ -181,7 +181,7 @@ def main() -> None:
     from rpg_platform.planning.cluster import quiet
 
     quiet()
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     costs = [simulate(n, tracked) for n in arguments.trials for tracked in (False, True)]
     section = render(costs, runner_rates(RUNNERS))
     publish("Scale", section, arguments.dry_run)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -244,6 +246,13 @@ def raising(obs: Any, actions: Any, next_obs: Any, infos: Any) -> Any:
 
 
 # ---- environments that break on demand ------------------------------------------------------------
+class SimulatorError(Exception):
+    """Can neither be copied nor pickled, as many users' own can't."""
+
+    def __init__(self, what: str, code: int) -> None:
+        super().__init__(f"the simulator fell over in {what}: {code}")
+
+
 class Faulty(Slide):
     """Does what files in ``folder`` say: waits while ``hang`` is there; raises as often as ``step``, ``reset`` say."""
 
@@ -260,7 +269,7 @@ class Faulty(Slide):
         file = self.folder / what
         if file.exists() and (left := int(file.read_text())) > 0:
             file.write_text(str(left - 1))
-            raise RuntimeError(f"the simulator fell over in {what}")
+            raise SimulatorError(what, 7)
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         self.maybe_raise("reset")
@@ -270,3 +279,28 @@ class Faulty(Slide):
         self.maybe_hang()
         self.maybe_raise("step")
         return super().step(action)
+
+
+class OwnTemporary(Slide):
+    """The first process other than ``driver`` that makes one has its temporary files in ``folder`` from then on."""
+
+    def __init__(self, folder: str, driver: int) -> None:
+        super().__init__()
+        if os.getpid() != driver:
+            with suppress(FileExistsError):
+                os.close(os.open(Path(folder) / "taken", os.O_CREAT | os.O_EXCL))
+                tempfile.tempdir = folder
+
+
+class Counted(Slide):
+    """Writes to ``folder`` that it was made, and once that it was closed; more than ``most`` open ones are too many."""
+
+    def __init__(self, folder: str, most: int = 100) -> None:
+        super().__init__()
+        self.folder, self.mark = Path(folder), f"{os.getpid()}-{id(self)}-{time.monotonic_ns()}"
+        if len(list(self.folder.glob("*.open"))) >= most:
+            raise RuntimeError("too many are open")
+        (self.folder / f"{self.mark}.open").touch()
+
+    def close(self) -> None:
+        (self.folder / f"{self.mark}.open").rename(self.folder / f"{self.mark}.closed")

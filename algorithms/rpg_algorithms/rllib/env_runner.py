@@ -276,8 +276,11 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
                 with self.metrics.log_time(ENV_RESET_TIMER):
                     obs, infos = self.env.reset(seed=seed, options=options)
             except Exception as error:  # whatever an environment may raise
-                if attempt == MOST_RECOVERIES or not self.config.restart_failed_sub_environments:
-                    raise
+                if attempt == MOST_RECOVERIES and self.config.restart_failed_sub_environments:
+                    # In words alone: Ray copies errors and their causes, which users' own classes may not bear.
+                    logger.error("a reset of %s failed again", self._env_name, exc_info=error)
+                    why = f"{type(error).__name__}: {error}"
+                    raise RuntimeError(f"{self._env_name} failed {attempt} times in a row in reset: {why}") from None
                 self._recover(error, "reset")
             else:
                 return obs, infos

@@ -10,6 +10,7 @@ observation size.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -134,11 +135,13 @@ def make_vector_env(make_env: Callable[[], gym.Env[Any, Any]], num_envs: int, mo
     Raises:
         ValueError: the mode is neither.
     """
-    functions = [make_env] * num_envs
     if mode == "sync":
-        envs: Any = _SyncEnvs(functions, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        with contextlib.ExitStack() as on_failure:  # gymnasium would leave those open that came before
+            made = [lambda: on_failure.enter_context(contextlib.closing(make_env()))] * num_envs
+            envs: Any = _SyncEnvs(made, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+            on_failure.pop_all()
     elif mode == "async":
-        envs = _AsyncEnvs(functions, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        envs = _AsyncEnvs([make_env] * num_envs, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     else:
         raise ValueError(f"gym_env_vectorize_mode={mode!r}: expected 'sync' or 'async'")
     envs.wanted = frozenset(("final_obs", *infos, *(("final_info",) if infos else ())))

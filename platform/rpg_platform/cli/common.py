@@ -1,6 +1,7 @@
 """What the commands of ``rpg`` share: options, exit codes, consoles, and turning errors about input into messages.
 
-Exit codes: 0 all went well; 1 a sweep has trials without a result; 2 the input was refused.
+Exit codes: 0 all went well; 1 a sweep has trials without a result, or records that MLflow has not got; 2 the input was
+refused.
 """
 
 from __future__ import annotations

@@ -31,12 +31,11 @@ def evaluate(
     from rpg_platform.results.report import FINAL, MODES, mean_key, std_key
     from rpg_platform.spec.measures import PER_MODE
     from rpg_platform.spec.yaml_file import find_task
-    from rpg_platform.tasks.environments import make_env
+    from rpg_platform.tasks.environments import spaces_of
 
     with refusals():
         chosen, bundle = find_task(task), load_bundle(policy_folder(policy, storage))
-        env = make_env(chosen)
-        bundle.check_spaces(env.observation_space, env.action_space, chosen.env_id)
+        bundle.check_spaces(*spaces_of(chosen), chosen.env_id)
         metrics = as_metrics(evaluate_both(bundle.build(), chosen, episodes, seed))
     if as_json:
         typer.echo(json.dumps({k: v for k, v in metrics.items() if v == v}, indent=2))

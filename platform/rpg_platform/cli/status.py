@@ -92,6 +92,8 @@ def _lines(found: SweepStatus) -> list[str]:
         left = content.get("time_left_s")
         pace = f"{content['env_steps_per_s']:,.0f} env steps/s"
         lines.append(("Pace", pace if left is None else f"{pace}, about {duration(left)} left"))
+    if found.state == "running" and content.get("waiting"):
+        lines.append(("Waiting", content["waiting"]))
     if content.get("best"):
         lines.append(("Best", content["best"]["text"]))
     if content.get("tracker"):

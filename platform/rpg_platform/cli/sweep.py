@@ -147,7 +147,7 @@ def train(
 
 
 def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
-    """Runs a sweep and prints its outcome; exits with 1 when a trial has no result."""
+    """Runs a sweep and prints its outcome; exits with 1 when a trial has no result or MLflow has not got all of it."""
     from rpg_platform.planning.cluster import quiet, start_ray_while_importing
 
     console = stdout_console()
@@ -178,12 +178,25 @@ def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
             tell(f"Report      {report}")
         tell(f"Results     {folder}")
         tell(f"MLflow      {outcome.parent_url or sweep.tracking_uri}")
-        if outcome.parent_url is None:
-            tell(f"Dashboard   rpg ui --storage {sweep.storage}")
+        if (dashboard := _dashboard(sweep)) is not None:
+            tell(f"Dashboard   {dashboard}")
     if outcome.failed:
         _explain(outcome)
+    if outcome.failed or outcome.unsent:  # what is unsent the tracker has explained
         raise typer.Exit(FAILED)
     return outcome.checkpoints
+
+
+def _dashboard(sweep: Sweep) -> str | None:
+    """The command that shows the sweep's embedded store; None where a server has its own dashboard."""
+    from rpg_platform.storage.location import default_tracking_uri
+    from rpg_platform.tracking.store import embedded_database
+
+    database = embedded_database(sweep.tracking_uri)
+    if database is None:
+        return None
+    beside = "://" not in sweep.storage and database == embedded_database(default_tracking_uri(sweep.storage))
+    return f"rpg ui --storage {shlex.quote(sweep.storage if beside else sweep.tracking_uri)}"
 
 
 def _explain(outcome: SweepOutcome) -> None:

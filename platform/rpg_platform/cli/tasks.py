@@ -42,12 +42,11 @@ def show(task: TaskOrFile, as_json: AsJson = False) -> None:
     """Shows a task: its environment and spaces, its add-on rewards and its metric."""
     with refusals():
         from rpg_platform.spec.yaml_file import find_task
-        from rpg_platform.tasks.environments import make_env
+        from rpg_platform.tasks.environments import spaces_of
 
         chosen = find_task(task)
-        env = make_env(chosen)
-        rows = _rows(chosen) | {"observations": str(env.observation_space), "actions": str(env.action_space)}
-        env.close()  # type: ignore[no-untyped-call]
+        observations, actions = spaces_of(chosen)
+        rows = _rows(chosen) | {"observations": str(observations), "actions": str(actions)}
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

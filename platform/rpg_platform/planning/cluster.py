@@ -18,6 +18,9 @@ Amounts = Mapping[str, float]
 
 _RESOURCES = ("CPU", "GPU")
 _CONNECT_S = 10.0
+_LOCAL = "local"
+_LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
+_LONGEST_SOCKET_PATH = 103  # bytes that every Unix has room for
 
 
 class CapacityError(ValueError):
@@ -35,28 +38,48 @@ def quiet() -> None:
 
 
 def start_ray(address: str | None) -> None:
-    """Connects to the cluster at ``address`` (or to the one that a job runs in), or starts Ray on this machine.
+    """Connects to the cluster at ``address`` (or ``RAY_ADDRESS``, as in a job), or starts a Ray of its own here.
 
-    Token authentication stays as the environment sets it (``RAY_AUTH_MODE``); a local Ray without it set has none, as
-    it listens on this machine alone.
+    Without an address no cluster is looked for: what was last started on this machine is somebody else's, or dead.
+    Token authentication stays as the environment sets it (``RAY_AUTH_MODE``); a Ray of its own without it set has none,
+    as it listens on this machine alone.
 
     Raises:
-        CapacityError: there is no cluster at the address.
+        CapacityError: there is no cluster at the address, or it does not let us in.
     """
     import ray
 
     if ray.is_initialized():
         return
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is None:
+    address = address or os.environ.get("RAY_ADDRESS") or _LOCAL
+    if address == _LOCAL:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        own = {"include_dashboard": False, "_temp_dir": _short_temp_dir()}
+        ray.init(_LOCAL, log_to_driver=False, logging_level=logging.ERROR, **own)
         return
-    check_address(address)
+    head = check_address(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:  # "auto" where there is none
-        raise CapacityError(f"--address {address}: {error}") from error
+        ray.init(head, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise CapacityError(f"--address {address}: {' '.join(str(error).split())}") from error
+
+
+def whereabouts() -> str:
+    """Says which Ray this process is connected to."""
+    import ray
+    from ray._private.worker import _global_node
+
+    if _global_node is not None and _global_node.is_head():
+        return "this machine, in a Ray of its own"
+    return f"the Ray cluster at {ray.get_runtime_context().gcs_address}"
+
+
+def _short_temp_dir() -> str | None:
+    """Where a Ray of its own keeps its files: as Ray has it (None), or /tmp where paths of sockets get too long."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    fits = len(os.fsencode(get_default_ray_temp_dir())) + len(_LONGEST_SOCKET) <= _LONGEST_SOCKET_PATH
+    return None if fits else "/tmp/ray"
 
 
 def start_ray_while_importing(module: str, address: str | None) -> None:
@@ -71,24 +94,34 @@ def start_ray_while_importing(module: str, address: str | None) -> None:
         loading.result()
 
 
-def check_address(address: str) -> None:
+def check_address(address: str) -> str:
     """Refuses a cluster that does not answer, for which Ray itself would wait for minutes.
 
     Args:
-        address: ``HOST:PORT`` of its head, or ``auto``, which is not looked at.
+        address: ``HOST:PORT`` of its head, or ``auto``: the cluster that was last started on this machine.
+
+    Returns:
+        The address of its head.
 
     Raises:
         CapacityError: nothing listens there.
     """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    named = address
+    if address == "auto":
+        address = canonicalize_bootstrap_address(address) or ""
+        if not address:
+            raise CapacityError("--address auto: no Ray cluster was started on this machine; give its HOST:PORT")
+        named = f"auto ({address})"
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
-        if address not in ("auto", "local"):
-            raise CapacityError(f"--address {address}: expected auto or HOST:PORT")
-        return
+        raise CapacityError(f"--address {named}: expected auto or HOST:PORT")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise CapacityError(f"--address {address}: no Ray cluster answers there ({error})") from error
+        raise CapacityError(f"--address {named}: no Ray cluster answers there ({error})") from error
+    return address
 
 
 def nodes_of(address: str | None) -> list[dict[str, float]]:
@@ -99,7 +132,7 @@ def nodes_of(address: str | None) -> list[dict[str, float]]:
     """
     import ray
 
-    if address is None and not os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
+    if (address or os.environ.get("RAY_ADDRESS") or _LOCAL) == _LOCAL and not ray.is_initialized():
         return [this_machine()]
     start_ray(address)
     return cluster_nodes()
@@ -180,6 +213,24 @@ def trials_at_once(bundles: Sequence[Amounts], nodes: Sequence[Amounts], wanted:
             for name in _RESOURCES:
                 tightest[name] -= bundle.get(name, 0.0)
     return wanted
+
+
+def waiting_for(bundles: Sequence[Amounts]) -> str | None:
+    """What the trials of this process wait for, where the cluster has no room for any of them; None otherwise.
+
+    Args:
+        bundles: resources of one trial.
+    """
+    import ray
+
+    job = ray.get_runtime_context().get_job_id()  # the end of a placement group's id
+    states = {group["state"] for name, group in ray.util.placement_group_table().items() if name.endswith(job)}
+    if "PENDING" not in states or states & {"PREPARED", "CREATED"}:
+        return None
+    free, there = ray.available_resources(), ray.cluster_resources()
+    asked = [name for name in _RESOURCES if total(bundles, name)]
+    room = " and ".join(f"{free.get(name, 0.0):g} of {there.get(name, 0.0):g} {name}" for name in asked)
+    return f"waiting for room on the cluster: a trial asks for {_shown(bundles)}, free are {room}"
 
 
 def rounds(trials: int, at_once: int) -> int:

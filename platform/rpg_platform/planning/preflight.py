@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,3 +102,27 @@ def check_writable(storage: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()  # has no name: nothing is seen of it
     except OSError as error:
         raise PlanError(f"storage={storage!r}: {folder} cannot be written to: {error.strerror}") from error
+
+
+def check_hidden_modules(folder: str | Path | None = None) -> None:
+    """Refuses a working directory in which a file has the name of a library that trials import.
+
+    Ray puts the driver's working directory first on its workers' path, so they would import the file instead.
+
+    Args:
+        folder: None: the working directory.
+
+    Raises:
+        PlanError: names the file and what it hides.
+    """
+    here = Path.cwd() if folder is None else Path(folder)
+    for name, module in list(sys.modules.items()):
+        installed = getattr(module, "__file__", None)
+        if "." in name or installed is None:
+            continue
+        for file in (here / f"{name}.py", here / name / "__init__.py"):
+            if file.is_file() and not (Path(installed).exists() and file.samefile(installed)):
+                raise PlanError(
+                    f"{file} has the name of a library, {name} ({installed}), and would hide it from the trials: "
+                    "rename it, or start rpg in another folder"
+                )

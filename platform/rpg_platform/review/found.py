@@ -12,9 +12,8 @@ from rpg_platform.results.rows import Row, summarise
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.heartbeat import STATUS_FILE
 from rpg_platform.storage.sweep_folder import SweepFolder
-
-STATUS_FILE = "status.json"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -29,6 +30,7 @@ from rpg_platform.wording import duration
 if TYPE_CHECKING:
     from rpg_platform.tracking.sender import TrackerState
 
+logger = logging.getLogger(__name__)
 LINE_EVERY_S = 10.0
 REFRESH_PER_S = 2
 STATES = ("finished", "ended_early", "running", "restarting", "pending", "stopped", "failed")
@@ -51,6 +53,7 @@ class Snapshot:
         failures: trial id → why it failed.
         best: the best setting so far.
         tracker: where the tracker's records are.
+        waiting: what the trials wait for, where none of them can start.
     """
 
     states: Mapping[str, int]
@@ -62,6 +65,7 @@ class Snapshot:
     failures: Mapping[str, str]
     best: Leader | None
     tracker: TrackerState | None
+    waiting: str | None = None
 
     @property
     def over(self) -> int:
@@ -80,6 +84,7 @@ class Snapshot:
             "failures": [{"trial": trial, "error": error} for trial, error in self.failures.items()],
             "best": None if self.best is None else asdict(self.best) | {"text": str(self.best)},
             "tracker": None if self.tracker is None else asdict(self.tracker) | {"text": str(self.tracker)},
+            "waiting": self.waiting,
         }
 
 
@@ -95,6 +100,7 @@ class Progress(Callback):
         objective: what is best; None: what the first trial says.
         planned: how many trials there will be, those that a search has yet to propose among them.
         budget: env steps of each of those.
+        waiting_for: says what trials wait for while the cluster has no room for any.
     """
 
     def __init__(
@@ -107,9 +113,11 @@ class Progress(Callback):
         objective: Objective | None = None,
         planned: int = 0,
         budget: int = 0,
+        waiting_for: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._lock = threading.Lock()  # a status is written from another thread
-        self._tracking = tracking
+        self._tracking, self._waiting_for = tracking, waiting_for
+        self._is_running = False
         self._total: dict[str, int] = {}
         self._planned, self._budget = planned, budget
         self._state: dict[str, str] = {}
@@ -139,6 +147,7 @@ class Progress(Callback):
             self._standing.add(new)
 
     def __enter__(self) -> Progress:
+        self._is_running = True
         if self._console.is_terminal:
             self._live = Live(
                 get_renderable=self._view, console=self._console, refresh_per_second=REFRESH_PER_S, transient=True
@@ -147,18 +156,29 @@ class Progress(Callback):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_running = False
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; a live display, its console and the tracker stay here."""
-        return self.__dict__ | {"_live": None, "_console": None, "_tracking": None, "_lock": None}
+        return self.__dict__ | {
+            "_live": None,
+            "_console": None,
+            "_tracking": None,
+            "_waiting_for": None,
+            "_lock": None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"_console": Console(), "_lock": threading.Lock()}
+        self.__dict__ |= state | {"_console": Console(), "_lock": threading.Lock(), "_waiting_for": lambda: None}
 
     # --- Tune's events
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune has looked round: a line is due even while no trial reports, on a full cluster for hours."""
+        self._maybe_line()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial got its resources; one of a population perhaps with other weights than before."""
@@ -231,6 +251,7 @@ class Progress(Callback):
     def snapshot(self) -> Snapshot:
         """The progress now; may be asked from any thread."""
         tracker = None if self._tracking is None else self._tracking()
+        waiting = self._waiting()
         with self._lock:
             counts = Counter(self._state.values())
             counts["pending"] += self._to_come()
@@ -245,7 +266,19 @@ class Progress(Callback):
                 {name: self._why.get(name, "") for name, state in self._state.items() if state == "failed"},
                 self._standing.leader(),
                 tracker,
+                waiting,
             )
+
+    def _waiting(self) -> str | None:
+        with self._lock:
+            states = set(self._state.values())
+        if not self._is_running or "pending" not in states or states & set(_UNDER_WAY):
+            return None
+        try:
+            return self._waiting_for()
+        except Exception as error:  # the cluster did not answer: no reason to say nothing of the sweep
+            logger.debug("what the trials wait for: %s", error)
+            return None
 
     def _steps(self, trial_id: str) -> float:
         return min(float(self._latest.get(trial_id, {}).get(ENV_STEPS, 0.0)), float(self._total[trial_id]))
@@ -338,6 +371,8 @@ _STATE_AT: Mapping[Ending, str] = {
 
 
 def _pace(now: Snapshot) -> str:
+    if now.waiting is not None:
+        return now.waiting
     if not now.env_steps_per_s > 0:
         return "starting"
     return f"{now.env_steps_per_s:,.0f} env steps/s, about {duration(now.time_left_s)} left"

@@ -17,9 +17,10 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.logger import JsonLoggerCallback
 from rich.console import Console
 
-from rpg_platform.planning.cluster import cluster_nodes, placement, quiet, start_ray
+from rpg_platform.planning.cluster import cluster_nodes, placement, quiet, start_ray, waiting_for, whereabouts
 from rpg_platform.planning.estimate import SweepPlan
-from rpg_platform.planning.preflight import plan_of
+from rpg_platform.planning.preflight import check_hidden_modules, plan_of
+from rpg_platform.planning.shared_storage import check_shared
 from rpg_platform.planning.words import head_lines
 from rpg_platform.results.endings import RunStatus
 from rpg_platform.results.report import FAILED, TrialResult, is_over
@@ -55,6 +56,7 @@ class SweepOutcome:
         parent_url: address of the parent run, where the store is a server.
         checkpoints: trial id → folder of its last checkpoint (a local path or a URI).
         interrupted: it was stopped (Ctrl-C, SIGTERM) before every trial had ended.
+        unsent: records that are not in MLflow: they wait on the disk, or MLflow did not take them.
     """
 
     sweep: Sweep
@@ -62,6 +64,7 @@ class SweepOutcome:
     parent_url: str | None
     checkpoints: dict[str, str]
     interrupted: bool = False
+    unsent: int = 0
 
     @property
     def failed(self) -> int:
@@ -80,12 +83,14 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
 
     Raises:
         CapacityError: there is no cluster at the address, or it can never run a trial.
+        PlanError: there is too little room, not every node sees the storage, or a file hides a module from the trials.
         SweepFolderError: the sweep's name is taken in its storage, or another driver runs it.
         ValueError: RLlib refuses a setting.
     """
     console = console or Console()
     quiet()
     check_trials(sweep, [*sweep.trials, *first_trials(sweep)])
+    check_hidden_modules()
     start_ray(address)
     with contextlib.ExitStack() as held:
         states: Mapping[str, TrialState] = {}
@@ -93,7 +98,8 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
             held.enter_context(sweep.folder.lock())  # nobody else moves the trials that are read now
             states = sweep.folder.trials()
         plan = plan_of(sweep, cluster_nodes(), states)
-        for line in head_lines(plan):
+        warnings = check_shared(sweep.storage)
+        for line in [f"{'Runs on':<12}{whereabouts()}", *head_lines(plan), *warnings]:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if not sweep.is_resumed:
             sweep.folder.create(sweep.spec, sweep.source, sweep.prior)
@@ -118,6 +124,7 @@ def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, consol
         {name: state.env_steps for name, state in states.items()},
         planned=len(trials) + search.to_come,
         budget=spec.budget.env_steps,
+        waiting_for=lambda: waiting_for(placement(spec)),
     )
     stop, watchdog = GracefulStop(tell), Watchdog(spec.faults.stall_after_s, tell)
     tell(f"{running_code()} (driver)")
@@ -154,7 +161,7 @@ def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, consol
         live.stop()
         review = functools.partial(_review, folder, tracker, tell)
         status.stop(tracker.finish(results, interrupted=interrupted, tell=tell, files=review))
-    return SweepOutcome(sweep, results, tracker.parent_url, checkpoints, interrupted=interrupted)
+    return SweepOutcome(sweep, results, tracker.parent_url, checkpoints, interrupted, tracker.unsent)
 
 
 def _review(

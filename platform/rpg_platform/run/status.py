@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import socket
 import threading
@@ -18,19 +17,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rpg_platform.review.found import STATUS_FILE
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.spec.trials import count_trials
+from rpg_platform.storage.heartbeat import STATUS_FILE, WRITE_EVERY_S, dead_after_s, silent_for_s, this_process
 from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError, TrialState
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-WRITE_EVERY_S = 5.0
 _REST_PER_WORK = 20.0  # a slow storage is written to more rarely
-DEAD_AFTER_S = 60.0
-_MISSED = 6  # heartbeats, after which a driver that writes more rarely counts as dead
 _STOP_S = 30.0
 
 State = Literal["running", "finished", "stopped", "failed", "dead", "unknown"]
@@ -78,7 +74,7 @@ class StatusWriter:
 
     def _write(self, state: State) -> None:
         try:
-            who = {"host": socket.gethostname(), "pid": os.getpid(), "started": self._started}
+            who = this_process() | {"started": self._started}
             now = {"format": FORMAT, "sweep": self._folder.name, "state": state, **who, "heartbeat": time.time()}
             now |= {"every_s": self._every_s, **self._content()}
             self._folder.write_text(STATUS_FILE, json.dumps(now, allow_nan=False))
@@ -155,10 +151,9 @@ def _judge(content: dict[str, Any], locked: bool | None, now: float) -> tuple[St
     if state != "running":
         return state, f"{state} {_at(content['heartbeat'])}"
     who = f"process {content['pid']} on {content['host']}"
-    age = now - content["heartbeat"]
     # The lock speaks for drivers of this machine alone: not every network file system passes it on.
     here = locked is not None and content["host"] == socket.gethostname()
-    dead = not locked if here else age > max(DEAD_AFTER_S, _MISSED * content["every_s"])
+    dead = not locked if here else silent_for_s(content, now) > dead_after_s(content)
     if dead:
         return "dead", f"the driver ({who}) is dead; it was last heard of {_at(content['heartbeat'])}"
     return "running", f"running ({who}), since {_at(content['started'])}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
+
+from pyarrow import fs as filesystems
 
 from rpg_platform.spec.sweep import SweepSpec
 
@@ -19,6 +22,24 @@ def storage_path(storage: str | None) -> str:
     """A storage as the user gives it, or the default one: an absolute local path, or a URI as given."""
     text = storage or DEFAULT_STORAGE
     return text if "://" in text else str(Path(text).expanduser().resolve())
+
+
+def file_system(storage: str) -> tuple[Any, str]:
+    """The pyarrow file system of a storage, and the storage's path in it.
+
+    Args:
+        storage: absolute local path, or a URI that pyarrow knows (``s3://bucket/path``, ``gs://``, ``hdfs://``).
+
+    Raises:
+        LocationError: it is of a kind that cannot be read.
+    """
+    if "://" not in storage:
+        return filesystems.LocalFileSystem(), storage.rstrip("/")
+    try:
+        found: tuple[Any, str] = filesystems.FileSystem.from_uri(storage.rstrip("/"))
+    except (ValueError, OSError) as error:
+        raise LocationError(f"storage={storage!r}: {error}") from error
+    return found
 
 
 def default_tracking_uri(storage: str | Path) -> str:

@@ -37,6 +37,8 @@ from pyarrow import fs as filesystems
 
 from rpg_platform.results.report import STOPPED_BY, is_finished
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.storage.heartbeat import STATUS_FILE, alive
+from rpg_platform.storage.location import file_system
 from rpg_platform.storage.trial_state import STATE_FILE
 from rpg_platform.wording import suggestion
 
@@ -98,19 +100,13 @@ class SweepFolder:
         name: of the sweep.
 
     Raises:
-        SweepFolderError: the storage is of a kind that cannot be read.
+        LocationError: the storage is of a kind that cannot be read.
     """
 
     def __init__(self, storage: str, name: str) -> None:
         self.storage, self.name = storage.rstrip("/"), name
         self.is_local = "://" not in storage
-        try:
-            if self.is_local:
-                self._fs, base = filesystems.LocalFileSystem(), self.storage
-            else:
-                self._fs, base = filesystems.FileSystem.from_uri(self.storage)
-        except (ValueError, OSError) as error:
-            raise SweepFolderError(f"storage={storage!r}: {error}") from error
+        self._fs, base = file_system(self.storage)
         self._root = posixpath.join(base, name).rstrip("/")
 
     @property
@@ -359,17 +355,27 @@ class SweepFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the sweep for this driver (on a file system; an object store has no locks).
+        """Holds the sweep for this driver.
+
+        An object store has no locks: there only the other driver's heartbeat in ``status.json`` tells, so two that
+        begin within the same seconds do not see each other.
 
         Raises:
             SweepFolderError: another driver that is still alive holds it.
         """
         if not self.is_local:
+            self._check_heartbeat(locked=False)
             yield
             return
         with (Path(self._root) / LOCK_FILE).open("a+", encoding="utf-8") as file:
             self._take(file)
+            self._check_heartbeat(locked=True)  # a network file system may keep a machine's locks to itself
             yield
+
+    def _check_heartbeat(self, *, locked: bool) -> None:
+        running = alive(self.read_text(STATUS_FILE), time.time(), locked=locked)
+        if running is not None:
+            raise SweepFolderError(f"{self.uri} is being run by {running}: end that one first")
 
     def is_locked(self) -> bool | None:
         """Whether a driver holds the sweep; None where there are no locks."""

@@ -66,8 +66,11 @@ class ConformanceError(ValueError):
     """A task that must not be used; ``str()`` lists every fault, one a line."""
 
     def __init__(self, task: str, checks: Iterable[Check]) -> None:
-        self.checks = [check for check in checks if check.fault is not None]
-        super().__init__("\n".join(f"task {task}: {check}" for check in self.checks))
+        self.task, self.checks = task, [check for check in checks if check.fault is not None]
+        super().__init__(task, self.checks)
+
+    def __str__(self) -> str:
+        return "\n".join(f"task {self.task}: {check}" for check in self.checks)
 
 
 def functions_of(task: Task) -> dict[Path, tuple[str, StepFunction]]:

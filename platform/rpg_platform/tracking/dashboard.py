@@ -19,7 +19,7 @@ from typing import IO
 from rich.console import Console
 
 from rpg_platform.storage.location import default_tracking_uri
-from rpg_platform.tracking.store import ARTIFACT_FOLDER, embedded_database, without_login
+from rpg_platform.tracking.store import ARTIFACT_FOLDER, embedded_database, follow_move, without_login
 
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 10.0
@@ -91,6 +91,7 @@ def _store(text: str) -> tuple[str, Path | None]:
     with database.open("rb") as file:
         if file.read(len(SQLITE_HEADER)) != SQLITE_HEADER:  # MLflow would try again for minutes
             raise UiError(f"storage: {database} is not a SQLite database")
+    follow_move(database)
     return uri, database.parent / ARTIFACT_FOLDER
 
 
@@ -125,10 +126,11 @@ def _bound(host: str, port: int) -> int | OSError:
 
 def _await_health(child: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
     deadline = time.monotonic() + START_LIMIT_S
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know this machine's ports
     while time.monotonic() < deadline:
         if child.poll() is not None:
             raise UiError(f"MLflow ended at its start with code {child.returncode}:\n{_tail(log)}")
-        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        with suppress(urllib.error.URLError, OSError), opener.open(url, timeout=5) as answer:
             if answer.status == 200:
                 return
         time.sleep(0.3)

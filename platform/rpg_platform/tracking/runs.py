@@ -26,7 +26,13 @@ from mlflow.exceptions import MlflowException
 from ray.tune import Checkpoint
 
 from rpg_platform.tracking.recorded_steps import RecordedSteps
-from rpg_platform.tracking.store import ARTIFACT_FOLDER, create_embedded_store, embedded_database, without_login
+from rpg_platform.tracking.store import (
+    ARTIFACT_FOLDER,
+    create_embedded_store,
+    embedded_database,
+    follow_move,
+    without_login,
+)
 
 PARENT = ""
 """Key of the sweep's own run."""
@@ -253,6 +259,7 @@ class MlflowRuns:
         location = None
         if database is not None:
             create_embedded_store(database)
+            follow_move(database)
             folder = re.sub(r"[^\w.=-]|^\.+", "_", self.experiment)
             location = (database.parent / ARTIFACT_FOLDER / folder).as_uri()
         client = MlflowClient(self.tracking_uri)

@@ -146,10 +146,12 @@ class Sender:
 
     Attributes:
         errors: requests that failed, and defects.
+        last_failure: the last of them in one line, while none has gone well since.
     """
 
     def __init__(self, spool: Spool, runs: MlflowRuns) -> None:
         self.errors = 0
+        self.last_failure: str | None = None
         self._spool = spool
         self._runs = runs
         self._wake = threading.Event()
@@ -240,6 +242,7 @@ class Sender:
     def failed(self, what: str, error: BaseException) -> None:
         """Counts a failure and warns of the first of its kind."""
         self.errors += 1
+        self.last_failure = short(error)
         level = logging.DEBUG if what in self._warned else logging.WARNING
         self._warned.add(what)
         logger.log(level, "tracking: %s: %s. Training continues.", what, short(error))
@@ -380,6 +383,7 @@ class Sender:
     def _went_well(self) -> None:
         self._passed += 1
         self._pause_s = _FIRST_PAUSE_S
+        self.last_failure = None
         if self._away_since is not None:
             self._away_since = None
             logger.info("tracking: MLflow answers again; %d records follow", self._spool.waiting)

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import re
+import sqlite3
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +19,15 @@ from uuid import uuid4
 
 ARTIFACT_FOLDER = "mlartifacts"
 _HEALTH_LIMIT_S = 10.0
+_BUSY_S = 30.0
+_ADDRESSES = (  # where MLflow's schema has addresses of artifacts
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+logger = logging.getLogger(__name__)
 
 
 def without_login(text: str) -> str:
@@ -71,6 +81,36 @@ def create_embedded_store(database: Path) -> bool:
     return True
 
 
+def follow_move(database: Path) -> None:
+    """Lets the artifacts of an embedded store be found where its folder lies now.
+
+    MLflow keeps their addresses as absolute ones, so in a folder that was copied or moved they name the old place, and
+    a resumed sweep would even write there.
+
+    Args:
+        database: SQLite file with MLflow's schema. One that ``create_embedded_store`` has not made, or that has no
+            artifacts beside it, stays as it is.
+    """
+    artifacts = database.parent / ARTIFACT_FOLDER
+    if not artifacts.is_dir():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=_BUSY_S)) as store:
+            row = store.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0").fetchone()
+            before, now = str(row[0]).removesuffix("/0") if row else "", artifacts.as_uri()
+            if before == now or not re.fullmatch(rf"file://.*/{ARTIFACT_FOLDER}", before):
+                return
+            with store:
+                for table, column in _ADDRESSES:
+                    if column in {each[1] for each in store.execute(f"PRAGMA table_info({table})")}:
+                        store.execute(
+                            f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                            (now, len(before) + 1, len(before) + 1, f"{before}/"),
+                        )
+    except sqlite3.Error as error:  # read-only, or no database, of which MLflow has more to say
+        logger.warning("%s was moved, and its artifacts can't be given their new place: %s", database, error)
+
+
 def check_store(tracking_uri: str) -> None:
     """Refuses an address at which there is no store: MLflow would make a local one, or wait for minutes for a server.
 
@@ -81,6 +121,7 @@ def check_store(tracking_uri: str) -> None:
     if database is not None:
         if not database.is_file() or database.stat().st_size == 0:
             raise ValueError(f"tracking_uri={shown!r}: no MLflow store there; name that of a sweep or of a server")
+        follow_move(database)
         return
     if re.match(r"https?://", tracking_uri):
         parts = urllib.parse.urlsplit(tracking_uri)

@@ -122,7 +122,7 @@ class MlflowTracker(Callback):
         self._trials = {trial.trial_id: trial.model_dump(mode="json", include=_PLANNED) for trial in trials}
         self._to_come, self._planned = to_come, len(trials) + to_come
         self._open: set[str] = set()  # trials whose run has been opened here and not been closed
-        self._defects = 0
+        self._defects = self._unkept = 0
         self._spool: Spool | None = None
         self._runs: MlflowRuns | None = None
         self._sender: Sender | None = None
@@ -138,6 +138,12 @@ class MlflowTracker(Callback):
         if self._spool is not None and self._sender is not None:
             self._last_state = self._sender.state()
         return self._last_state
+
+    @property
+    def unsent(self) -> int:
+        """Records that MLflow has not got: on the disk, not taken, or, where the spool can't be used, nowhere."""
+        state = self.state()
+        return state.spooled + state.rejected + self._unkept
 
     @property
     def run_ids(self) -> dict[str, str]:
@@ -268,9 +274,10 @@ class MlflowTracker(Callback):
         state = self.state()
         command = f"rpg track {self.folder.parent if self.folder.name == FOLDER else self.folder}"
         if state.spooled:
+            why = f" ({self._sender.last_failure})" if self._sender.last_failure else ""
             tell(
-                f"Tracking: {state.spooled} records are not in MLflow yet. They are safe in {self.folder}; once {uri} "
-                f"can be used again, send them with: {command}"
+                f"Tracking: {state.spooled} records are not in MLflow yet{why}. They are safe in {self.folder}; once "
+                f"{uri} can be used again, send them with: {command}"
             )
         if state.rejected:
             tell(
@@ -452,6 +459,7 @@ class MlflowTracker(Callback):
         self.start()
         if self._spool is None or self._sender is None:  # it can't be opened, which has been said
             self._defects += 1
+            self._unkept += 1
             return
         self._spool.append(Record(run, kind, data).payload())
         self._sender.wake()

@@ -71,7 +71,7 @@ def checkpoint_room(folder: Path, storage: str | None, needed: int) -> Iterator[
     places: list[str | Path] = [folder] if storage is None else [folder, storage]
     for path, size in by_disk((place, needed) for place in places):
         if (free := free_bytes(path)) < size + SLACK:
-            text = f"{path}: {size_text(free)} are free, and the next checkpoint needs {size_text(size)}"
+            text = f"{path}: {size_text(free)} are free, and the next checkpoint needs {size_text(size + SLACK)}"
             raise DiskFullError(errno.ENOSPC, text)
     try:
         yield

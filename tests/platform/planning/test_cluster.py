@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,7 +83,54 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(unused_port: int) -> Non
         check_address(f"127.0.0.1:{unused_port}")
     with pytest.raises(CapacityError, match="expected auto or HOST:PORT"):
         check_address("head")
-    check_address("auto")
+
+
+def connecting(*addresses: str | None, **environment: str) -> list[str]:
+    """What a process of its own says of each address in turn: where it then runs, or why not."""
+    code = (
+        "import sys, ray\n"
+        "from rpg_platform.planning.cluster import CapacityError, start_ray, whereabouts\n"
+        "for address in sys.argv[1:]:\n"
+        "    try:\n"
+        "        start_ray(address or None)\n"
+        "        print('on', whereabouts())\n"
+        "        ray.shutdown()\n"
+        "    except CapacityError as error:\n"
+        "        print(error)\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *(each or "" for each in addresses)],
+        env=clean | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_without_an_address_ray_is_started_here_whatever_was_started_before(tmp_path: Path, unused_port: int) -> None:
+    """Also where the temporary folder, which a full disk is moved away from, is too long for the paths of sockets."""
+    temporary = tmp_path / "a folder with room" / ("x" * 80)
+    (temporary / "ray").mkdir(parents=True)
+    # As `ray start --block` leaves it on Ctrl-C.
+    (temporary / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{unused_port}")
+    own, auto = connecting(None, "auto", TMPDIR=str(temporary))
+    assert own == "on this machine, in a Ray of its own"
+    assert re.match(rf"--address auto \(\S+:{unused_port}\): no Ray cluster answers there", auto)
+
+
+def test_a_cluster_at_an_address_is_named_and_one_that_asks_for_a_token_says_so(
+    local_ray: None, tmp_path: Path
+) -> None:
+    address = ray.get_runtime_context().gcs_address
+    assert connecting(address) == [f"on the Ray cluster at {address}"]
+    [said] = connecting(address, RAY_AUTH_MODE="token", HOME=str(tmp_path))
+    assert said.startswith(f"--address {address}: ")
+    assert "token" in said
+    assert not list(tmp_path.iterdir()), "a token was made that the cluster does not know"
 
 
 def test_this_machine_needs_no_ray() -> None:

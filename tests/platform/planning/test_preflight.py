@@ -5,13 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import gymnasium
 import pytest
+from pyarrow import fs as filesystems
 from tests.platform.disks import MB, fill
 from tests.platform.planning.planned import TWO, planned, resolved, spec
 
 from rpg_platform.planning.cluster import CapacityError
-from rpg_platform.planning.preflight import PlanError, check_room, check_writable, must_stay_free, plan_of
+from rpg_platform.planning.preflight import (
+    PlanError,
+    check_hidden_modules,
+    check_room,
+    check_writable,
+    must_stay_free,
+    plan_of,
+)
+from rpg_platform.planning.shared_storage import check_shared
 from rpg_platform.planning.words import head_lines
+from rpg_platform.run.run import run_sweep
+from rpg_platform.storage.location import file_system
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.trial.room import RESERVE
 
@@ -73,3 +85,32 @@ def test_without_a_rate_the_times_are_unknown(tmp_path: Path) -> None:
     plan = plan_of(resolved(tmp_path), TWO)
     assert (plan.rate, plan.wall_s, plan.cpu_hours) == (None, None, None)
     assert "known after the first reports" in head_lines(plan)[2]
+
+
+def test_a_file_that_hides_a_library_from_the_trials_is_refused(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_world.py").touch()
+    (tmp_path / "numpy").mkdir()  # without an __init__.py it hides nothing
+    check_hidden_modules(tmp_path)
+    check_hidden_modules(Path(gymnasium.__file__).parents[1])  # the libraries' own folder
+    (tmp_path / "gymnasium.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        PlanError, match=rf"^{tmp_path}/gymnasium.py has the name of a library, gymnasium \(.*rename it"
+    ):
+        run_sweep(resolved(tmp_path))
+    (tmp_path / "gymnasium.py").unlink()
+    (tmp_path / "numpy" / "__init__.py").touch()
+    with pytest.raises(PlanError, match=rf"^{tmp_path}/numpy/__init__.py has the name"):
+        check_hidden_modules()
+
+
+def test_a_remote_storage_is_tried_and_nothing_is_left_there(local_ray: None, bucket: str, tmp_path: Path) -> None:
+    assert check_shared(bucket) == []
+    files, base = file_system(bucket)
+    assert [info.base_name for info in files.get_file_info(filesystems.FileSelector(base, allow_not_found=True))] == []
+    with pytest.raises(PlanError, match=r"^storage='s3://nobodys/lab\?.* cannot be written to: "):
+        check_shared(bucket.replace("s3://sweeps/", "s3://nobodys/"))
+    assert check_shared(str(tmp_path / "not" / "yet")) == []  # of one node there is nothing to ask
+    assert not (tmp_path / "not").exists()

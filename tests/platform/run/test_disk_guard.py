@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -93,3 +95,25 @@ def test_a_sweep_stops_in_order_and_goes_on_when_there_is_room(
     assert resumed.failed == 0
     assert "2, 1 left: the prior, greedy 1 setting x 1 seed" in text
     assert f"Env steps   {100_000 - state.env_steps:,}, and" in text
+
+
+def test_a_full_temporary_folder_of_one_process_costs_only_its_trial_an_attempt(
+    local_ray: None, small_disk: Path, tmp_path: Path
+) -> None:
+    """As on a node whose disk the driver does not see: the error comes back whole, and the trial starts elsewhere."""
+    fill(small_disk, MB)
+    task = {"env": "tests.platform.own_tasks:OwnTemporary", "addons": {"middle": "-abs(next_obs[0])"}}
+    raw = raw_spec(tmp_path, tmp_path) | {
+        "task": task | {"kwargs": {"folder": str(small_disk), "driver": os.getpid()}},
+        "algorithm": "full",
+        "weights": {"alpha": {"grid": [0.01, 0.02]}},
+        "budget": {"env_steps": 10_240},
+        "faults": {"retries": 1},
+    }
+    text, spec = io.StringIO(), SweepSpec.model_validate({k: v for k, v in raw.items() if k != "prior"})
+    outcome = run_sweep(Sweep.resolve(spec), console=Console(file=text, width=500))
+    assert (outcome.failed, outcome.interrupted) == (0, False)
+    restarts = re.findall(
+        r"full-alpha=\S+: restarting — \S+DiskFullError: (\S+): 1\.0 MB are free, and", text.getvalue()
+    )
+    assert [Path(folder).parent for folder in restarts] == [small_disk]

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import ray
 import yaml
 from rich.console import Console
+from tests.platform.proxy import Proxy
 from typer.testing import CliRunner
 
 from rpg_algorithms import NetworkSpec, PolicyNetwork, load_bundle
@@ -28,11 +30,13 @@ from rpg_platform.cli.main import app
 from rpg_platform.evaluation.episode_file import read_episodes
 from rpg_platform.planning.cluster import CapacityError
 from rpg_platform.results.rows import summarise
+from rpg_platform.run import progress as progress_module
 from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.location import LocationError, default_tracking_uri, storage_path, tracking_uri_of
 from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolderError
+from rpg_platform.tracking import tracker as tracker_module
 from rpg_platform.trial.trainable import running_code
 
 if TYPE_CHECKING:
@@ -268,6 +272,29 @@ def test_failing_trial_is_named_and_the_others_finish(local_ray: None, tmp_path:
     assert "Run only these: rpg resume failing --storage" in ended.stderr
 
 
+def test_records_that_mlflow_has_not_got_make_it_fail_and_no_dashboard_is_promised(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    monkeypatch.setattr(tracker_module, "SILENT_PATIENCE_S", 0.1)
+    monkeypatch.setattr(tracker_module, "FINAL_PATIENCE_S", 0.1)
+    server = Proxy(unused_port, target=0, fate=lambda path, body: 401)
+    server.open()
+    tracking = {"uri": f"http://127.0.0.1:{unused_port}"}
+    raw = raw_spec(weights={"omega_prime": 0.2, "alpha_hat": 0.02}, tracking=tracking)
+    (tmp_path / "locked.yaml").write_text(yaml.safe_dump(raw))
+    try:
+        command = ["sweep", str(tmp_path / "locked.yaml"), "--storage", str(tmp_path)]
+        ended = CliRunner().invoke(app, command, env={"COLUMNS": "400"})
+    finally:
+        server.close()
+    assert ended.exit_code == 1
+    assert re.search(r"Tracking: \d+ records are not in MLflow yet \(MlflowException: .*401", ended.stdout)
+    assert f"rpg track {tmp_path}/small" in ended.stdout
+    assert "no result" not in ended.stderr
+    assert "Dashboard" not in ended.stdout
+    assert not (tmp_path / "mlflow.db").exists()
+
+
 def test_interrupted_sweep_ends_its_runs_and_says_so(tmp_path: Path, read_sweep: ReadSweep) -> None:
     file = tmp_path / "long.yaml"
     file.write_text(
@@ -324,6 +351,46 @@ def test_trial_that_never_fits_is_refused_and_leaves_nothing(local_ray: None, tm
     ):
         run_small(tmp_path, resources={"cpus_per_trial": 64})
     assert not list(tmp_path.iterdir())
+
+
+class Holder:
+    """An actor that takes room on the cluster."""
+
+    def ready(self) -> bool:
+        return True
+
+
+def test_on_a_full_cluster_it_says_what_it_waits_for(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "LINE_EVERY_S", 1.0)
+    holder = ray.remote(num_cpus=2)(Holder).remote()
+    ray.get(holder.ready.remote())
+    text, seen = io.StringIO(), []
+    waiting = "2 pending; waiting for room on the cluster: a trial asks for 1 CPU, free are 0 of 2 CPU; MLflow"
+
+    def make_room() -> None:
+        deadline = time.monotonic() + LIMIT_S
+        file = tmp_path / "small" / "status.json"
+        while time.monotonic() < deadline:
+            status = json.loads(file.read_text()) if file.exists() else {}
+            if text.getvalue().count(waiting) > 1 and status.get("waiting"):
+                seen.append(status["waiting"])
+                break
+            time.sleep(0.2)
+        ray.kill(holder)
+
+    spec = SweepSpec.model_validate(raw_spec(storage=str(tmp_path), weights={"omega_prime": 0.2, "alpha_hat": 0.02}))
+    sweep = Sweep.resolve(spec)
+    thread = threading.Thread(target=make_room, daemon=True)
+    thread.start()
+    outcome = run_sweep(sweep, console=Console(file=text, width=200))
+    thread.join()
+    assert outcome.failed == 0
+    assert seen == ["waiting for room on the cluster: a trial asks for 1 CPU, free are 0 of 2 CPU"]
+    assert json.loads((tmp_path / "small" / "status.json").read_text())["waiting"] is None
+    # Once there is room, the processes of the trials start, which takes a while: that is no waiting.
+    assert re.search(r"2 pending; starting|running; starting", text.getvalue().rpartition(waiting)[2])
 
 
 # ---- refusals before anything starts -------------------------------------------------------------

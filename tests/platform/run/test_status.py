@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -17,8 +18,9 @@ from typer.testing import CliRunner
 
 from rpg_platform.cli.main import app
 from rpg_platform.run import status as status_module
-from rpg_platform.run.status import STATUS_FILE, StatusWriter, status_of
+from rpg_platform.run.status import StatusWriter, status_of
 from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.storage.heartbeat import STATUS_FILE
 from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError
 from rpg_platform.storage.trial_state import write_state
 
@@ -116,6 +118,47 @@ def test_of_a_driver_elsewhere_only_its_silence_tells(tmp_path: Path) -> None:
         beat = {"heartbeat": now - age, "every_s": every_s}
         folder.write_text(STATUS_FILE, json.dumps(content | CONTENT | beat))
         assert status_of(folder, now=now).state == state
+
+
+def test_a_second_driver_is_refused_while_the_first_one_gives_signs_of_life(bucket: str, tmp_path: Path) -> None:
+    """In an object store, which has no locks, and on a file system that keeps a machine's locks to itself."""
+    spec = SweepSpec.model_validate(RAW | {"name": "two", "storage": bucket, "tracking": {"uri": "http://mlflow"}})
+    remote = SweepFolder(bucket, "two")
+    remote.create(spec, None)
+    with remote.lock():  # nobody has run it yet
+        pass
+    beat = {"format": 1, "state": "running", "host": "elsewhere", "pid": 7, "every_s": 5.0}
+    for folder in (remote, make(tmp_path, "two")):
+        for changes, refused in (
+            ({}, True),
+            ({"every_s": 30.0, "silent": 170}, True),  # a slow storage is written to more rarely
+            ({"silent": -300}, True),  # its clock is ahead
+            ({"silent": 61}, False),
+            ({"state": "stopped"}, False),
+        ):
+            content = beat | {"heartbeat": time.time() - float(str(changes.get("silent", 0)))} | changes
+            folder.write_text(STATUS_FILE, json.dumps(content))
+            said = pytest.raises(SweepFolderError, match=r"is being run by process 7 on elsewhere \(last heard of")
+            with said if refused else contextlib.nullcontext(), folder.lock():
+                pass
+
+
+def test_after_its_own_driver_was_killed_an_object_store_is_free_at_once(bucket: str) -> None:
+    spec = SweepSpec.model_validate(RAW | {"name": "live", "storage": bucket, "tracking": {"uri": "http://mlflow"}})
+    folder = SweepFolder(bucket, "live")
+    folder.create(spec, None)
+    command = [sys.executable, "-c", DRIVER, bucket, "live", json.dumps(CONTENT)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "started\n"
+        with pytest.raises(SweepFolderError, match=f"is being run by process {running.pid} on"), folder.lock():
+            pass
+    finally:
+        running.kill()
+        running.communicate()
+    with folder.lock():
+        pass
 
 
 @pytest.mark.parametrize(("outcome", "state"), [("FINISHED", "finished"), ("KILLED", "stopped"), ("FAILED", "failed")])

@@ -24,6 +24,7 @@ from rpg_platform.tracking.dashboard import UiError, serve
 from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
 
 LIMIT_S = 120  # for what takes seconds on a machine with nothing else to do
+NO_WAY_HOME = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9") | {"no_proxy": "", "NO_PROXY": ""}
 PROGRAM = """
 import sys
 from rpg_platform.tracking.dashboard import serve
@@ -75,7 +76,7 @@ def dashboard(storage: Path, unused_port: int) -> Iterator[subprocess.Popen[str]
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | NO_WAY_HOME,
     )
     try:
         yield process

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,8 @@ import pytest
 from mlflow import MlflowClient
 
 from rpg_platform.storage.location import default_tracking_uri
-from rpg_platform.tracking.store import check_store, create_embedded_store
+from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
+from rpg_platform.tracking.store import check_store, create_embedded_store, follow_move
 
 
 def test_an_address_is_known_without_importing_mlflow() -> None:
@@ -81,3 +85,42 @@ def test_an_address_without_a_store_is_refused(tmp_path: Path, unused_port: int)
         assert "secret" not in str(refused.value)
     database.write_bytes(b"anything")
     check_store(f"sqlite:///{database}")
+
+
+def test_artifacts_follow_a_store_that_was_copied(tmp_path: Path) -> None:
+    """The copy shows what it holds, writes into itself, and leaves the original alone."""
+    old, new = tmp_path / "results", tmp_path / "a copy"
+    before = MlflowRuns(default_tracking_uri(old), "sweep", "k")
+    before.put(Record(PARENT, "open", {"name": "s", "params": {}, "tags": {}, "start_time": 1}))
+    run_id = before.run_ids[PARENT]
+    artifacts = old / "mlartifacts" / "sweep" / run_id / "artifacts"
+    artifacts.mkdir(parents=True)
+    (artifacts / "summary.md").touch()  # not by MLflow, which remembers in this process where a run's artifacts are
+    source = f"{artifacts.as_uri()}/bundle"
+    before._connect()[0].create_registered_model("policy")
+    before._connect()[0].create_model_version("policy", source, run_id)
+    shutil.copytree(old, new)
+    shutil.rmtree(old / "mlartifacts")
+
+    follow_move(new / "mlflow.db")
+    client = MlflowClient(default_tracking_uri(new))
+    assert client.get_run(run_id).info.artifact_uri == f"{(new / 'mlartifacts').as_uri()}/sweep/{run_id}/artifacts"
+    assert client.get_model_version("policy", "1").source == source.replace(old.as_uri(), new.as_uri())
+    content = (new / "mlflow.db").read_bytes()
+    follow_move(new / "mlflow.db")
+    assert (new / "mlflow.db").read_bytes() == content
+    resumed = MlflowRuns(default_tracking_uri(new), "sweep", "k")
+    resumed.expect_earlier_runs()
+    resumed.put(Record(PARENT, "text", {"text": "more", "path": "more.md"}))
+    assert {file.path for file in client.list_artifacts(run_id)} == {"summary.md", "more.md"}
+    assert [path.name for path in old.iterdir()] == ["mlflow.db"], "something was written to the old place"
+
+
+def test_a_store_of_others_keeps_its_addresses(tmp_path: Path) -> None:
+    """An MLflow server whose artifacts lie elsewhere on purpose."""
+    database = tmp_path / "mlflow.db"
+    create_embedded_store(database)
+    with contextlib.closing(sqlite3.connect(database)) as store, store:
+        store.execute("UPDATE experiments SET artifact_location = 'file:///data/mlartifacts/0'")
+    follow_move(database)
+    assert MlflowClient(f"sqlite:///{database}").get_experiment("0").artifact_location == "file:///data/mlartifacts/0"

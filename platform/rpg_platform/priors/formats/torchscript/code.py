@@ -21,9 +21,13 @@ _FORMATTED_STRING = re.compile(rb"(?i)(?<![a-z0-9_])(?:f|fr|rf)['\"]")  # torch 
 class CodeError(ValueError):
     """What is wrong at one place of the code: ``file``, ``line`` and why."""
 
-    def __init__(self, message: str, file: str, node: ast.AST | None = None) -> None:
-        line = getattr(node, "lineno", None)
-        super().__init__(f"{file}{f', line {line}' if line else ''}: {message}")
+    def __init__(self, message: str, file: str, node: ast.AST | int | None = None) -> None:
+        line = node if isinstance(node, int) else getattr(node, "lineno", None)
+        super().__init__(message, file, line)
+
+    def __str__(self) -> str:
+        message, file, line = self.args
+        return f"{file}{f', line {line}' if line else ''}: {message}"
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class _Return(Exception):  # noqa: N818 - a signal, not an error
     """Leaves a function with its value."""
 
     def __init__(self, value: Any) -> None:
-        super().__init__()
+        super().__init__(value)
         self.value = value
 
 
