@@ -68,7 +68,9 @@ def import_(
     ] = None,
     std: Annotated[
         float | None,
-        typer.Option(help="Standard deviation before tanh to give a deterministic policy (TD3, DDPG)."),
+        typer.Option(
+            help="Standard deviation before tanh to give a deterministic policy (TD3, DDPG, a network's first output)."
+        ),
     ] = None,
     normalizer: Annotated[
         Path | None, typer.Option(help="Observation statistics: a VecNormalize file, or an .npz with mean and var.")
@@ -82,8 +84,9 @@ def import_(
         typer.Option(help="Family of continuous actions of TorchScript, ONNX and module:function; default: gaussian."),
     ] = None,
     second_output: Annotated[
-        Literal["log_std", "std"], typer.Option(help="What such a network returns beside the mean.")
-    ] = "log_std",
+        Literal["log_std", "std"] | None,
+        typer.Option(help="What such a network's second output is, where its name does not say."),
+    ] = None,
     tracking_uri: Annotated[
         str | None,
         typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store of models:/ and runs:/; default: your own."),

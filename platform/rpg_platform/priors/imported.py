@@ -44,7 +44,7 @@ class ImportOptions:
             does not say.
         module: id of the RLModule to take from a checkpoint with several.
         distribution: family of the actions (``gaussian`` or ``squashed_gaussian``), where the source does not say.
-        second_output: what a network's second output is, ``log_std`` or ``std``, where the source does not say.
+        second_output: what a network's second output is, ``log_std`` or ``std``, where its name does not say.
         observation_space, action_space: of the environment that the user names; None where none is named. For formats
             that store no spaces (``sources`` compares them with those that a source does store).
     """
@@ -56,7 +56,7 @@ class ImportOptions:
     activation: str | None = None
     module: str | None = None
     distribution: Literal["gaussian", "squashed_gaussian"] | None = None
-    second_output: Literal["log_std", "std"] = "log_std"
+    second_output: Literal["log_std", "std"] | None = None
     observation_space: gym.Space[Any] | None = None
     action_space: gym.Space[Any] | None = None
 
