@@ -118,7 +118,7 @@ class Scaled(ActorCritic):
         self.actor = nn.Sequential(mlp([D, 256, 128, 64], nn.ELU), nn.Linear(64, A))
         for parameter in self.actor.parameters():
             if parameter.dim() == 2:
-                nn.init.orthogonal_(parameter, 2.0)
+                nn.init.orthogonal_(parameter, 3.0)
         self.register_buffer("mean", torch.linspace(-2.0, 2.0, D))
         self.register_buffer("var", torch.linspace(0.1, 3.0, D))
 
@@ -136,6 +136,14 @@ class Squashed(ActorCritic):
 
     def forward(self, obs: Tensor) -> Tensor:
         return torch.tanh(self.actor(obs)) * self.scale + self.shift
+
+
+class SquashedMean(Squashed):
+    """The same with a log standard deviation of the samples before tanh."""
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        action = torch.tanh(self.actor(obs)) * self.scale + self.shift
+        return action, self.log_std + torch.zeros_like(action)
 
 
 # --- what the source says
@@ -157,14 +165,18 @@ def categorical(logits: Tensor, actions: Tensor) -> Tensor:
     return distributions.Categorical(logits=logits).log_prob(actions)
 
 
-def _own_std(outputs: Sequence[Tensor], actions: Tensor) -> Tensor:
-    return gaussian(outputs[0], torch.full((outputs[0].shape[1],), 0.3).log(), actions)
+def _own_std(outputs: Sequence[Tensor], actions: Tensor, std: float = 0.3) -> Tensor:
+    return gaussian(outputs[0], torch.full((outputs[0].shape[1],), std).log(), actions)
 
 
 def _squashed_std(outputs: Sequence[Tensor], actions: Tensor) -> Tensor:
+    return _squashed_mean([outputs[0], torch.full((A,), 0.3).log()], actions)
+
+
+def _squashed_mean(outputs: Sequence[Tensor], actions: Tensor) -> Tensor:
     low, high = torch.from_numpy(ACTIONS.low).double(), torch.from_numpy(ACTIONS.high).double()
     mean = torch.atanh(2.0 * (outputs[0].double() - low) / (high - low) - 1.0)
-    return before_tanh(mean, torch.full((A,), 0.3, dtype=torch.float64).log(), actions)
+    return before_tanh(mean, outputs[1], actions)
 
 
 def _gaussian(outputs: Sequence[Tensor], actions: Tensor) -> Tensor:
@@ -237,6 +249,7 @@ VARIANTS: dict[str, Variant] = {
     "action, value without names": Variant(ActorCritic, None, _own_std, WITH_STD),
     "action alone": Variant(Actor, ["continuous_actions"], _own_std, WITH_STD),
     "action by tanh": Variant(Squashed, ["actions"], _squashed_std, WITH_STD),
+    "action by tanh, log_std": Variant(SquashedMean, ["action", "log_std"], _squashed_mean, SQUASHED),
     "mean, std": Variant(Std, ["mean", "std"], _gaussian_std),
     "mean, std, told": Variant(Std, None, _gaussian_std, dataclasses.replace(CONTINUOUS, second_output="std")),
     "both in one": Variant(partial(Actor, 2 * A), ["output"], _halves),
@@ -253,7 +266,9 @@ VARIANTS: dict[str, Variant] = {
         partial(Stateful, K), ["output", "state_outs"], _logits, DISCRETE, inputs=("obs", "state_ins")
     ),
     "norms and bounds": Variant(Normed, ["action"], _own_std, WITH_STD, perceptron=False),
-    "outputs near 100": Variant(Scaled, ["action"], _own_std, WITH_STD, largest=1.0),
+    "outputs near 100": Variant(
+        Scaled, ["action"], partial(_own_std, std=3.0), dataclasses.replace(CONTINUOUS, std=3.0), largest=1.0
+    ),
 }
 UNNAMED = {name: variant for name, variant in VARIANTS.items() if name not in ("mean, std", "probabilities")}
 SCRIPTED: dict[str, Variant] = {
@@ -324,7 +339,9 @@ def _module_log_prob(module: Any, variant: Variant, obs: Tensor, actions: Tensor
 
 
 OWN = {name: variant.module() for name, variant in {**VARIANTS, **SCRIPTED}.items() if len(variant.inputs) == 1}
-own_heads, own_named, own_large = (OWN[name] for name in ("heads by name", "named tuple", "outputs near 100"))
+own_heads, own_named, own_large, own_tanh = (
+    OWN[name] for name in ("heads by name", "named tuple", "outputs near 100", "action by tanh, log_std")
+)
 
 
 def function(attribute: str, variant: Variant, folder: Path) -> Source:
@@ -367,5 +384,6 @@ GRAPHS: dict[str, Entry] = {
     },
     "function, heads by name": partial(function, "own_heads", VARIANTS["heads by name"]),
     "function, named tuple": partial(function, "own_named", SCRIPTED["named tuple"]),
+    "function, action by tanh, log_std": partial(function, "own_tanh", VARIANTS["action by tanh, log_std"]),
     "function, outputs near 100": partial(function, "own_large", VARIANTS["outputs near 100"]),
 }

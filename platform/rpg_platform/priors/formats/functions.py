@@ -147,23 +147,21 @@ def _compare(
     parts = [_outputs(module, rows, dtype, meaning.places, name) for rows in batches]
     outputs = [torch.cat(each) for each in zip(*parts, strict=True)]
     with torch.no_grad():
-        found = network.distribution(states)
         inputs = network(states)
     spec = network.spec
     if spec.distribution == "categorical":
         probabilities = outputs[0] if meaning.probabilities else outputs[0].softmax(-1)
         pairs = [("probabilities", probabilities, inputs.softmax(-1))]
-    elif meaning.second is None:
-        action = found.mode()
-        if spec.distribution == "squashed_gaussian":
-            low, high = (torch.tensor(bound) for bound in (spec.action_low, spec.action_high))
-            action = low + 0.5 * (torch.tanh(action) + 1.0) * (high - low)
-        pairs = [("action", outputs[0], action)]
     else:
-        mean, second = outputs if len(outputs) == 2 else outputs[0].chunk(2, dim=-1)
-        log_std = second.log() if meaning.second == "std" else second
+        mean, *second = outputs if len(outputs) == 2 or meaning.second is None else outputs[0].chunk(2, dim=-1)
         own_mean, own_log_std = inputs.chunk(2, dim=-1)
-        pairs = [("mean", mean, own_mean), ("log_std", log_std.expand_as(own_log_std), own_log_std)]
+        if meaning.squashed:
+            low, high = (torch.tensor(bound) for bound in (spec.action_low, spec.action_high))
+            own_mean = low + 0.5 * (torch.tanh(own_mean) + 1.0) * (high - low)
+        pairs = [("action" if meaning.second is None else "mean", mean, own_mean)]
+        for each in second:
+            log_std = each.log() if meaning.second == "std" else each
+            pairs.append(("log_std", log_std.expand_as(own_log_std), own_log_std))
     for what, wanted, got in pairs:
         difference = torch.cat([differences(wanted[rows], got[rows]) for rows in _BY_MAGNITUDE])
         if float(difference.max()) > TOLERANCE:

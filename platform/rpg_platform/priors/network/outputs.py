@@ -133,6 +133,7 @@ class Meaning:
         places: which outputs they come from: the one of the logits or the action, or the two of mean and second.
         second: what the second output, or second half of the only one, is; None where there is none.
         probabilities: the output holds probabilities, whose logarithm is taken.
+        squashed: the output holds tanh(mean) scaled to the bounds of the action space, which is taken off.
         notes: lines that the user should read.
     """
 
@@ -141,6 +142,7 @@ class Meaning:
     places: tuple[int, ...]
     second: SecondOutput | None = None
     probabilities: bool = False
+    squashed: bool = False
     notes: tuple[str, ...] = field(default=())
 
 
@@ -269,8 +271,11 @@ class _Reading:
         note = f"takes {self._called(first)} for the mean and {self._called(second)} for the {_WORDS[form]}"
         if not named and self.options.second_output is None:
             note += " (--second-output std, if it is the standard deviation itself)"
+        before_tanh = self._before_tanh(mean) if self.spec.distribution == "squashed_gaussian" else None
+        note += "" if before_tanh is None else "; the mean's own tanh, scaled to the bounds, is taken off"
         notes = (note + self._left_out((first, second)), *self._family())
-        return Meaning(self.spec, (mean, value), (first, second), form, notes=notes)
+        parts, squashed = (mean if before_tanh is None else before_tanh, value), before_tanh is not None
+        return Meaning(self.spec, parts, (first, second), form, squashed=squashed, notes=notes)
 
     def _first(self) -> int:
         """Finds the output that is the mean or the action."""
@@ -368,7 +373,7 @@ class _Reading:
         if before_tanh is not None:
             note = f"{what}: a squashed_gaussian with standard deviation {std:g} before tanh{left}"
             spec = replace(self.spec, distribution="squashed_gaussian")
-            return Meaning(spec, (before_tanh, log_std), (place,), notes=(note,))
+            return Meaning(spec, (before_tanh, log_std), (place,), squashed=True, notes=(note,))
         if family == "squashed_gaussian":
             raise self._refusal("its actions are no tanh scaled to the bounds of the action space")
         note = f"{what}: a gaussian around them with standard deviation {std:g}{left}"
