@@ -83,7 +83,10 @@ def import_(
     ] = None,
     std: Annotated[
         float | None,
-        typer.Option(help="Standard deviation, before tanh if it has one, to give a deterministic policy (TD3, ARS)."),
+        typer.Option(
+            help="Standard deviation, before tanh if it has one, to give a deterministic policy (TD3, ARS, a network's "
+            "first output)."
+        ),
     ] = None,
     normalizer: Annotated[
         Path | None,

@@ -4,7 +4,7 @@ Naming a module on the command line is the decision to run it. The name is a fun
 object; what it gives is
 
 - a ``PolicyNetwork``, taken as it is, or
-- a ``torch.nn.Module`` that maps observations ``[B, D]`` to (mean, log_std) or to logits (see ``torchscript``). It is
+- a ``torch.nn.Module`` that maps observations ``[B, D]`` to (mean, log_std) or to logits (see ``outputs``). It is
   traced, and the trace goes through the same translation as a TorchScript file, so that a bundle never names code. The
   result is held against the module on random observations.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ from torch import Tensor, nn
 
 from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_platform.priors.files.archive import open_archive
-from rpg_platform.priors.formats import torchscript
+from rpg_platform.priors.formats.torchscript.archive import read_archive
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
-from rpg_platform.priors.network.graph_policy import TOLERANCE, GraphFile, named_outputs
+from rpg_platform.priors.network.graph_policy import TOLERANCE, differences
+from rpg_platform.priors.network.outputs import GraphFile, Meaning
 from rpg_platform.tasks.user_code import UserCodeError, load
 
 STATES = 1_000
 _BATCHES = [*[1] * 250, *[2] * 125, 500]  # a decision by the data, or by the batch's size, shows in one of them
+_MAGNITUDES = (0.0, 0.1, 1.0, 10.0)  # of observations, in turn
+_BY_MAGNITUDE = [slice(start, None, len(_MAGNITUDES)) for start in range(len(_MAGNITUDES))]
 _TRACED_WITH = 7  # a batch size that no network has for a width by chance
 _EXPECTED = "expected a PolicyNetwork, or a torch.nn.Module that maps observations [B, D] to (mean, log_std) or logits"
 
@@ -54,8 +58,11 @@ def read(name: str | Path, options: ImportOptions) -> Imported:
     module = made.cpu().eval()
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     size = GraphFile(name, "a module", options).observation_size
-    imported = torchscript.read(open_archive(_traced(module, size, dtype, name), name), options, "a module")
-    _compare(module, imported.network, _states(size, options), dtype, options, name)
+    states = _states(size, options)
+    names = _fields(module, states[:_TRACED_WITH], dtype)
+    archive = open_archive(_traced(module, size, dtype, name), name)
+    imported, meaning = read_archive(archive, options, "a module", names)
+    _compare(module, imported.network, meaning, states, dtype, name)
     facts = {**imported.facts, "gave": type(made).__qualname__[:200]}
     return Imported(imported.network, "function", None, None, facts=facts, notes=imported.notes)
 
@@ -94,7 +101,7 @@ def _traced(module: nn.Module, size: int, dtype: torch.dtype, name: str) -> byte
 def _states(size: int, options: ImportOptions) -> Tensor:
     """Draws observations ``[STATES, D]`` of several magnitudes, some of them from the observation space."""
     generator = torch.Generator().manual_seed(2)
-    magnitudes = torch.tensor([0.0, 0.1, 1.0, 10.0]).repeat(STATES // 4)
+    magnitudes = torch.tensor(_MAGNITUDES).repeat(STATES // len(_MAGNITUDES))
     states = magnitudes[:, None] * torch.randn(STATES, size, generator=generator)
     space = copy.deepcopy(options.spaces[0])
     if space is not None:
@@ -106,8 +113,18 @@ def _states(size: int, options: ImportOptions) -> Tensor:
     return states
 
 
-def _outputs(module: nn.Module, states: Tensor, dtype: torch.dtype, name: str) -> list[Tensor]:
-    """Runs the module and returns its outputs, each ``[B, …]`` in float32."""
+def _fields(module: nn.Module, states: Tensor, dtype: torch.dtype) -> tuple[str, ...] | None:
+    """Returns the names of a named tuple that the module returns, which a trace loses; None of anything else."""
+    try:
+        with torch.no_grad():
+            result = module(states.to(dtype))
+    except (Exception, SystemExit):  # whatever their code does: tracing it says what
+        return None
+    return getattr(result, "_fields", None) if isinstance(result, tuple) else None
+
+
+def _outputs(module: nn.Module, states: Tensor, dtype: torch.dtype, places: Sequence[int], name: str) -> list[Tensor]:
+    """Runs the module and returns those of its outputs that make the policy, each ``[B, …]`` in float32."""
     try:
         with torch.no_grad():
             result = module(states.to(dtype))
@@ -115,52 +132,41 @@ def _outputs(module: nn.Module, states: Tensor, dtype: torch.dtype, name: str) -
         raise PriorImportError(
             f"{name}: fails with observations {list(states.shape)}: {type(error).__name__}: {str(error)[:300]}"
         ) from error
-    if isinstance(result, dict):
-        result = [result[key] for key in named_outputs(result) or ()]
-    tensors = [each.detach().to(torch.float32) for each in (result if isinstance(result, list | tuple) else [result])]
+    outputs = list(result.values()) if isinstance(result, dict) else result
+    outputs = [each for each in (outputs if isinstance(outputs, list | tuple) else [outputs]) if each is not None]
+    tensors = [outputs[place].detach().to(torch.float32) for place in places]
     return [each.expand(len(states), *each.shape[-1:]) for each in tensors]
 
 
 def _compare(
-    module: nn.Module,
-    network: PolicyNetwork,
-    states: Tensor,
-    dtype: torch.dtype,
-    options: ImportOptions,
-    name: str,
+    module: nn.Module, network: PolicyNetwork, meaning: Meaning, states: Tensor, dtype: torch.dtype, name: str
 ) -> None:
     """Raises PriorImportError unless module and network give the same distributions."""
     ends = np.cumsum(_BATCHES).tolist()
     batches = [states[end - size : end] for size, end in zip(_BATCHES, ends, strict=True)]
-    parts = [_outputs(module, rows, dtype, name) for rows in batches]
+    parts = [_outputs(module, rows, dtype, meaning.places, name) for rows in batches]
     outputs = [torch.cat(each) for each in zip(*parts, strict=True)]
     with torch.no_grad():
-        found = network.distribution(states)
         inputs = network(states)
     spec = network.spec
     if spec.distribution == "categorical":
-        probabilities = outputs[0] if _are_probabilities(outputs[0]) else outputs[0].softmax(-1)
+        probabilities = outputs[0] if meaning.probabilities else outputs[0].softmax(-1)
         pairs = [("probabilities", probabilities, inputs.softmax(-1))]
-    elif outputs[0].shape[-1] == spec.action_size and len(outputs) == 1:
-        action = found.mode()
-        if spec.distribution == "squashed_gaussian":
-            low, high = (torch.tensor(bound) for bound in (spec.action_low, spec.action_high))
-            action = low + 0.5 * (torch.tanh(action) + 1.0) * (high - low)
-        pairs = [("action", outputs[0], action)]
     else:
-        mean, second = outputs if len(outputs) == 2 else outputs[0].chunk(2, dim=-1)
-        log_std = second.log() if options.second_output == "std" else second
+        mean, *second = outputs if len(outputs) == 2 or meaning.second is None else outputs[0].chunk(2, dim=-1)
         own_mean, own_log_std = inputs.chunk(2, dim=-1)
-        pairs = [("mean", mean, own_mean), ("log_std", log_std.expand_as(own_log_std), own_log_std)]
+        if meaning.squashed:
+            low, high = (torch.tensor(bound) for bound in (spec.action_low, spec.action_high))
+            own_mean = low + 0.5 * (torch.tanh(own_mean) + 1.0) * (high - low)
+        pairs = [("action" if meaning.second is None else "mean", mean, own_mean)]
+        for each in second:
+            log_std = each.log() if meaning.second == "std" else each
+            pairs.append(("log_std", log_std.expand_as(own_log_std), own_log_std))
     for what, wanted, got in pairs:
-        difference = ((wanted - got).abs() / wanted.abs().clamp_min(1.0)).nan_to_num(float("inf"))
+        difference = torch.cat([differences(wanted[rows], got[rows]) for rows in _BY_MAGNITUDE])
         if float(difference.max()) > TOLERANCE:
-            row = int(difference.flatten(1).amax(1).argmax())
+            row = torch.cat([torch.arange(STATES)[rows] for rows in _BY_MAGNITUDE])[difference.amax(1).argmax()]
             raise PriorImportError(
-                f"{name}: {what} at observation {row} of {len(states)} differs by {float(difference.max()):.3g} from "
-                "what was traced: its control flow depends on the data, or it is random"
+                f"{name}: {what} at observation {int(row)} of {len(states)} differs by {float(difference.max()):.3g} "
+                "from what was traced: its control flow depends on the data, or it is random"
             )
-
-
-def _are_probabilities(outputs: Tensor) -> bool:
-    return bool((outputs >= 0).all()) and bool(torch.allclose(outputs.sum(-1), torch.ones(len(outputs)), atol=1e-5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from rpg_algorithms.policies.graph_ops import GraphError
 from rpg_platform.priors.network.graph_builder import Constant, GraphBuilder, Size, Symbol, Value, axis_of, shape_of
 
 _LARGEST = 3.4e38  # of float32: a bound beyond it is none
+SMALLEST = 1.2e-38  # positive number of float32 without loss of digits
 
 
 def clamp(b: GraphBuilder, x: Value, low: float | Value | None, high: float | Value | None) -> Value:
@@ -48,6 +50,35 @@ def batch_norm(
         if statistic is not None:
             x = b.binary(op, x, b.reshape(statistic, [*shape_of(statistic), *trailing]))
     return x
+
+
+def norm(b: GraphBuilder, x: Value, order: float, axes: Sequence[int], keepdims: bool, root: bool = True) -> Value:
+    """Returns ``(sum |x|^order)^(1/order)`` over axes, and the largest or least for an infinite order.
+
+    Its gradient at zero is zero, as torch's is.
+
+    Args:
+        b: makes it.
+        x: what is measured.
+        order: 1, 2, or another positive number; infinity; or minus infinity.
+        axes: over which; over all axes of a constant where none are given.
+        keepdims: leave axes of size 1.
+        root: whether the root of the sum is taken.
+
+    Raises:
+        GraphError: another order, or the batch is among the axes.
+    """
+    if math.isinf(order):
+        return b.reduce("max" if order > 0 else "min", b.unary("abs", x), axes, keepdims)
+    if not order > 0:
+        raise GraphError(f"a norm of order {order:g}")
+    powers = b.unary("abs", x) if order != 2.0 else x
+    powers = powers if order == 1.0 else b.unary("pow", powers, exponent=float(order))
+    total = b.reduce("sum", powers, axes, keepdims)
+    if not root or order == 1.0:
+        return total
+    total = b.binary("maximum", total, SMALLEST)
+    return b.unary("sqrt", total) if order == 2.0 else b.unary("pow", total, exponent=1.0 / order)
 
 
 def split(b: GraphBuilder, x: Value, axis: int, parts: Sequence[int]) -> list[Value]:

@@ -1,4 +1,4 @@
-"""Makes a policy of a file's graph: finds its outputs' meaning, its normaliser and the plainest network equal to it.
+"""Makes a policy of a file's graph: finds its normaliser and the plainest network that equals it.
 
 A plain perceptron (with a normaliser before it, and a log standard deviation that is free or a second head on its last
 hidden layer) becomes one of ours, which the fused engine trains. Anything else stays the graph that it is.
@@ -8,21 +8,18 @@ Dimension letters: B batch, D observation size, A action dimensions, K actions.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor
 
 from rpg_algorithms.policies.graph import INPUT, GraphNetwork
 from rpg_algorithms.policies.graph_ops import GraphError
-from rpg_algorithms.policies.network import ACTIVATIONS, NetworkSpec, PolicyNetwork, observation_size, spec_for_spaces
-from rpg_platform.priors.imported import ImportOptions, PriorImportError
+from rpg_algorithms.policies.network import ACTIVATIONS, NetworkSpec, PolicyNetwork
+from rpg_platform.priors.imported import PriorImportError
 from rpg_platform.priors.network.assemble import (
     NO_CLAMP,
     Activation,
@@ -35,180 +32,44 @@ from rpg_platform.priors.network.assemble import (
     assemble,
     network_of,
 )
-from rpg_platform.priors.network.graph_builder import (
-    BATCH,
-    Constant,
-    GraphBuilder,
-    Symbol,
-    Value,
-    sorted_symbols,
-    to_graph,
-)
-from rpg_platform.priors.network.layers import moments_from_npz, named_spaces
-from rpg_platform.priors.network.simplify import affine, constant_of, is_op, replaced, simplified
+from rpg_platform.priors.network.graph_builder import Constant, GraphBuilder, Symbol, Value, sorted_symbols, to_graph
+from rpg_platform.priors.network.layers import moments_from_npz
+from rpg_platform.priors.network.outputs import GraphFile, Meaning, Output, meaning_of
+from rpg_platform.priors.network.simplify import affine, constant_of, replaced, simplified
 
 TOLERANCE = 1e-5
 _SIMPLIFIED = 0.5 * TOLERANCE  # what simplification may take of it
 _NORMALIZER_COUNT = 1e6  # a graph does not say how many observations its statistics are of
 
 
-@dataclass(frozen=True)
-class GraphFile:
-    """A file that describes a graph, and the user's word on it.
-
-    Attributes:
-        where: the file's name, for messages.
-        what: the kind of file, such as ``a TorchScript file``.
-        options: what the user said about it.
-    """
-
-    where: str
-    what: str
-    options: ImportOptions
-
-    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        """Returns the spaces of the environment that the user named. Raises PriorImportError without one."""
-        return named_spaces(self.options, self.what, self.where)
-
-    @property
-    def observation_size(self) -> int:
-        """D of the environment that the user named. Raises PriorImportError without one, or for other spaces."""
-        try:
-            return observation_size(self.spaces()[0])
-        except ValueError as error:
-            raise (
-                error if isinstance(error, PriorImportError) else PriorImportError(f"{self.where}: {error}")
-            ) from error
-
-    def base(self) -> NetworkSpec:
-        """Returns the specification as far as spaces and options fix it."""
-        try:
-            return spec_for_spaces(*self.spaces(), self.options.distribution)
-        except ValueError as error:
-            raise PriorImportError(f"{self.where}: {error}") from error
-
-
 def policy_of_outputs(
-    outputs: Sequence[Value], builder: GraphBuilder, source: GraphFile
-) -> tuple[PolicyNetwork, tuple[str, ...]]:
-    """Returns the policy whose outputs these are, and lines that the user should read.
+    outputs: Sequence[Output], builder: GraphBuilder, source: GraphFile
+) -> tuple[PolicyNetwork, Meaning]:
+    """Returns the policy among a network's outputs, and what they mean, with lines that the user should read.
 
     Args:
-        outputs: (mean, log_std), both ``[B, A]``; or both in one ``[B, 2A]``; or logits ``[B, K]``; or actions
-            ``[B, A]`` alone, where the user gives a standard deviation.
+        outputs: all of the network's, see ``outputs.meaning_of`` for what is read.
         builder: made them.
         source: where they come from.
 
     Raises:
         PriorImportError: the outputs are something else, or larger than a graph may be.
     """
-    notes: list[str] = []
     try:
-        spec, parts = _meaning(outputs, builder, source, notes)
-        outer = _given_moments(spec, source)
-        network = _network(simplified(parts, builder), spec, outer, builder, source)
-        if not _equal(parts, network, outer is not None):
-            network = _graph_network(parts, spec, outer, source)
+        meaning = meaning_of(outputs, builder, source)
+        outer = _given_moments(meaning.spec, source)
+        network = _network(simplified(meaning.parts, builder), meaning.spec, outer, builder, source)
+        if not _equal(meaning.parts, network, outer is not None):
+            network = _graph_network(meaning.parts, meaning.spec, outer, source)
     except GraphError as error:
         raise PriorImportError(f"{source.where}: {error}") from error
     bad = [name for name, tensor in network.state_dict().items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise PriorImportError(f"{source.where}: values that are not finite in {', '.join(bad[:5])}")
     if network.graph is not None:
-        notes.append("its network is no plain perceptron: kept as a graph, which autograd trains")
-    return network, tuple(notes)
-
-
-def named_outputs(names: Iterable[str]) -> list[str] | None:
-    """Picks (mean, log_std), (mean, std) or logits among outputs by their names; None where none are so named."""
-    found = set(names)
-    if "logits" in found:
-        return ["logits"]
-    second = next((name for name in ("log_std", "std") if name in found), None)
-    return ["mean", second] if "mean" in found and second is not None else None
-
-
-# --- what the outputs mean
-
-
-def _shapes(outputs: Sequence[Value]) -> str:
-    texts = (["B" if size is None else str(size) for size in each.shape] for each in outputs)
-    return " and ".join(f"[{', '.join(text)}]" for text in texts) or "nothing"
-
-
-def _meaning(
-    outputs: Sequence[Value], builder: GraphBuilder, source: GraphFile, notes: list[str]
-) -> tuple[NetworkSpec, list[Value]]:
-    """Returns the specification, and logits or mean and log standard deviation."""
-    spec, options, found = source.base(), source.options, _shapes(outputs)
-    size = spec.action_size
-    if spec.distribution == "categorical":
-        if options.std is not None:
-            raise PriorImportError(f"{source.where}: --std is for continuous actions")
-        if len(outputs) != 1 or outputs[0].shape != (None, size):
-            raise PriorImportError(f"{source.where}: returns {found}; expected logits [B, {size}]")
-        logits = outputs[0]
-        if is_op(logits, "softmax"):
-            notes.append("returns probabilities: their logarithm is taken")
-            logits = builder.unary("log", logits)
-        return spec, [logits]
-    if len(outputs) == 1 and outputs[0].shape == (None, size):
-        return _deterministic(outputs[0], spec, builder, source, notes)
-    if len(outputs) == 1 and outputs[0].shape == (None, 2 * size):
-        second = options.second_output or "log_std"
-        notes.append(f"returns one tensor of {2 * size}: its first half is taken for the mean, its second for {second}")
-        outputs = [builder.slice(outputs[0], 1, 0, size), builder.slice(outputs[0], 1, size, 2 * size)]
-    if options.std is not None:
-        raise PriorImportError(f"{source.where}: --std is for deterministic policies; this one returns {found}")
-    if len(outputs) != 2 or outputs[0].shape != (None, size):
-        raise PriorImportError(
-            f"{source.where}: returns {found}; expected mean and log_std, both [B, {size}] or in one [B, {2 * size}]"
-        )
-    mean, log_std = outputs
-    if options.second_output == "std":
-        log_std = builder.unary("log", log_std)
-    if options.distribution is None:
-        notes.append(
-            "taken for a gaussian, whose samples are clipped for the environment; if its actions are the tanh of a "
-            "Gaussian's samples, say --distribution squashed_gaussian"
-        )
-    return spec, [mean, builder.expand(log_std, [BATCH, size])]
-
-
-def _deterministic(
-    action: Value, spec: NetworkSpec, builder: GraphBuilder, source: GraphFile, notes: list[str]
-) -> tuple[NetworkSpec, list[Value]]:
-    """Puts a Gaussian of ``--std`` around a policy that returns its action, before tanh where it ends in one."""
-    std, family = source.options.std, source.options.distribution
-    if std is None:
-        raise PriorImportError(
-            f"{source.where}: returns actions alone, {_shapes([action])}: a deterministic policy has no density, and "
-            "RPG needs that of a prior; give it a standard deviation (before tanh, where it ends in one) with --std, "
-            "such as --std 0.1"
-        )
-    if not 0.0 < std < math.inf:
-        raise PriorImportError(f"std={std}: expected a positive number")
-    log_std = Constant(torch.full((spec.action_size,), math.log(std)), "log_std", True)
-    before_tanh = None if family == "gaussian" else _before_tanh(action, spec, builder)
-    if before_tanh is not None:
-        notes.append(f"returns actions alone: a squashed_gaussian with standard deviation {std:g} before tanh")
-        return replace(spec, distribution="squashed_gaussian"), [before_tanh, log_std]
-    if family == "squashed_gaussian":
-        raise PriorImportError(f"{source.where}: its actions are no tanh scaled to the bounds of the action space")
-    notes.append(f"returns actions alone: a gaussian around them with standard deviation {std:g}")
-    return spec, [action, log_std]
-
-
-def _before_tanh(action: Value, spec: NetworkSpec, builder: GraphBuilder) -> Value | None:
-    """Finds u where the action is tanh(u) scaled to the bounds of the action space; None for other actions."""
-    found = affine(simplified([action], builder)[0], lambda x: x.op == "tanh")
-    if found is None or spec.action_low is None or spec.action_high is None:
-        return None
-    tanh, scale, shift = found
-    low, high = np.array(spec.action_low), np.array(spec.action_high)
-    fits = np.allclose(scale.numpy(), 0.5 * (high - low)) and np.allclose(shift.numpy(), 0.5 * (high + low), atol=1e-6)
-    u = tanh.inputs[0]
-    return u if fits and isinstance(u, Symbol) else None
+        note = "its network is no plain perceptron: kept as a graph, which autograd trains"
+        meaning = replace(meaning, notes=(*meaning.notes, note))
+    return network, meaning
 
 
 # --- the network
@@ -368,6 +229,8 @@ def _layers(value: Value) -> list[Step] | None:
 def _equal(parts: Sequence[Value], network: PolicyNetwork, normalized: bool) -> bool:
     """Tests on random observations whether the network computes what the outputs did before simplification.
 
+    In float64, so that a difference is one of the networks and not of their rounding.
+
     Args:
         parts: logits, or mean and log standard deviation.
         network: what was made of them.
@@ -380,12 +243,26 @@ def _equal(parts: Sequence[Value], network: PolicyNetwork, normalized: bool) -> 
         graph.check(size)
     except GraphError:  # larger than a graph may be: only its simplified form is within the bounds
         return True
-    direct = GraphNetwork(graph)
+    direct, double = GraphNetwork(graph), copy.deepcopy(network).double()
     direct.load_state_dict(tensors)
+    direct.double()
     generator = torch.Generator().manual_seed(0)
-    obs = torch.cat([scale * torch.randn(64, size, generator=generator) for scale in (0.1, 1.0, 10.0)])
-    with torch.no_grad():
-        expected, found = direct(obs), network.head(obs) if normalized else network(obs)
-    found = found[:, : expected.shape[1]]
+    for magnitude in (0.1, 1.0, 10.0):
+        obs = magnitude * torch.randn(64, size, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            expected, found = direct(obs), double.head(obs) if normalized else double(obs)
+        if float(differences(expected, found[:, : expected.shape[1]]).max()) > _SIMPLIFIED:
+            return False
+    return True
+
+
+def differences(expected: Tensor, found: Tensor) -> Tensor:
+    """Returns the differences ``[B, P]`` of outputs, where they are finite, relative to the largest of their column.
+
+    Rounding in a network is relative to its largest terms, which an output near zero is the difference of. Outputs
+    within 1 are compared absolutely.
+    """
     finite = torch.isfinite(expected)
-    return bool(torch.allclose(found[finite], expected[finite], rtol=_SIMPLIFIED, atol=_SIMPLIFIED))
+    expected = expected.where(finite, 0.0)
+    difference = (expected - found.where(finite, 0.0)).abs() / expected.abs().amax(0).clamp_min(1.0)
+    return difference.nan_to_num(float("inf"))

@@ -102,6 +102,9 @@ OPERATORS: dict[str, tuple[int, list[Any], list[Any]]] = {
     "ReduceMean of new": (18, [HIDDEN, node("ReduceMean", "h axes", "out")], [constant("axes", [1], np.int64)]),
     "ReduceMax": (13, [HIDDEN, node("ReduceMax", "h", "out", axes=[1])], []),
     "ReduceMin": (13, [HIDDEN, node("ReduceMin", "h", "out", axes=[1])], []),
+    "ReduceL1": (13, [HIDDEN, node("ReduceL1", "h", "out", axes=[1], keepdims=0)], []),
+    "ReduceSumSquare": (13, [HIDDEN, node("ReduceSumSquare", "h", "out", axes=[1])], []),
+    "LpNormalization": (13, [HIDDEN, node("LpNormalization", "h", "out", p=1)], []),
     "ReduceL2": (13, [HIDDEN, node("ReduceL2", "h", "out", axes=[1])], []),
     "Concat": (13, [HIDDEN, node("Concat", "h obs h", "out", axis=-1)], []),
     "Split by attribute": (11, [HIDDEN, node("Split", "h", "x out", axis=1, split=[1, 3])], []),
@@ -303,8 +306,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
         r"node 0 \(Relu\): an operator of 'com\.microsoft', which is not ONNX's own",
     ),
     "unknown operator": (
-        simple(node("GRU", "obs w w", "out")),
-        r"node 0 \(GRU\): GRU is not an operator that a graph can hold",
+        simple(node("Det", "obs", "out")),
+        r"node 0 \(Det\): Det is not an operator that a graph can hold",
+    ),
+    "recurrent": (
+        simple(node("Unsqueeze", "obs zero", "u"), node("GRU", "u w w", "out")),
+        r"node 1 \(GRU\): a recurrent layer: a policy with a memory, whose actions depend on what it saw before",
     ),
     "random": (simple(node("RandomNormalLike", "obs", "out")), r"RandomNormalLike is not an operator"),
     "control flow": (
@@ -361,6 +368,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "strings": (
         model_of(HEADS, [helper.make_tensor("w", TensorProto.STRING, [1], [b"x"]), *RANGE], NAMES),
         r"tensor 'w' has type 8",
+    ),
+    "no text": (
+        simple(node("Relu", "obs", "out")).SerializeToString().replace(b"out", b"\xff\xfeu"),
+        r"an input or output is called b'\\xff\\xfeu', which is no text",
     ),
     "not finite": (
         model_of(HEADS, [constant("w", W * np.inf), *RANGE], NAMES),

@@ -215,6 +215,43 @@ class Recurrent(Body):
         return mean, self.free.expand_as(mean)
 
 
+class LstmExporter(nn.Module):
+    """As legged robots' controllers are exported: the layer's state is kept in buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.actor = nn.LSTM(D, 8), nn.Linear(8, A)
+        self.register_buffer("hidden_state", torch.zeros(1, 1, 8))
+        self.register_buffer("cell_state", torch.zeros(1, 1, 8))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        out, (h, c) = self.memory(obs.unsqueeze(0), (self.hidden_state, self.cell_state))
+        self.hidden_state[:] = h
+        self.cell_state[:] = c
+        return self.actor(out.squeeze(0))
+
+
+class OwnMemory(Body):
+    """A recurrent network in plain operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("hidden_state", torch.zeros(1, 1, A))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.linear(obs.unsqueeze(0)) + self.hidden_state)
+        self.hidden_state[:] = hidden
+        return hidden.squeeze(0)
+
+
+class MemoryBeside(Body):
+    """Its state goes in and out."""
+
+    def forward(self, obs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.tanh(self.linear(obs) + hidden)
+        return hidden, hidden
+
+
 class Random(Body):
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         mean = self.linear(obs)
@@ -263,7 +300,7 @@ class Three(Body):
 
 class Named(Body):
     def forward(self, obs: Tensor) -> dict[str, Tensor]:
-        return {"action": self.linear(obs)}
+        return {"value": self.linear(obs)}
 
 
 class Wide(nn.Module):
@@ -282,17 +319,20 @@ REFUSED: dict[str, tuple[type[nn.Module], str]] = {
         ByBatch,
         r"line \d+: torch\.eq: arithmetic with the size of the batch, or a decision by it",
     ),
-    "loop by the data": (LoopByData, r"line \d+: torch\.max is not an operation"),
+    "loop by the data": (LoopByData, r"line \d+: torch\.max: reduces over the batch"),
     "while": (While, r"line \d+: (While|For): not what a graph|a loop"),
-    "recurrent": (Recurrent, r"line \d+: torch\.gru_cell is not an operation that a graph can hold"),
+    "recurrent": (Recurrent, r"line \d+: torch\.gru_cell: a recurrent layer: a policy with a memory"),
+    "memory": (LstmExporter, r"rnn.py, line \d+: torch\.lstm: a recurrent layer: a policy with a memory"),
+    "memory by hand": (OwnMemory, r"line \d+: torch\.copy_: changes its own 'hidden_state': a policy with a memory"),
+    "memory beside": (MemoryBeside, r"line \d+: its actions depend on its input 'hidden', .*a policy with a memory"),
     "random": (Random, r"line \d+: torch\.rand_like is not an operation that a graph can hold"),
     "across the batch": (AcrossBatch, r"line \d+: torch\.mean: axis 0 of \[B, 6\]"),
     "where": (Where, r"line \d+: torch\.(where|gt)"),
-    "changes itself": (SelfChanging, r"line \d+: assigns to Attribute: a module that changes itself is no graph"),
+    "changes itself": (SelfChanging, r"line \d+: changes its own 'count': a policy with a memory"),
     "in place on a view": (InPlaceOnView, r"line \d+: torch\.mul_: an operation in place on a view of another tensor"),
     "constant": (Constant, r"what it returns does not depend on the observation"),
     "three outputs": (Three, r"returns \[B, 3\] and \[B, 3\] and \[B, 3\]; expected mean and log_std, both \[B, 3\]"),
-    "other names": (Named, r"forward returns a dictionary of \['action'\]; expected mean and log_std, or logits"),
+    "other names": (Named, r"returns value \[B, 3\], none of which is an action; expected mean and log_std, both"),
     "wide": (Wide, r"line \d+: torch\.mul: a result of \d+ numbers per observation, more than 65536"),
 }
 
@@ -307,7 +347,7 @@ def test_what_is_no_graph_is_refused_with_its_line(what: str, tmp_path: Path) ->
 def test_modules_that_still_train_are_refused(tmp_path: Path) -> None:
     for layer, message in (
         (nn.Dropout(0.5), "torch.dropout: dropout in training mode"),
-        (nn.BatchNorm1d(D), r"batchnorm\S*, line \d+: torch\.add_: an operation in place on a constant"),
+        (nn.BatchNorm1d(D), r"batchnorm\S*, line \d+: torch\.add_: batch normalisation in training mode .*\.eval\(\)"),
     ):
         with pytest.raises(PriorImportError, match=message):
             imported(nn.Sequential(layer, nn.Linear(D, 2 * A)).train(), tmp_path)
@@ -337,7 +377,8 @@ def test_an_environment_that_it_does_not_fit_is_refused(tmp_path: Path) -> None:
         torchscript.read(file, wide)
     with pytest.raises(PriorImportError, match=r"returns \[B, 3\] and \[B, 3\]; expected logits \[B, 4\]"):
         torchscript.read(file, DISCRETE)
-    with pytest.raises(PriorImportError, match=r"--std is for deterministic policies"):
+    file = saved(CASES["one tensor"].module(), tmp_path / "policy.pt")
+    with pytest.raises(PriorImportError, match=r"--std is for deterministic policies; this one returns \[B, 6\]"):
         torchscript.read(file, dataclasses.replace(CONTINUOUS, std=0.1))
 
 
@@ -352,6 +393,30 @@ def test_unused_operations_do_not_matter(tmp_path: Path) -> None:
     obs = states(50)
     with torch.no_grad():
         torch.testing.assert_close(imported(module, tmp_path, options).network(obs), module(obs)["logits"])
+
+
+class Norms(Body):
+    """Every order of a norm, and extremes of two tensors, of an axis, and of a constant."""
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        norms = [torch.norm(obs, p=order, dim=1) for order in (1.5, 1.0, 2.0, 3.0, float("inf"), float("-inf"))]
+        more = [torch.linalg.norm(obs, dim=-1), torch.linalg.vector_norm(obs, 1.0, dim=1), obs.norm(2.0, 1)]
+        extremes = [torch.max(obs, 1)[0], obs.min(dim=1)[0], torch.max(obs[:, 0], obs[:, 1] * torch.max(self.free))]
+        unit = functional.normalize(obs[:, :3] * 0.0, dim=1)  # of zeros: its gradient is zero, not infinite
+        both = torch.stack(norms + more + extremes, dim=1) / 30.0
+        return self.linear(both[:, :6]) + unit, both[:, 6:9] + both[:, 9:]
+
+
+@pytest.mark.parametrize("how", ["scripted", "traced"])
+def test_norms_and_extremes_are_torchs_own(how: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, obs = Norms().eval(), states()
+    network = imported(module, tmp_path, how=how).network
+    assert_same_policy(network, expected_inputs(module, obs), obs)
+    network.requires_grad_(True)
+    zeros = torch.zeros(2, D, requires_grad=True)
+    network(zeros).sum().backward()  # type: ignore[no-untyped-call]
+    assert bool(torch.isfinite(zeros.grad).all())
 
 
 def test_non_finite_weights_are_refused(tmp_path: Path) -> None:

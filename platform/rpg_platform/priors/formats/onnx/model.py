@@ -2,14 +2,15 @@
 
 The package ``onnx`` parses the file, which is data; operators are translated one by one by ``ops``. Refused are
 external data (a path in the file), operators of other domains, functions and subgraphs. The model takes observations
-``[B, D]``; outputs called ``mean`` and ``log_std`` (or ``std``), or ``logits``, are taken where there are any; else all
-outputs, in their order: see ``torchscript`` for the forms.
+``[B, D]``; further inputs are left out if no action depends on them. ``network.outputs`` tells which outputs it needs;
+nodes that only others need are not looked at.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from rpg_platform.priors.formats.onnx.call import DTYPES, FLOATS, Call, Item
 from rpg_platform.priors.formats.onnx.ops import OPERATORS
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.priors.network.graph_builder import Constant, GraphBuilder, Symbol, Value
-from rpg_platform.priors.network.graph_policy import GraphFile, named_outputs, policy_of_outputs
+from rpg_platform.priors.network.graph_policy import policy_of_outputs
+from rpg_platform.priors.network.outputs import MEMORY, GraphFile, Output, role_of
 from rpg_platform.tasks.observed import difference
 
 MAX_BYTES = 512_000_000
 MAX_NODES, MAX_INITIALIZERS = 20_000, 20_000
 OPSETS = range(7, 26)
+RECURRENT = ("LSTM", "GRU", "RNN", "Scan", "Loop")
 _EXTERNAL = 1  # TensorProto.EXTERNAL
 _FIELDS: Mapping[int, str] = {1: "float_data", 11: "double_data", 7: "int64_data", 6: "int32_data", 9: "int32_data"}
 
@@ -44,13 +47,15 @@ def read(path: Path, options: ImportOptions) -> Imported:
     card = read_card(next((each.value for each in model.metadata_props if each.key == "card"), None))
     source = GraphFile(str(path), "an ONNX model", with_card(options, card))
     builder = GraphBuilder(source.observation_size)
-    outputs = _Translation(model, builder, str(path)).outputs()
-    network, notes = policy_of_outputs(outputs, builder, source)
+    translation = _Translation(model, builder, str(path))
+    network, meaning = policy_of_outputs(translation.outputs, builder, source)
     facts = {
         "producer": f"{model.producer_name} {model.producer_version}".strip()[:200],
         "opset": _opset(model, str(path)),
     }
-    return with_origin(Imported(network, "onnx", None, None, facts=facts, notes=notes), card)
+    return with_origin(
+        Imported(network, "onnx", None, None, facts=facts, notes=(*translation.notes, *meaning.notes)), card
+    )
 
 
 def _parse(data: bytes, where: str) -> Any:
@@ -73,6 +78,9 @@ def _parse(data: bytes, where: str) -> Any:
     ):
         if len(items) > limit:
             raise PriorImportError(f"{where}: {len(items)} {what}, more than the {limit} that are read")
+    for each in (*model.graph.input, *model.graph.output):
+        if not isinstance(each.name, str):  # the package gives bytes for what is no UTF-8
+            raise PriorImportError(f"{where}: an input or output is called {each.name[:50]!r}, which is no text")
     if model.graph.sparse_initializer:
         raise PriorImportError(f"{where}: sparse weights, expected dense ones")
     return model
@@ -116,38 +124,76 @@ def tensor_of(proto: Any, where: str, name: str) -> Constant:
 
 
 class _Translation:
-    """Walks through those nodes of a model that the chosen outputs need."""
+    """Walks through those nodes of a model that an output needs, once it is asked for.
+
+    Attributes:
+        outputs: the model's.
+        notes: lines that the user should read.
+    """
 
     def __init__(self, model: Any, builder: GraphBuilder, where: str) -> None:
         self.builder, self.where = builder, where
         self.graph, self.opset = model.graph, _opset(model, where)
+        self.outputs = [Output(each.name, partial(self._output, each.name)) for each in self.graph.output]
+        self.notes: tuple[str, ...] = ()
         self._initializers = {each.name: each for each in self.graph.initializer}
-        self._values: dict[str, Item] = {self._input(): builder.obs}
+        self._done: set[int] = set()
+        observation, self._others = self._inputs()
+        self._values: dict[str, Item] = {observation: builder.obs}
 
-    def outputs(self) -> list[Value]:
-        """Translates the outputs into symbols and constants."""
-        names = [each.name for each in self.graph.output]
-        chosen = named_outputs(names) or names
-        needed = set(chosen)
-        wanted: list[tuple[int, Any]] = []
+    def _output(self, name: str) -> Value:
+        """Translates an output into a symbol or constant."""
+        wanted, _ = self._needed([name])
+        recurrent = [node for node in wanted if self.graph.node[node].op_type in RECURRENT]
+        if recurrent:
+            raise PriorImportError(f"{self.where}: {self._shown(recurrent[0])}: a recurrent layer: {MEMORY}")
+        for position in wanted:
+            if position not in self._done:
+                self._node(position)
+                self._done.add(position)
+        result = self._value(name, "the model")
+        if not isinstance(result, Symbol | Constant):
+            raise PriorImportError(f"{self.where}: output {name[:100]!r} is a shape, not an action")
+        return result
+
+    def _needed(self, names: Sequence[str]) -> tuple[list[int], set[str]]:
+        """Returns the nodes that these values need, in order, and the names of all that they take."""
+        needed = set(names)
+        wanted: list[int] = []
         for position in range(len(self.graph.node) - 1, -1, -1):
             node = self.graph.node[position]
             if needed.intersection(node.output):
-                wanted.append((position, node))
+                wanted.append(position)
                 needed.update(node.input)
-        for position, node in reversed(wanted):
-            self._node(position, node)
-        results = [self._value(name, "the model") for name in chosen]
-        if not all(isinstance(each, Symbol | Constant) for each in results):
-            raise PriorImportError(f"{self.where}: outputs that are shapes, not actions")
-        return [each for each in results if isinstance(each, Symbol | Constant)]
+        return wanted[::-1], needed
 
-    def _input(self) -> str:
-        inputs = [each for each in self.graph.input if each.name not in self._initializers]
-        if len(inputs) != 1:
-            names = [each.name[:50] for each in inputs][:10]
-            raise PriorImportError(f"{self.where}: takes {names}; expected one input, the observation [B, D]")
-        kind = inputs[0].type.tensor_type
+    def _inputs(self) -> tuple[str, list[str]]:
+        """Returns the input that is the observation, and the others, on which no action depends."""
+        inputs = {each.name: each for each in self.graph.input if each.name not in self._initializers}
+        used = list(inputs)
+        policy = [str(each.name) for each in self.outputs if each.role not in ("value", "memory", "other", "log_prob")]
+        named = [str(each.name) for each in self.outputs if each.role in ("mean", "action", "logits", "probabilities")]
+        if len(inputs) > 1 and policy:
+            wanted, needed = self._needed((named or policy)[:1])
+            used = [name for name in inputs if name in needed]
+            roles = {role_of(name) for name in used}, {each.role for each in self.outputs}
+            recurrent = any(self.graph.node[position].op_type in RECURRENT for position in wanted)
+            if len(used) > 1:
+                reason = f"; {MEMORY}" if recurrent or all("memory" in each for each in roles) else ""
+                raise PriorImportError(
+                    f"{self.where}: its actions depend on the inputs {[name[:50] for name in used][:10]}; expected "
+                    f"one, the observation [B, D]{reason}"
+                )
+        if not used:
+            raise PriorImportError(f"{self.where}: what it returns does not depend on the observation")
+        observation = used[0]
+        others = [name for name in inputs if name != observation]
+        if others:
+            self.notes = (f"no action depends on its input {', '.join(repr(name[:50]) for name in others)}: left out",)
+        self._check_observation(inputs[observation].type.tensor_type)
+        return observation, others
+
+    def _check_observation(self, kind: Any) -> None:
         if kind.elem_type not in (0, *FLOATS):
             raise PriorImportError(f"{self.where}: takes numbers of type {kind.elem_type}, expected float or double")
         if kind.HasField("shape"):
@@ -159,18 +205,25 @@ class _Translation:
                 raise PriorImportError(
                     f"{self.where}: takes {shown}; the environment's observations are [B, {size}]{sizes}"
                 )
-        return str(inputs[0].name)
 
     def _value(self, name: str, user: str) -> Item:
         if name in self._values:
             return self._values[name]
+        if name in self._others:
+            raise PriorImportError(
+                f"{self.where}: {user} depends on the input {name[:50]!r}, not the observation alone"
+            )
         if name not in self._initializers:
             raise PriorImportError(f"{self.where}: {user} uses {name[:100]!r}, which is not defined before it")
         self._values[name] = tensor_of(self._initializers[name], self.where, name)
         return self._values[name]
 
-    def _node(self, position: int, node: Any) -> None:
-        shown = f"node {position} ({node.op_type[:50]}{f' {node.name[:80]!r}' if node.name else ''})"
+    def _shown(self, position: int) -> str:
+        node = self.graph.node[position]
+        return f"node {position} ({node.op_type[:50]}{f' {node.name[:80]!r}' if node.name else ''})"
+
+    def _node(self, position: int) -> None:
+        node, shown = self.graph.node[position], self._shown(position)
         operator = OPERATORS.get(node.op_type)
         if node.domain not in ("", "ai.onnx"):
             raise PriorImportError(

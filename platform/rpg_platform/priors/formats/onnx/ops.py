@@ -149,14 +149,19 @@ def _reduction(op: str) -> Operator:
     return apply
 
 
-def _reduced_square(root: bool) -> Operator:
+def _norm(order: float, root: bool = True) -> Operator:
     def apply(b: GraphBuilder, call: Call) -> Item:
-        squares = b.unary("pow", call.tensor(0), exponent=2.0)
         axes = call.integers(1, "axes") or []
-        total = b.reduce("sum", squares, axes, bool(call.flag("keepdims", 1)))
-        return b.unary("sqrt", total) if root else total
+        return composites.norm(b, call.tensor(0), order, axes, bool(call.flag("keepdims", 1)), root)
 
     return apply
+
+
+def _normalised(b: GraphBuilder, call: Call) -> Item:
+    """Divides by the norm along an axis; where that is 0, so is the result."""
+    x = call.tensor(0)
+    norm = composites.norm(b, x, float(call.flag("p", 2)), [call.flag("axis", -1)], True)
+    return b.binary("div", x, b.binary("maximum", norm, composites.SMALLEST))
 
 
 # --- types and constants
@@ -230,8 +235,10 @@ OPERATORS: Mapping[str, Operator] = {
     "LayerNormalization": _layer_norm,
     "BatchNormalization": _batch_norm,
     **{f"Reduce{name}": _reduction(name.lower()) for name in ("Sum", "Mean", "Max", "Min")},
-    "ReduceL2": _reduced_square(root=True),
-    "ReduceSumSquare": _reduced_square(root=False),
+    "ReduceL1": _norm(1.0),
+    "ReduceL2": _norm(2.0),
+    "ReduceSumSquare": _norm(2.0, root=False),
+    "LpNormalization": _normalised,
     "Cast": _cast,
     "CastLike": lambda b, call: call.tensor(0),
     "Identity": lambda b, call: call.inputs[0],

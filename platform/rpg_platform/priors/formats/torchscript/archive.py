@@ -1,16 +1,14 @@
 """Reads TorchScript files (``torch.jit.save``) as graphs; executes nothing of the file, not even through torch.
 
 ``inert`` reads the archive's pickles, ``code`` parses its code and ``evaluator`` walks through it. Scripted, traced and
-frozen modules are read. ``forward`` takes observations ``[B, D]`` and returns
-
-- (mean, log_std), each ``[B, A]``, or one tensor ``[B, 2A]`` of both;
-- logits ``[B, K]``, where actions are discrete;
-- the action alone (a deterministic policy): refused, or with ``--std`` a Gaussian around it.
+frozen modules are read. ``forward`` takes observations ``[B, D]``; further arguments are left out if no action depends
+on them. It returns tensors, alone, in a tuple or with names: ``network.outputs`` tells which of them are the policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +16,39 @@ from rpg_platform.priors.files.archive import Archive, open_archive
 from rpg_platform.priors.files.inert import Instance
 from rpg_platform.priors.files.torch_files import load_member
 from rpg_platform.priors.formats.exported_card import read_card, with_card, with_origin
-from rpg_platform.priors.formats.torchscript.code import CodeError, Library
+from rpg_platform.priors.formats.torchscript.code import CodeError, Library, Record
 from rpg_platform.priors.formats.torchscript.evaluator import Evaluator
+from rpg_platform.priors.formats.torchscript.memory import recurrent_layer
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.priors.network.graph_builder import Constant, GraphBuilder, Symbol, Value
-from rpg_platform.priors.network.graph_policy import GraphFile, named_outputs, policy_of_outputs
+from rpg_platform.priors.network.graph_policy import policy_of_outputs
+from rpg_platform.priors.network.outputs import MEMORY, GraphFile, Meaning, Output
 
 
-def read(source: Path | Archive, options: ImportOptions, what: str = "a TorchScript file") -> Imported:
+def read(source: Path, options: ImportOptions) -> Imported:
     """Reads the policy of a TorchScript file.
 
+    Raises:
+        PriorImportError: see ``read_archive``.
+    """
+    return read_archive(open_archive(source), options, "a TorchScript file")[0]
+
+
+def read_archive(
+    archive: Archive, options: ImportOptions, what: str, names: Sequence[str] | None = None
+) -> tuple[Imported, Meaning]:
+    """Reads the policy of an open TorchScript archive; returns it, and what the outputs of its ``forward`` mean.
+
     Args:
-        source: the file, or an archive that is open already.
+        archive: the archive.
         options: what the user says about it.
         what: what messages call it.
+        names: of the outputs, where they are known and a trace lost them.
 
     Raises:
         PriorImportError: not such a file, or its ``forward`` does what a graph cannot hold: names the operation and the
             line of the archive's code.
     """
-    archive = source if isinstance(source, Archive) else open_archive(source)
     folder = _folder(archive)
     card = read_card(archive.get(f"{folder}extra/card.json"))
     file = GraphFile(archive.what, what, with_card(options, card))
@@ -47,43 +58,62 @@ def read(source: Path | Archive, options: ImportOptions, what: str = "a TorchScr
     constants = load_member(archive, f"{folder}constants.pkl", f"{folder}constants/")
     if not isinstance(module, Instance) or not isinstance(constants, list | tuple):
         raise PriorImportError(f"{archive.what}: data.pkl holds {str(module)[:100]}, expected a module")
-    builder = GraphBuilder(file.observation_size)
-    outputs = _translated(module, constants, Library(archive, folder), builder, archive.what)
-    network, notes = policy_of_outputs(outputs, builder, file)
+    builder, library = GraphBuilder(file.observation_size), Library(archive, folder)
+    evaluator = Evaluator(builder, library, constants)
+    try:
+        outputs = _outputs(_translated(module, evaluator, archive.what), names, archive.what)
+        network, meaning = policy_of_outputs(outputs, builder, file)
+    except PriorImportError as error:
+        recurrent = recurrent_layer(module, library)
+        if recurrent is None:
+            raise
+        raise PriorImportError(f"{archive.what}: {recurrent}: a recurrent layer: {MEMORY}") from error
+    unused = ", ".join(map(repr, evaluator.other_inputs))
+    notes = (f"no action depends on its input {unused}: left out", *meaning.notes) if unused else meaning.notes
     facts = {"module": module.qualified_name.rpartition(".")[2][:200]}
-    return with_origin(Imported(network, "torchscript", None, None, facts=facts, notes=notes), card)
+    return with_origin(Imported(network, "torchscript", None, None, facts=facts, notes=notes), card), meaning
 
 
-def _translated(
-    module: Instance, constants: Sequence[Any], library: Library, builder: GraphBuilder, where: str
-) -> list[Value]:
-    """What ``module.forward`` returns at the builder's observation.
+def _translated(module: Instance, evaluator: Evaluator, where: str) -> Any:
+    """Returns what ``module.forward`` returns at the builder's observation.
 
     Raises:
         PriorImportError: it does what a graph cannot hold.
     """
     try:
-        result = Evaluator(builder, library, constants).run(module, builder.obs)
-        return _tensors(result, where)
+        return evaluator.run(module)
     except CodeError as error:
         raise PriorImportError(f"{where}: {error}") from error
     except RecursionError as error:
         raise PriorImportError(f"{where}: its code is nested too deeply") from error
 
 
-def _tensors(result: Any, where: str) -> list[Value]:
+def _outputs(result: Any, names: Sequence[str] | None, where: str) -> list[Output]:
+    """Returns the outputs that ``forward`` gives, with their names where they have some."""
+    items: list[tuple[str | None, Any]]
     if isinstance(result, dict):
-        names = named_outputs(result)
-        if names is None:
-            raise PriorImportError(
-                f"{where}: forward returns a dictionary of {list(result)[:10]}; expected mean and log_std, or logits"
-            )
-        result = [result[name] for name in names]
-    items = list(Evaluator.needed(result)) if isinstance(result, list | tuple) else [Evaluator.needed(result)]
-    if not items or not all(isinstance(each, Symbol | Constant) for each in items):
-        kinds = ", ".join(type(each).__name__ for each in items) or "nothing"
-        raise PriorImportError(f"{where}: forward returns {kinds}; expected tensors: mean and log_std, or logits")
-    return items
+        items = list(result.items())
+    elif isinstance(result, list | tuple):
+        fields = names if names is not None else result.fields if isinstance(result, Record) else ()
+        items = list(zip(fields if len(fields) == len(result) else [None] * len(result), result, strict=True))
+    else:
+        items = [(None, result)]
+    items = [(name, value) for name, value in items if value is not None]
+    if not items:
+        raise PriorImportError(f"{where}: forward returns nothing; expected tensors: mean and log_std, or logits")
+    return [Output(name, partial(_tensor, value, where)) for name, value in items]
+
+
+def _tensor(value: Any, where: str) -> Value:
+    try:
+        value = Evaluator.needed(value)
+    except CodeError as error:
+        raise PriorImportError(f"{where}: {error}") from error
+    if isinstance(value, Symbol | Constant):
+        return value
+    raise PriorImportError(
+        f"{where}: forward returns {type(value).__name__}; expected tensors: mean and log_std, or logits"
+    )
 
 
 def _folder(archive: Archive) -> str:

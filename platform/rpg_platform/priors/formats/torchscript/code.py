@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rpg_platform.priors.files.archive import Archive
 
@@ -48,6 +49,23 @@ class ClassCode:
     constants: Mapping[str, ast.expr]
     fields: tuple[str, ...]
     is_tuple: bool
+
+
+class Record(tuple[Any, ...]):
+    """A named tuple that the code makes; without names, where some of its values are missing.
+
+    Attributes:
+        fields: their names.
+    """
+
+    fields: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, values: Sequence[Any], fields: Sequence[str]) -> Record:
+        """Makes one of values and their names."""
+        record = cls(values)
+        record.fields = tuple(fields) if len(fields) == len(values) else ()
+        return record
 
 
 class Library:

@@ -18,10 +18,11 @@ import torch
 from rpg_algorithms.policies.graph_ops import GraphError
 from rpg_platform.priors.files.inert import Instance
 from rpg_platform.priors.formats.torchscript.arguments import is_tensor
-from rpg_platform.priors.formats.torchscript.code import ClassCode, CodeError, Function, Library
+from rpg_platform.priors.formats.torchscript.code import ClassCode, CodeError, Function, Library, Record
 from rpg_platform.priors.formats.torchscript.ops import IN_PLACE, OPERATIONS
 from rpg_platform.priors.formats.torchscript.shapes import VIEWS
 from rpg_platform.priors.network.graph_builder import Batch, Constant, GraphBuilder, Symbol
+from rpg_platform.priors.network.outputs import MEMORY, role_of
 
 MAX_STEPS, MAX_DEPTH, MAX_LOOP = 200_000, 120, 10_000
 
@@ -67,6 +68,9 @@ class Evaluator:
         builder: makes the graph.
         library: the archive's code.
         constants: ``CONSTANTS.c0``, ``c1``, …
+
+    Attributes:
+        other_inputs: arguments of ``forward`` other than the observation; what it returns must not depend on them.
     """
 
     def __init__(self, builder: GraphBuilder, library: Library, constants: Sequence[Any]) -> None:
@@ -75,11 +79,13 @@ class Evaluator:
         self._tensors: dict[int, Constant] = {}
         self._changed: dict[int, Any] = {}  # id of a tensor -> what an operation in place has made of it
         self._viewed: set[int] = set()
+        self._held: set[str] = set()  # names of what modules hold
         self._kept: list[Any] = []  # so that no id is used twice
         self._steps = self._depth = 0
+        self.other_inputs: list[str] = []
 
-    def run(self, module: Instance, *inputs: Symbol) -> Any:
-        """What ``module.forward(*inputs)`` returns, in symbols and constants.
+    def run(self, module: Instance) -> Any:
+        """What ``module.forward`` returns at the observation, in symbols and constants.
 
         Raises:
             CodeError: names the file, the line and the operation that a graph cannot hold.
@@ -88,13 +94,19 @@ class Evaluator:
         if "forward" not in where.methods:
             raise CodeError(f"{where.name} has no forward", "code")
         function = where.methods["forward"]
-        required = len(function.definition.args.args) - len(function.definition.args.defaults) - 1
-        if required != len(inputs):
-            names = [each.arg for each in function.definition.args.args][1:]
-            raise CodeError(
-                f"forward takes {names}, expected the observation alone", function.file, function.definition
-            )
-        return self._resolved(self._call(_Method(module, "forward"), list(inputs), {}, nowhere, function.file))
+        names = [each.arg for each in function.definition.args.args][1:]
+        required = names[: len(names) - len(function.definition.args.defaults)] or names[:1]
+        if not required:
+            raise CodeError("forward takes nothing, expected the observation", function.file, function.definition)
+        observation = next((name for name in required if role_of(name) != "memory"), required[0])
+        self.other_inputs = [name for name in required if name != observation]
+        inputs: list[Any] = []
+        for name in required:
+            reason = f"; {MEMORY}" if role_of(name) == "memory" else ""
+            message = f"its actions depend on its input {name!r}, not on the observation alone{reason}"
+            other = _Refused(CodeError(message, function.file, function.definition))
+            inputs.append(self.builder.obs if name == observation else other)
+        return self._resolved(self._call(_Method(module, "forward"), inputs, {}, nowhere, function.file))
 
     @staticmethod
     def needed(value: Any) -> Any:
@@ -111,7 +123,8 @@ class Evaluator:
         while id(value) in self._changed:
             value = self._changed[id(value)]
         if isinstance(value, tuple):
-            return tuple(self._resolved(each) for each in value)
+            resolved = [self._resolved(each) for each in value]
+            return Record.of(resolved, value.fields) if isinstance(value, Record) else tuple(resolved)
         if isinstance(value, dict):
             return {key: self._resolved(each) for key, each in value.items()}
         return value
@@ -146,10 +159,15 @@ class Evaluator:
                     raise CodeError(f"the archive has no constant {name[:50]!r}", file, node)
                 return self._stored(self._constants[index], name, False, file, node)
             return _Named(f"{owner.name}.{name}")
+        if isinstance(owner, Record) and name in owner.fields:
+            return owner[owner.fields.index(name)]
+        if isinstance(owner, _Refused):
+            return owner
         if not isinstance(owner, Instance):
             raise CodeError(f"attribute {name!r} of {type(owner).__name__}", file, node)
         where, values = self._class_of(owner), owner.attributes
         if name in values:
+            self._held.add(name)
             return self._stored(values[name], name, name in where.parameters, file, node)
         if name in where.methods:
             return _Method(owner, name)
@@ -181,7 +199,8 @@ class Evaluator:
             if isinstance(found, Function):
                 return self._run(found, arguments, named, node, file)
             if isinstance(found, ClassCode) and found.is_tuple:
-                return (*arguments, *(named[field] for field in found.fields[len(arguments) :] if field in named))
+                values = (*arguments, *(named[field] for field in found.fields[len(arguments) :] if field in named))
+                return Record.of(values, found.fields)
             raise CodeError(f"{target.name[:200]} is no function of the archive", file, node)
         return self._operation(f"torch.{name}" if root == "torch" else target.name, name, arguments, named, node, file)
 
@@ -190,6 +209,8 @@ class Evaluator:
     ) -> Any:
         in_place = name.endswith("_") and name[:-1] in IN_PLACE
         operation = OPERATIONS.get(name[:-1] if in_place else name)
+        if name.endswith("_") and arguments:
+            self._check_own(arguments[0], shown, node, file)
         try:
             for each in (*arguments, *named.values()):
                 self.needed(each)
@@ -210,7 +231,23 @@ class Evaluator:
         for each in result if isinstance(result, list) else [result]:
             if isinstance(each, Symbol) and each.op in VIEWS:
                 self._viewed.update(id(source) for source in each.inputs if isinstance(source, Symbol))
+        if isinstance(result, tuple):  # some of them may be what no graph can hold
+            message = f"{shown[:100]}: "
+            return tuple(
+                _Refused(CodeError(f"{message}{each}", file, node)) if isinstance(each, GraphError) else each
+                for each in result
+            )
         return result
+
+    def _check_own(self, changed: Any, shown: str, node: ast.AST, file: str) -> None:
+        """Refuses an operation in place on a tensor that the module holds: it would remember."""
+        changed = self._resolved(changed)
+        if not isinstance(changed, Constant) or changed.hint not in self._held:
+            return
+        if changed.hint == "num_batches_tracked":
+            message = f"{shown}: batch normalisation in training mode mixes the rows of the batch: call .eval() first"
+            raise CodeError(message, file, node)
+        raise CodeError(f"{shown}: changes its own {changed.hint[:100]!r}: {MEMORY}", file, node)
 
     def _carried_out(
         self, operation: Any, shown: str, arguments: list[Any], named: dict[str, Any], node: ast.AST, file: str
@@ -293,6 +330,7 @@ class Evaluator:
                     raise CodeError(f"{type(statement).__name__}: not what a graph can hold", file, statement)
 
     def _loop(self, target: ast.expr, count: Any, statement: ast.For, local: dict[str, Any], file: str) -> None:
+        count = self.needed(count)
         if type(count) is not int or count > MAX_LOOP:
             raise CodeError(f"a loop whose length is {_described(count)}", file, statement)
         self._enter(file, statement)
@@ -321,7 +359,9 @@ class Evaluator:
                     self._assign(each, part, local, file)
                 return
             raise CodeError(f"{len(value)} values for {len(target.elts)} names", file, target)
-        raise CodeError(f"assigns to {type(target).__name__}: a module that changes itself is no graph", file, target)
+        if isinstance(target, ast.Attribute):
+            raise CodeError(f"changes its own {target.attr[:100]!r}: {MEMORY}", file, target)
+        raise CodeError(f"assigns to {type(target).__name__}: not what a graph can hold", file, target)
 
     # --- expressions
 
@@ -367,13 +407,17 @@ class Evaluator:
     def _builtin(self, name: str, arguments: list[Any], file: str, node: ast.AST) -> Any:
         if name == "getattr" and len(arguments) == 2 and isinstance(arguments[1], str):
             return self._attribute(arguments[0], arguments[1], file, node)
-        value = self.needed(self._resolved(arguments[0])) if len(arguments) == 1 else None
+        if name == "print":
+            return None
+        value = self._resolved(arguments[0]) if len(arguments) == 1 else None
+        if isinstance(value, _Refused):
+            return value
         if isinstance(value, Batch) and name == "int":
             return value
         if isinstance(value, Constant) and value.value.numel() == 1:
             value = value.value.item()
         if not isinstance(value, bool | int | float) or (name == "int" and not math.isfinite(value)):
-            raise CodeError(f"{name}() of {_described(value)}: not what a graph can hold", file, node)
+            return _Refused(CodeError(f"{name}() of {_described(value)}: not what a graph can hold", file, node))
         return {"int": int, "float": float, "bool": bool}[name](value)
 
     def _subscript(self, node: ast.Subscript, local: Mapping[str, Any], file: str) -> Any:
@@ -388,7 +432,9 @@ class Evaluator:
         raise CodeError(f"entry {str(key)[:50]!r} of {_described(owner)}", file, node)
 
     def _negative(self, node: ast.UnaryOp, local: Mapping[str, Any], file: str) -> Any:
-        value = self.needed(self._value(node.operand, local, file))
+        value = self._value(node.operand, local, file)
+        if isinstance(value, _Refused):
+            return value
         if isinstance(node.op, ast.USub) and isinstance(value, int | float):
             return -value
         if isinstance(node.op, ast.Not) and isinstance(value, bool):
@@ -425,7 +471,7 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}" if is_tensor(value) or not isinstance(value, int | float) else str(value)[:50]
 
 
-_BUILTINS = ("getattr", "annotate", "unchecked_cast", "uninitialized", "int", "float", "bool")
+_BUILTINS = ("getattr", "annotate", "unchecked_cast", "uninitialized", "int", "float", "bool", "print")
 _EXPRESSIONS: Mapping[type[ast.expr], Callable[..., Any]] = {
     ast.Constant: Evaluator._constant,
     ast.Name: Evaluator._name,

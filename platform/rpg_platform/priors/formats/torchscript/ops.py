@@ -181,6 +181,35 @@ def _reduction(op: str) -> Operation:
     return apply
 
 
+def _norm(b: GraphBuilder, x: Any, p: Any = 2, dim: Any = None, keepdim: Any = False, dtype: Any = None) -> Value:
+    order = 2.0 if p is None or p == "fro" else p
+    if isinstance(order, str):
+        raise GraphError(f"a norm of kind {order[:20]!r}")
+    axes = [] if dim is None else [integer(each) for each in (dim if isinstance(dim, list) else [dim])]
+    return composites.norm(b, tensor(cast(b, x, dtype)), float(number(order)), axes, bool(keepdim))
+
+
+def _matrix_or_vector_norm(
+    b: GraphBuilder, x: Any, order: Any = None, dim: Any = None, *rest: Any, **named: Any
+) -> Any:
+    """Computes torch.linalg.norm, which over two axes means that of a matrix unless it is Frobenius'."""
+    if order not in (None, "fro") and (not isinstance(dim, list) or len(dim) != 1):
+        raise GraphError("the norm of a matrix")
+    return _norm(b, x, order, dim, *rest, **named)
+
+
+def _extreme(op: str) -> Operation:
+    """Makes torch.max or torch.min: of two tensors, over all of one, or over an axis, with positions."""
+
+    def apply(b: GraphBuilder, x: Any, second: Any = None, keepdim: Any = False) -> Any:
+        if is_tensor(second):
+            return b.binary({"max": "maximum", "min": "minimum"}[op], tensor(x), second)
+        value = b.reduce(op, tensor(x), [] if second is None else [integer(second)], bool(keepdim))
+        return value if second is None else (value, GraphError("positions: a decision that depends on the data"))
+
+    return apply
+
+
 def _dropout(_: GraphBuilder, x: Any, p: Any, train: Any) -> Any:
     if train is not False:
         raise GraphError("dropout in training mode: call .eval() before saving")
@@ -248,6 +277,11 @@ OPERATIONS: Mapping[str, Operation] = {
     "mean": _reduction("mean"),
     "amax": _reduction("max"),
     "amin": _reduction("min"),
+    "max": _extreme("max"),
+    "min": _extreme("min"),
+    **dict.fromkeys(("norm", "linalg_vector_norm"), _norm),
+    "linalg_norm": _matrix_or_vector_norm,
+    "frobenius_norm": lambda b, x, dim=None, keepdim=False: _norm(b, x, 2, dim, keepdim),
     **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout"), _dropout),
     "append": _append,
     "format": lambda _, *arguments: str(arguments[0])[:200] if arguments else "",

@@ -202,7 +202,8 @@ SHAPE_OPERATIONS: Mapping[str, Operation] = {
     "device": lambda *_: "cpu",
     # of ``ops.prim``
     "prim.NumToTensor": _same,
-    "prim.device": lambda *_: "cpu",
+    **dict.fromkeys(("prim.device", "prim.type"), lambda *_: "cpu"),
+    "prim.layout": lambda *_: 0,  # strided
     "prim.dtype": _dtype,
     "prim.data": _same,
 }
