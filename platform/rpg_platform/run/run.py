@@ -87,7 +87,9 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
         plan = plan_of(sweep, cluster_nodes(), states)
         for line in head_lines(plan):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        if not sweep.is_resumed:
+        if sweep.is_resumed:
+            sweep.folder.go_on_with(sweep.spec, sweep.source)  # all that may refuse it has been asked
+        else:
             sweep.folder.create(sweep.spec, sweep.source, sweep.prior)
             held.enter_context(sweep.folder.lock())
         return _run(sweep, states, plan, console)
