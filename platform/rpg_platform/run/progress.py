@@ -142,6 +142,8 @@ class Progress(Callback):
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._lock:  # nothing runs any more: what has not ended was stopped
+            self._state |= {name: "stopped" for name, state in self._state.items() if state in _UNDER_WAY}
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -170,6 +172,8 @@ class Progress(Callback):
         trial_id = self._know(trial)
         with self._lock:
             self._latest[trial_id] = result
+            if self._state[trial_id] == "pending":
+                self._state[trial_id] = "running"
             self._standing.heard(trial_id, result)
             now = time.monotonic()
             if not self._samples or now - self._samples[-1][0] >= _SAMPLE_EVERY_S:
@@ -180,6 +184,8 @@ class Progress(Callback):
         """A trial ended: it finished, gave up, was ended early by the scheduler, or stopped."""
         trial_id = self._know(trial)
         last = self._latest.get(trial_id, {})
+        if self._state[trial_id] == "pending":
+            return  # it never started
         if FAILED in last:
             self._why[trial_id] = str(last[FAILED])
         self._move(trial, _STATE_AT[ending(last)])

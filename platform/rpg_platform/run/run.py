@@ -21,7 +21,7 @@ from rpg_platform.planning.cluster import cluster_nodes, placement, quiet, start
 from rpg_platform.planning.estimate import SweepPlan
 from rpg_platform.planning.preflight import plan_of
 from rpg_platform.planning.words import head_lines
-from rpg_platform.results.report import FAILED, TrialResult, is_over
+from rpg_platform.results.report import ENV_STEPS, FAILED, TrialResult, is_over
 from rpg_platform.run.progress import Progress
 from rpg_platform.run.status import StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
@@ -136,7 +136,8 @@ def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, consol
                 watching = watchers(plan, folder, stop, tell)
                 callbacks = [*search.callbacks, tracker, progress, stop, watchdog, *watching]
                 grid = _tuner(sweep, search.for_tuner(todo), kept, callbacks, stop).fit()
-            results, newer = _collect(search.trials, reports, grid)
+            begun = {name: dict(state.report) for name, state in states.items() if not state.finished}
+            results, newer = _collect(search.trials, begun | reports, grid)
             checkpoints |= newer
             why = progress.failures()  # as the tracker has it too
             results = [(t, report, error and (why.get(t.trial_id) or error)) for t, report, error in results]
@@ -204,7 +205,7 @@ def _collect(
 
     Args:
         trials: all trials that are known by now.
-        reports: those of trials that had been finished before.
+        reports: those that earlier attempts left, for trials that have not reported in this one.
         grid: Tune's results of the others.
     """
     found: dict[str, Any] = {}
@@ -220,7 +221,8 @@ def _collect(
         error = (result.metrics or {}).get(FAILED)
         if result.error is not None:
             error = str(result.error).strip().splitlines()[-1]
-        rows.append((trial, result.metrics, error))
+        reported = ENV_STEPS in (result.metrics or {})  # Tune gives one that never started an empty report
+        rows.append((trial, result.metrics if reported else reports.get(trial.trial_id), error))
         if result.checkpoint is not None:
             checkpoints[trial.trial_id] = result.checkpoint.path
     return rows, checkpoints

@@ -141,6 +141,13 @@ class Budget(Section):
 
     env_steps: Whole = Field(ge=1, le=10**12, description="Environment steps per trial.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_mapping(cls, data: object) -> object:
+        if isinstance(data, str | int | float) and not isinstance(data, bool):
+            raise fault(f"expected a mapping such as {{env_steps: 300_000}}, got {show(data)}")
+        return data
+
 
 class Resources(Section):
     """What each trial runs on."""
