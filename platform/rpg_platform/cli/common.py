@@ -16,6 +16,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rpg_platform.spec.logins import without_login
+
 FAILED, REFUSED = 1, 2
 
 SpecFile = Annotated[Path, typer.Argument(help="A sweep specification, see tune_configs/.", metavar="FILE")]
@@ -82,7 +84,8 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False, highlight=False)
+        said = without_login(str(error))
+        Console(stderr=True, soft_wrap=True).print(said, style="red", markup=False, highlight=False)
         raise typer.Exit(REFUSED) from error
 
 

@@ -10,7 +10,22 @@ from typing import Annotated
 
 import typer
 
-from rpg_platform.cli import clone, evaluate, export, plan, priors, render, review, status, sweep, tasks, track, ui
+from rpg_platform.cli import (
+    clone,
+    evaluate,
+    export,
+    output,
+    plan,
+    priors,
+    render,
+    review,
+    status,
+    sweep,
+    tasks,
+    track,
+    ui,
+)
+from rpg_platform.cli.common import FAILED
 
 app = typer.Typer(
     name="rpg",
@@ -46,7 +61,13 @@ def _version(
 
 def main() -> None:
     """Entry point of the ``rpg`` script."""
-    app()
+    output.guard()
+    try:
+        app()
+    finally:
+        if (error := output.lost()) is not None:
+            typer.echo(f"standard output could not be written: {error.strerror}", err=True)
+            raise SystemExit(FAILED)
 
 
 if __name__ == "__main__":

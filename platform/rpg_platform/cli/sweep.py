@@ -74,8 +74,7 @@ def resume(name: SweepName, storage: Where = None, address: Address = None, as_j
     from rpg_platform.storage.sweep_folder import SweepFolder
 
     with refusals():
-        spec = SweepFolder(storage_path(storage), name).spec()
-        _continue(spec.model_copy(update={"storage": storage or spec.storage}), address, as_json)
+        _continue(SweepFolder(storage_path(storage), name).spec(), address, as_json)
 
 
 def extend(
@@ -90,14 +89,15 @@ def extend(
     """Gives a sweep more env steps, seeds or grid points and runs what is new; nothing that it has is run again."""
     from rpg_platform.spec.extension import extended
     from rpg_platform.storage.location import storage_path
+    from rpg_platform.storage.sweep import Sweep
     from rpg_platform.storage.sweep_folder import SweepFolder
 
     with refusals():
         folder = SweepFolder(storage_path(storage), name)
-        wanted = None if file is None else load_for(file, name, storage)
+        wanted = None if file is None else load_for(file, name, folder.storage)
         spec = extended(folder.spec(), wanted, env_steps=env_steps, seeds=seeds)
-        folder.write_spec(spec, None if file is None else file.read_text(encoding="utf-8"))
-        _continue(spec.model_copy(update={"storage": storage or spec.storage}), address, as_json)
+        source = folder.source() if file is None else file.read_text(encoding="utf-8")
+        _run(Sweep.resolve(spec, source=source, resume=True), address, as_json)
 
 
 def _continue(spec: SweepSpec, address: str | None, as_json: bool) -> None:

@@ -20,8 +20,9 @@ from rpg_algorithms.policies.bundle import CARD_FILE, PriorCard, load_bundle
 from rpg_platform.export import mlflow_model
 from rpg_platform.export.policy import Mode, Precision
 from rpg_platform.priors.ancestry import lineage_text, weights_text
+from rpg_platform.spec.logins import without_login
 from rpg_platform.storage.location import DATABASE_FILE, default_tracking_uri
-from rpg_platform.tracking.store import ARTIFACT_FOLDER, check_store, embedded_database, without_login
+from rpg_platform.tracking.store import ARTIFACT_FOLDER, check_store, embedded_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,7 +94,7 @@ def promote(
         if version is None:
             version = _register(client, source, card, name, tracking_uri, mode, precision)
         client.set_registered_model_alias(name, alias, version.version)
-    return Promotion(name, str(version.version), alias, created, version.run_id or None, tracking_uri)
+    return Promotion(name, str(version.version), alias, created, version.run_id or None, without_login(tracking_uri))
 
 
 def default_store(source: Path) -> str:

@@ -157,6 +157,8 @@ class Progress(Callback):
 
     def __exit__(self, *_: object) -> None:
         self._is_running = False
+        with self._lock:  # nothing runs any more: what has not ended was stopped
+            self._state |= {name: "stopped" for name, state in self._state.items() if state in _UNDER_WAY}
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -195,6 +197,8 @@ class Progress(Callback):
         trial_id = self._know(trial)
         with self._lock:
             self._latest[trial_id] = result
+            if self._state[trial_id] == "pending":
+                self._state[trial_id] = "running"
             self._standing.heard(trial_id, result)
             now = time.monotonic()
             if not self._samples or now - self._samples[-1][0] >= _SAMPLE_EVERY_S:
@@ -205,6 +209,8 @@ class Progress(Callback):
         """A trial ended: it finished, gave up, was ended early by the scheduler, or stopped."""
         trial_id = self._know(trial)
         last = self._latest.get(trial_id, {})
+        if self._state[trial_id] == "pending":
+            return  # it never started
         if FAILED in last:
             self._why[trial_id] = str(last[FAILED])
         self._move(trial, _STATE_AT[ending(last)])

@@ -23,7 +23,7 @@ from rpg_platform.planning.preflight import check_hidden_modules, plan_of
 from rpg_platform.planning.shared_storage import check_shared
 from rpg_platform.planning.words import head_lines
 from rpg_platform.results.endings import RunStatus
-from rpg_platform.results.report import FAILED, TrialResult, is_over
+from rpg_platform.results.report import ENV_STEPS, FAILED, TrialResult, is_over
 from rpg_platform.review.found import found_in
 from rpg_platform.review.page import REPORT_FILE
 from rpg_platform.review.report import LiveReport, write_report
@@ -101,7 +101,9 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
         warnings = check_shared(sweep.storage)
         for line in [f"{'Runs on':<12}{whereabouts()}", *head_lines(plan), *warnings]:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        if not sweep.is_resumed:
+        if sweep.is_resumed:
+            sweep.folder.go_on_with(sweep.spec, sweep.source)  # all that may refuse it has been asked
+        else:
             sweep.folder.create(sweep.spec, sweep.source, sweep.prior)
             held.enter_context(sweep.folder.lock())
         return _run(sweep, states, plan, console)
@@ -151,7 +153,8 @@ def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, consol
                 watching = watchers(plan, folder, stop, tell)
                 callbacks = [*search.callbacks, tracker, progress, stop, watchdog, *watching]
                 grid = _tuner(sweep, search.for_tuner(todo), kept, callbacks, stop).fit()
-            results, newer = _collect(search.trials, reports, grid)
+            begun = {name: dict(state.report) for name, state in states.items() if not state.finished}
+            results, newer = _collect(search.trials, begun | reports, grid)
             checkpoints |= newer
             why = progress.failures()  # as the tracker has it too
             results = [(t, report, error and (why.get(t.trial_id) or error)) for t, report, error in results]
@@ -237,7 +240,7 @@ def _collect(
 
     Args:
         trials: all trials that are known by now.
-        reports: those of trials that had been finished before.
+        reports: those that earlier attempts left, for trials that have not reported in this one.
         grid: Tune's results of the others.
     """
     found: dict[str, Any] = {}
@@ -253,7 +256,8 @@ def _collect(
         error = (result.metrics or {}).get(FAILED)
         if result.error is not None:
             error = str(result.error).strip().splitlines()[-1]
-        rows.append((trial, result.metrics, error))
+        reported = ENV_STEPS in (result.metrics or {})  # Tune gives one that never started an empty report
+        rows.append((trial, result.metrics if reported else reports.get(trial.trial_id), error))
         if result.checkpoint is not None:
             checkpoints[trial.trial_id] = result.checkpoint.path
     return rows, checkpoints

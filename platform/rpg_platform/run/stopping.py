@@ -73,7 +73,7 @@ class GracefulStop(Callback, Stopper):
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Takes SIGINT (Ctrl-C) and SIGTERM (``ray job stop``, a container's end) while a sweep runs.
+        """Takes SIGINT (Ctrl-C), SIGTERM (``ray job stop``, a container's end) and SIGHUP (a terminal that is closed).
 
         Tune's own handler of SIGINT is switched off; that of SIGUSR1, which ends a run at once and in order, serves for
         the second signal.
@@ -84,7 +84,10 @@ class GracefulStop(Callback, Stopper):
         variable = "TUNE_DISABLE_SIGINT_HANDLER"
         environment = os.environ.get(variable)
         os.environ[variable] = "1"
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:

@@ -219,7 +219,11 @@ def _samples(spec: SweepSpec) -> Iterator[Problem]:
         message = f"{spec.samples} given, but nothing is random: there is no choice, uniform or loguniform"
         yield Problem(("samples",), message, at_key=True, needs=everything)
     if spec.samples is None and random:
-        yield Problem(("samples",), f"missing: {random[0]} is drawn at random, so say how often", needs=everything)
+        yield Problem(
+            ("samples",),
+            f"missing: {random[0]} is drawn at random, so say how often, such as `samples: 8`",
+            needs=everything,
+        )
 
 
 def _factors(spec: SweepSpec) -> str:
@@ -275,7 +279,11 @@ def _iteration(spec: SweepSpec) -> Iterator[Problem]:
     if trains and starts and longest <= spec.budget.env_steps <= warmup * longest:
         message = f"{warmup} iterations of {longest} env steps use up the budget of {spec.budget.env_steps}"
         where = (*_TRAINING, "critic_warmup_iterations")
-        yield Problem(where, f"{message} before the policy moves", needs=(*needs, _STEPS, ("algorithm",), ("prior",)))
+        yield Problem(
+            where,
+            f"{message} before the policy moves; give fewer iterations or more env steps",
+            needs=(*needs, _STEPS, ("algorithm",), ("prior",)),
+        )
 
 
 def _start(spec: SweepSpec) -> Iterator[Problem]:

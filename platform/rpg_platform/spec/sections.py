@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from rpg_platform.spec.errors import fault
+from rpg_platform.spec.logins import take_login
 from rpg_platform.spec.measures import MEASURES, RETURNS
 from rpg_platform.wording import show
 
@@ -62,12 +63,22 @@ _PLAIN_NAME = matching(
 Text: TypeAlias = Annotated[str, Field(max_length=2000), _PRINTABLE]
 Line: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000), _PRINTABLE, _ONE_LINE]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=64), _PLAIN_NAME]
+
+
+def _login_apart(value: str) -> str:
+    try:
+        return take_login(value)
+    except ValueError as error:
+        raise fault(str(error)) from None
+
+
 TrackingUri: TypeAlias = Annotated[
     Line,
     matching(
         r"(?s:databricks|(https?|sqlite|postgresql|mysql|mssql|databricks)(\+.*?)?://.*)",
         "expected a URI such as http://host:5000 or sqlite:///path/mlflow.db",
     ),
+    AfterValidator(_login_apart),
 ]
 
 
@@ -129,6 +140,13 @@ class Budget(Section):
     """How long each trial trains."""
 
     env_steps: Whole = Field(ge=1, le=10**12, description="Environment steps per trial.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_mapping(cls, data: object) -> object:
+        if isinstance(data, str | int | float) and not isinstance(data, bool):
+            raise fault(f"expected a mapping such as {{env_steps: 300_000}}, got {show(data)}")
+        return data
 
 
 class Resources(Section):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from rpg_platform.spec.checks import expand
+from rpg_platform.spec.logins import without_login
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.task import get_task
 from rpg_platform.storage.location import storage_path, tracking_uri_of
@@ -40,7 +41,7 @@ class Sweep:
         folder: where the results go; a new sweep does not have it yet.
         tracking_uri: MLflow's store.
         experiment: MLflow's experiment.
-        source: the YAML as the user wrote it; None for a sweep that was made in Python.
+        source: the YAML as the user wrote it, logins hidden; None for a sweep that was made in Python.
         is_resumed: the sweep of this name goes on.
     """
 
@@ -89,6 +90,7 @@ class Sweep:
             _check_prior(prior, spaces, task.env_id)
         _check_networks(trials, spaces)
         experiment = spec.tracking.experiment or spec.name
+        source = None if source is None else without_login(source)
         return cls(spec, tuple(trials), task, prior, *spaces, limit, folder, tracking_uri, experiment, source, resume)
 
     @property

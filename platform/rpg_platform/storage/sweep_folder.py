@@ -22,6 +22,7 @@ import json
 import os
 import posixpath
 import re
+import shutil
 import socket
 import tempfile
 import time
@@ -38,7 +39,7 @@ from pyarrow import fs as filesystems
 from rpg_platform.results.report import STOPPED_BY, is_finished
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.storage.heartbeat import STATUS_FILE, alive
-from rpg_platform.storage.location import file_system
+from rpg_platform.storage.location import file_system, storage_path
 from rpg_platform.storage.trial_state import STATE_FILE
 from rpg_platform.wording import suggestion
 
@@ -49,6 +50,8 @@ FORMAT = 1
 SPEC_FILE, SOURCE_FILE, LOCK_FILE = "sweep.json", "sweep.yaml", "driver.lock"
 PRIOR_FOLDER = "prior-bundle"
 SEARCH_FOLDER = "search"
+SPOOL_FOLDER = "tracking"
+"""Of what MLflow has not got yet."""
 _PROPOSAL, _VERDICT, _GENERATION, _START = "proposal", "verdict", "generation", "start"
 _ATTEMPT = re.compile(r"attempt-(\d+)")
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
@@ -161,14 +164,9 @@ class SweepFolder:
                 self._fs.create_dir(posixpath.join(self._root, PRIOR_FOLDER))
                 for file in Path(folder).iterdir():
                     self._write(f"{PRIOR_FOLDER}/{file.name}", file.read_bytes())
-        self.write_spec(spec, source)
-
-    def write_spec(self, spec: SweepSpec, source: str | None = None) -> None:
-        """Writes the specification, whole or not at all, and the text that it was written as."""
         if source is not None:
             self._write(SOURCE_FILE, source)
-        run_key = self.run_key() if self._exists(SPEC_FILE) else uuid4().hex
-        data = {"format": FORMAT, "run_key": run_key, "spec": spec.model_dump(mode="json")}
+        data = {"format": FORMAT, "run_key": uuid4().hex, "spec": self._as_data(spec)}
         self._write(SPEC_FILE, json.dumps(data, indent=2))
 
     def run_key(self) -> str:
@@ -177,7 +175,9 @@ class SweepFolder:
         return key
 
     def spec(self) -> SweepSpec:
-        """The specification that the sweep was started with, or extended to.
+        """The specification that the sweep was started with, or extended to, with the name and storage of this folder.
+
+        The folder may have been moved, renamed or copied since: what is asked of it is meant for it, wherever it lies.
 
         Raises:
             SweepFolderError: there is no sweep, or it was written by another version.
@@ -188,9 +188,42 @@ class SweepFolder:
             data = json.loads(self._read(SPEC_FILE))
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
-            return SweepSpec.model_validate(data["spec"])
+            stored = data["spec"]
+            here: dict[str, Any] = {
+                "name": self.name,
+                "storage": None if self.storage == storage_path(None) else self.storage,
+            }
+            if stored["name"] != self.name and not self._is_copy(stored, data["run_key"]):  # renamed: the same runs
+                tracking = stored.get("tracking") or {}
+                here["tracking"] = tracking | {"experiment": tracking.get("experiment") or stored["name"]}
+            return SweepSpec.model_validate(stored | here)
         except (ValueError, KeyError, TypeError) as error:
             raise SweepFolderError(f"{self.uri}/{SPEC_FILE}: {error}") from error
+
+    def go_on_with(self, spec: SweepSpec, source: str | None = None) -> None:
+        """Makes what a resumed sweep is to be from now on what its folder says. The lock is held.
+
+        A copy of a sweep's folder becomes a sweep of its own: the original's runs in MLflow stay the original's.
+        """
+        data = json.loads(self._read(SPEC_FILE))
+        before = data["spec"]
+        if self._is_copy(before, data["run_key"]):
+            if self.is_local:
+                shutil.rmtree(Path(self._root) / SPOOL_FOLDER, ignore_errors=True)
+            data["run_key"] = uuid4().hex
+        if source is not None and source != self.source():
+            self._write(SOURCE_FILE, source)
+        if (now := self._as_data(spec)) != before:
+            self._write(SPEC_FILE, json.dumps(data | {"spec": now}, indent=2))
+
+    def _as_data(self, spec: SweepSpec) -> dict[str, Any]:
+        """A specification as ``sweep.json`` keeps it: it says where it lies, by which a copy is told from it."""
+        return spec.model_dump(mode="json") | {"name": self.name, "storage": self.storage}
+
+    def _is_copy(self, stored: Mapping[str, Any], run_key: str) -> bool:
+        """Whether the sweep still lies where ``sweep.json`` says, and that is another place than this one."""
+        original = SweepFolder(storage_path(stored.get("storage")), stored["name"])
+        return original.uri != self.uri and original.is_sweep() and original.run_key() == run_key
 
     def prior(self) -> PriorBundle | None:
         """The prior that the sweep was started with, where it had one.

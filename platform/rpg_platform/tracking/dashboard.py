@@ -18,8 +18,9 @@ from typing import IO
 
 from rich.console import Console
 
+from rpg_platform.spec.logins import without_login
 from rpg_platform.storage.location import default_tracking_uri
-from rpg_platform.tracking.store import ARTIFACT_FOLDER, embedded_database, follow_move, without_login
+from rpg_platform.tracking.store import ARTIFACT_FOLDER, embedded_database, follow_move
 
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 10.0

@@ -7,7 +7,7 @@ import re
 import requests
 from mlflow.exceptions import MlflowException
 
-from rpg_platform.tracking.store import without_login
+from rpg_platform.spec.logins import without_login
 
 _STATUS = re.compile(r"failed with error code (\d{3}) ")
 

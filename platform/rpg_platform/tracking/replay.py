@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from rpg_platform.spec.logins import take_login
 from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
 from rpg_platform.tracking.sender import (
-    IDENTITY_FILE,
     Sender,
     TrackerState,
+    keep_identity,
     read_identity,
     write_identity,
 )
@@ -21,7 +22,6 @@ from rpg_platform.tracking.spool import (
     SpoolError,
     spool_folder,
 )
-from rpg_platform.tracking.store import without_login
 
 PATIENCE_S = 60.0
 
@@ -100,17 +100,17 @@ def replay(
     folder = find_spool(place)
     identity = read_identity(folder)
     assert identity is not None
-    uri = tracking_uri or identity.tracking_uri
+    uri = take_login(tracking_uri) if tracking_uri else identity.tracking_uri
     spool = Spool(folder)
     spool.open()
     try:
-        runs = MlflowRuns(uri, identity.experiment, identity.run_key, identity.sweep)
+        runs = MlflowRuns(uri, identity.experiment, identity.run_key, identity.sweep, base=folder.parent)
         if tracking_uri is not None:
             write_identity(spool, runs)
         else:  # the spool may have been of an earlier format
-            spool.write_json(IDENTITY_FILE, asdict(identity))
+            keep_identity(spool, identity)
         sender, before = Sender(spool, runs), spool.acknowledged
-        tell(f"{spool.waiting} records to send to {without_login(uri)}, experiment {identity.experiment!r}")
+        tell(f"{spool.waiting} records to send to {uri}, experiment {identity.experiment!r}")
         if identity.needs_login and tracking_uri is None and "MLFLOW_TRACKING_USERNAME" not in os.environ:
             tell("The sweep had a login for it: give --uri with it, or set MLFLOW_TRACKING_USERNAME and _PASSWORD")
         sender.start()
@@ -125,7 +125,7 @@ def replay(
         sent = spool.acknowledged - before - len(ended)
         return Replayed(
             folder,
-            without_login(uri),
+            uri,
             identity.experiment,
             identity.sweep,
             state,

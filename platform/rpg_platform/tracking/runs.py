@@ -25,14 +25,9 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from ray.tune import Checkpoint
 
+from rpg_platform.spec.logins import with_login
 from rpg_platform.tracking.recorded_steps import RecordedSteps
-from rpg_platform.tracking.store import (
-    ARTIFACT_FOLDER,
-    create_embedded_store,
-    embedded_database,
-    follow_move,
-    without_login,
-)
+from rpg_platform.tracking.store import ARTIFACT_FOLDER, create_embedded_store, embedded_database, follow_move
 
 PARENT = ""
 """Key of the sweep's own run."""
@@ -59,8 +54,9 @@ class Record:
     Attributes:
         run: key of the run it belongs to: a trial's id, or ``PARENT``.
         kind: what ``data`` is. ``open``: name, tags, params, start_time; ``metrics``: values, step, timestamp;
-            ``tags``: values; ``text``: text, path; ``file``: base64, path; ``folder``: checkpoint (path or URI), folder
-            (inside the checkpoint), path; ``close``: status, end_time, if_running (a run that is not is left alone).
+            ``tags``: values; ``text``: text, path; ``file``: base64, path; ``folder``: checkpoint (path,
+            relative to the sweep's folder where it is inside, or URI), folder (inside the checkpoint), path;
+            ``close``: status, end_time, if_running (a run that is not is left alone).
             ``open``, ``folder`` and ``close`` may have unless_finished: a run that is finished stays as it is.
             Times are in ms since the epoch.
         data: the content.
@@ -109,6 +105,7 @@ class MlflowRuns:
         experiment: name of the MLflow experiment; made if it is missing.
         run_key: what tells this sweep's parent run from another of the same name.
         sweep: name of the sweep.
+        base: the sweep's folder as it lies now, which a record's checkpoint is relative to.
         known: our key → what is known of the run, of every run opened so far.
         changed: called with each run that becomes known or changes, to be kept for a later process.
     """
@@ -117,6 +114,7 @@ class MlflowRuns:
     experiment: str
     run_key: str
     sweep: str = "sweep"
+    base: Path = field(default_factory=Path)
     known: dict[str, KnownRun] = field(default_factory=dict)
     changed: Callable[[str, KnownRun], None] = lambda key, run: None
     experiment_id: str | None = None
@@ -137,7 +135,7 @@ class MlflowRuns:
         """Address of a run's page; None for an embedded store, or while the run has not been opened."""
         if key not in self.known or self.experiment_id is None or not self.tracking_uri.startswith("http"):
             return None
-        base = without_login(self.tracking_uri).rstrip("/")
+        base = self.tracking_uri.rstrip("/")
         return f"{base}/#/experiments/{self.experiment_id}/runs/{self.known[key].run_id}"
 
     def expect_earlier_runs(self, *keys: str) -> None:
@@ -213,11 +211,14 @@ class MlflowRuns:
                 file.write_bytes(base64.b64decode(data["base64"]))
                 client.log_artifact(run_id, str(file), str(path.parent))
         elif not (data.get("unless_finished") and self.known[record.run].status == "FINISHED"):
-            inside = _folder_in(data["checkpoint"], data["folder"])
+            inside = _folder_in(self._place_of(data["checkpoint"]), data["folder"])
             if inside is None:
                 return
             with inside.as_directory() as local:
                 client.log_artifacts(run_id, local, data["path"])
+
+    def _place_of(self, checkpoint: str) -> str:
+        return checkpoint if "://" in checkpoint else str(self.base / checkpoint)
 
     def close(self, record: Record, tags: Mapping[str, object] | None = None) -> None:
         """Ends a run with its status; once more if it has ended before."""
@@ -262,7 +263,7 @@ class MlflowRuns:
             follow_move(database)
             folder = re.sub(r"[^\w.=-]|^\.+", "_", self.experiment)
             location = (database.parent / ARTIFACT_FOLDER / folder).as_uri()
-        client = MlflowClient(self.tracking_uri)
+        client = MlflowClient(with_login(self.tracking_uri))
         found: Experiment | None = client.get_experiment_by_name(self.experiment)
         if found is None:
             try:

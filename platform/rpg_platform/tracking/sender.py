@@ -22,13 +22,14 @@ import json
 import logging
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rpg_platform.spec.logins import has_login, take_login, without_login
+from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.tracking.errors import is_refusal, says_gone, short
 from rpg_platform.tracking.runs import (
     ARTIFACTS,
@@ -38,12 +39,12 @@ from rpg_platform.tracking.runs import (
     Record,
 )
 from rpg_platform.tracking.spool import Row, Spool, SpoolError, encode, read_lines
-from rpg_platform.tracking.store import without_login
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
 IDENTITY_FILE = "sweep.json"
+_BESIDE = "beside the sweep"  # in place of an address: the store of the storage that the sweep lies in
 ATTEMPTS = 5
 MAX_FLUSH_S = 600.0
 _SHORTEST_REST_S, _LONGEST_REST_S, _REST_PER_WORK = 1.0, 10.0, 10.0
@@ -83,9 +84,25 @@ def write_identity(spool: Spool, runs: MlflowRuns) -> None:
     Raises:
         OSError: it can't be written.
     """
-    uri = re.sub(r"://[^/@\s]*@", "://", runs.tracking_uri)
-    identity = Identity(uri, uri != runs.tracking_uri, runs.experiment, runs.run_key, runs.sweep)
-    spool.write_json(IDENTITY_FILE, asdict(identity))
+    uri, earlier = take_login(runs.tracking_uri), read_identity(spool.folder)
+    had_one = earlier is not None and earlier.needs_login and earlier.tracking_uri == uri
+    identity = Identity(uri, has_login(uri) or had_one, runs.experiment, runs.run_key, runs.sweep)
+    keep_identity(spool, identity)
+
+
+def keep_identity(spool: Spool, identity: Identity) -> None:
+    """Writes an identity; the embedded store beside the sweep by no address, so that it is found after a move.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    beside = identity.tracking_uri == _store_beside(spool.folder)
+    spool.write_json(IDENTITY_FILE, asdict(identity) | ({"tracking_uri": _BESIDE} if beside else {}))
+
+
+def _store_beside(folder: Path) -> str:
+    """The embedded store of the storage that holds the sweep of a spool."""
+    return default_tracking_uri(folder.resolve().parent.parent)
 
 
 def read_identity(folder: Path) -> Identity | None:
@@ -99,7 +116,8 @@ def read_identity(folder: Path) -> Identity | None:
         content = json.loads(file.read_bytes())
         version = content["format"]
         if version in (1, FORMAT):  # 1 is version 0.1.0's, which the spool takes over when it is opened
-            return Identity(**content | {"format": FORMAT})
+            beside = {"tracking_uri": _store_beside(folder)} if content["tracking_uri"] == _BESIDE else {}
+            return Identity(**content | {"format": FORMAT} | beside)
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError) as error:

@@ -36,12 +36,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from rpg_platform.storage.sweep_folder import SPOOL_FOLDER
 from rpg_platform.tracking import old_spool
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "tracking"
-"""Name of a sweep's spool inside the sweep's folder."""
+FOLDER = SPOOL_FOLDER
 
 WINDOW_BYTES = 2**20
 LOG_BYTES = 4 * 2**20

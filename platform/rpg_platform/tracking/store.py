@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from rpg_platform.spec.logins import take_login, without_login
+
 ARTIFACT_FOLDER = "mlartifacts"
 _HEALTH_LIMIT_S = 10.0
 _BUSY_S = 30.0
@@ -28,11 +30,6 @@ _ADDRESSES = (  # where MLflow's schema has addresses of artifacts
     ("model_versions", "storage_location"),
 )
 logger = logging.getLogger(__name__)
-
-
-def without_login(text: str) -> str:
-    """Addresses to show: without the user and password that may stand in them."""
-    return re.sub(r"://[^/@\s]*@", "://***@", text)
 
 
 def embedded_database(tracking_uri: str) -> Path | None:
@@ -124,8 +121,7 @@ def check_store(tracking_uri: str) -> None:
         follow_move(database)
         return
     if re.match(r"https?://", tracking_uri):
-        parts = urllib.parse.urlsplit(tracking_uri)
-        address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+        address = urllib.parse.urlsplit(take_login(tracking_uri))._replace(query="", fragment="")
         health = urllib.parse.urlunsplit(address).rstrip("/") + "/health"
         try:
             urllib.request.urlopen(health, timeout=_HEALTH_LIMIT_S).close()

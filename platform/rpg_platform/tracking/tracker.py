@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
 from uuid import uuid4
 
@@ -35,13 +36,13 @@ from rpg_platform.results.report import (
 )
 from rpg_platform.results.rows import summarise
 from rpg_platform.results.table import rows_to_json, rows_to_markdown
+from rpg_platform.spec.logins import without_login
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.task import task_label
 from rpg_platform.tracking.run_tags import provenance
 from rpg_platform.tracking.runs import PARENT, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState, read_identity, write_identity
 from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError, spool_folder
-from rpg_platform.tracking.store import without_login
 from rpg_platform.tracking.tune_trial import checkpoint_address, error_text
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class MlflowTracker(Callback):
         self.run_key = run_key
         self._resume = sweep.is_resumed
         self._spec: dict[str, Any] = json.loads(without_login(json.dumps(sweep.spec.model_dump(mode="json"))))
-        self._source = None if sweep.source is None else without_login(sweep.source)
+        self._source = sweep.source
         self._prior_hash = None if sweep.prior is None else sweep.prior.card.content_hash
         self._trials = {trial.trial_id: trial.model_dump(mode="json", include=_PLANNED) for trial in trials}
         self._to_come, self._planned = to_come, len(trials) + to_come
@@ -197,7 +198,8 @@ class MlflowTracker(Callback):
             )
         earlier = None if found is None else found.run_key
         name = str(self._spec["name"])
-        runs = MlflowRuns(self.tracking_uri, self.experiment, self.run_key or earlier or uuid4().hex, name)
+        key, base = self.run_key or earlier or uuid4().hex, self.folder.parent
+        runs = MlflowRuns(self.tracking_uri, self.experiment, key, name, base=base)
         if self._resume and self.run_key not in (None, earlier):
             runs.expect_earlier_runs()
         self.run_key = runs.run_key
@@ -263,7 +265,7 @@ class MlflowTracker(Callback):
     def _wait(self, tell: Tell) -> None:
         if self._sender is None:
             return
-        uri = without_login(self.tracking_uri)
+        uri = self.tracking_uri
         with contextlib.suppress(KeyboardInterrupt):  # the user's answer to that line
             if not self._sender.flush(SILENT_PATIENCE_S) and FINAL_PATIENCE_S:
                 tell(
@@ -490,6 +492,8 @@ class MlflowTracker(Callback):
             self._put_folders(trial_id, checkpoint_address(trial.checkpoint, self._spec.get("storage")))
 
     def _put_folders(self, trial_id: str, checkpoint: str, **more: Any) -> None:
+        if "://" not in checkpoint and Path(checkpoint).is_relative_to(self.folder.parent):
+            checkpoint = str(Path(checkpoint).relative_to(self.folder.parent))  # a sweep's folder may be moved
         for folder in ARTIFACT_FOLDERS:
             self._put(trial_id, "folder", checkpoint=checkpoint, folder=folder, path=folder, **more)
 

@@ -273,3 +273,26 @@ def test_train_leaves_a_bundle_that_evaluate_takes(tmp_path: Path) -> None:
     found = json.loads(evaluated.stdout)["eval/deterministic/basic_return_mean"]
     assert card["returns"]["basic/deterministic"]["mean"] == pytest.approx(found)
     assert (card["alpha"], card["parents"]) == (0.1, [])
+
+
+# ---- output that can't be written ----------------------------------------------------------------
+@pytest.mark.parametrize(("target", "code"), [("pipe", 0), ("/dev/full", 1)])
+def test_output_that_cannot_be_written_ends_nothing(target: str, code: int) -> None:
+    """A reader that has ended is no fault; a full disk is one, said and in the exit code, without a traceback."""
+    if target == "pipe":
+        reading, writing = os.pipe()
+        os.close(reading)
+    else:
+        writing = os.open(target, os.O_WRONLY)
+    lines = "import sys; from rpg_platform.cli import main\nmain.app = lambda: print('–', *range(9999), sep='\\n')\n"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(
+        [sys.executable, "-c", lines + "main.main()"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    os.close(writing)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (code, False), ended.stderr
+    assert ("could not be written: No space left on device" in ended.stderr) == (code == 1)

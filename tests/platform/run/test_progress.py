@@ -207,3 +207,13 @@ def test_what_an_earlier_attempt_did_is_not_counted_as_speed(monkeypatch: pytest
     assert shown.time_left_s == pytest.approx((400_000 - 43_000) / 100)
     progress.on_trial_complete(0, [], tune_trial(made[1]))  # it is stopped: what it leaves is not to be done
     assert progress.snapshot().time_left_s == pytest.approx(300_000 / 100)
+
+
+def test_a_stopped_sweep_shows_nothing_as_running() -> None:
+    first, second, *_ = todo = trials()
+    with Progress(todo, Console(file=io.StringIO())) as progress:
+        progress.on_trial_start(0, [], tune_trial(first))
+        progress.on_trial_complete(0, [], tune_trial(second))  # Tune ends what waits, too
+        assert progress.snapshot().states["pending"] == len(todo) - 1
+    states = progress.snapshot().states
+    assert (states["running"], states["stopped"], states["pending"]) == (0, 1, len(todo) - 1)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from tests.platform.resolved import resolved
 
+from rpg_platform.spec.errors import SpecError
+from rpg_platform.spec.logins import with_login, without_login
 from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.spec.yaml_file import parse_spec
 from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError
 from rpg_platform.storage.trial_state import write_state
+from rpg_platform.tracking.tracker import MlflowTracker
 
 SPEC = SweepSpec.model_validate(
     {
@@ -41,7 +49,7 @@ def folder(tmp_path: Path) -> SweepFolder:
 
 def test_what_was_asked_for_is_kept(folder: SweepFolder, tmp_path: Path) -> None:
     again = SweepFolder(str(tmp_path), "mine")
-    assert again.spec() == SPEC
+    assert again.spec() == SPEC.model_copy(update={"storage": str(tmp_path)})
     assert again.source() == "task: x\n"
     with pytest.raises(SweepFolderError, match=r"nothing is overwritten.*--resume"):
         again.create(SPEC, None)
@@ -112,3 +120,51 @@ def test_one_driver_at_a_time(folder: SweepFolder, tmp_path: Path) -> None:
         other.kill()
     with folder.lock():  # a killed driver's lock is gone with it
         pass
+
+
+def test_a_copy_of_a_sweep_is_a_sweep_of_its_own(folder: SweepFolder, tmp_path: Path) -> None:
+    checkpoint(tmp_path / "mine", "trial", 1, 5_000)
+    (tmp_path / "mine" / "tracking").mkdir()
+    shutil.copytree(tmp_path / "mine", tmp_path / "other")
+    copy = SweepFolder(str(tmp_path), "other")
+    assert (copy.spec().name, copy.spec().storage) == ("other", str(tmp_path))
+    assert copy.trials()["trial"].checkpoint == str(tmp_path / "other" / "trial" / "checkpoint_000001")
+    before = (tmp_path / "mine" / "sweep.json").read_bytes()
+    copy.go_on_with(copy.spec())
+    assert copy.run_key() != folder.run_key()  # else its results go into the original's runs
+    assert not (tmp_path / "other" / "tracking").exists()
+    assert (tmp_path / "mine" / "sweep.json").read_bytes() == before
+    key = copy.run_key()
+    copy.go_on_with(copy.spec())
+    assert copy.run_key() == key
+
+
+def test_a_sweep_that_was_moved_goes_on_where_it_lies_with_its_own_runs(folder: SweepFolder, tmp_path: Path) -> None:
+    key = folder.run_key()
+    (tmp_path / "away").mkdir()
+    (tmp_path / "mine").rename(tmp_path / "away" / "renamed")
+    moved = SweepFolder(str(tmp_path / "away"), "renamed")
+    spec = moved.spec()
+    assert (spec.name, spec.storage, spec.tracking.experiment) == ("renamed", str(tmp_path / "away"), "mine")
+    moved.go_on_with(spec)
+    assert moved.run_key() == key
+    assert moved.spec() == spec
+
+
+def test_no_file_of_a_sweep_keeps_a_login(tmp_path: Path) -> None:
+    """The address that is connected to has it; everything that can be written, pickled or shown has not."""
+    for n, password in enumerate(("s3cret", "s3@cret", "s3%2Fcret")):
+        uri = f"http://alice:{password}@host:5000/mlflow"
+        text = yaml.safe_dump(SPEC.model_dump(mode="json") | {"tracking": {"uri": uri}})
+        spec = parse_spec(text, check_files=False)
+        assert spec.tracking.uri == "http://host:5000/mlflow"
+        assert with_login(spec.tracking.uri) == uri
+        SweepFolder(str(tmp_path), f"sweep{n}").create(spec, without_login(text))
+        tracker = MlflowTracker(resolved(spec, tmp_path, uri=spec.tracking.uri), [])
+        kept = [file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()]
+        assert not [each for each in [*kept, pickle.dumps((tracker, spec))] if b"alice" in each or b"cret" in each]
+    with pytest.raises(SpecError) as refused:
+        parse_spec(text.replace("%2F", "/"), check_files=False)
+    assert "%2F" in str(refused.value)
+    assert "cret" not in str(refused.value)
+    assert without_login("at http://alice:s3/c@ret@host: no") == "at http://***@host: no"

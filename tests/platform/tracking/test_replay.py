@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mlflow import MlflowClient
 from tests.platform.proxy import Proxy
 from tests.platform.resolved import tracker_of
 from typer.testing import CliRunner, Result
@@ -144,6 +145,33 @@ def test_runs_of_a_dead_driver_are_ended_and_a_resumed_one_goes_on_in_them(
     found = read_sweep(embedded_store, "dead")
     assert {run.info.run_id for run in (found.parent, *found.children.values())} == set(runs)
     assert {run.info.status for run in (found.parent, *found.children.values())} == {"FINISHED"}
+
+
+def test_a_storage_that_was_moved_is_sent_whole_to_its_own_store(tmp_path: Path, read_sweep: ReadSweep) -> None:
+    """Store and checkpoints are found where they lie now, though another storage has come to the old place."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    spec, trials = sweep_of("moved")
+    tracker = tracker_of(default_tracking_uri(old), "moved", spec, trials, spool_folder(str(old), "moved"))
+    tracker.start()
+    assert tracker._sender is not None
+    assert tracker._sender.flush(30)
+    tracker._sender.stop()
+    bundle = old / "moved" / "attempt-2" / trials[0].trial_id / "checkpoint_000001" / "bundle"
+    bundle.mkdir(parents=True)
+    (bundle / "card.json").write_text("{}")
+    run: Any = SimpleNamespace(config={"trial": trials[0].model_dump(mode="json")}, last_result={"finished": True})
+    run.checkpoint = SimpleNamespace(path=str(bundle.parent), filesystem=None)
+    tracker.on_trial_start(0, [], run)
+    tracker.on_trial_complete(0, [], run)
+    die(tracker)
+    old.rename(new)
+    done = rpg_track(new / "moved", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["tracking_uri"] == default_tracking_uri(new)
+    found = read_sweep(default_tracking_uri(new), "moved")
+    client = MlflowClient(default_tracking_uri(new))
+    names = [each.path for each in client.list_artifacts(found.children[trials[0].trial_id].info.run_id, "bundle")]
+    assert names == ["bundle/card.json"]
 
 
 def test_a_trial_that_the_next_driver_never_comes_to_is_ended_too(

@@ -24,7 +24,8 @@ from rpg_platform.priors.formats.content import Content
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError, printable
 from rpg_platform.priors.origin import hash_of
 from rpg_platform.priors.recognise import format_of, recognise
-from rpg_platform.tracking.store import check_store, without_login
+from rpg_platform.spec.logins import without_login
+from rpg_platform.tracking.store import check_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
