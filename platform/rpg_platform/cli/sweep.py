@@ -171,7 +171,7 @@ def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
         tell(f"Results     {folder}")
         tell(f"MLflow      {outcome.parent_url or sweep.tracking_uri}")
         if outcome.parent_url is None:
-            tell(f"Dashboard   rpg ui --storage {sweep.storage}")
+            tell(f"Dashboard   rpg ui {sweep.spec.name} --storage {sweep.storage}")
     if outcome.failed:
         _explain(outcome)
         raise typer.Exit(FAILED)

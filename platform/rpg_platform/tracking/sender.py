@@ -32,6 +32,7 @@ from pathlib import Path
 from rpg_platform.tracking.errors import is_refusal, says_gone, short
 from rpg_platform.tracking.runs import (
     ARTIFACTS,
+    LOGGED,
     PARENT,
     KnownRun,
     MlflowRuns,
@@ -311,7 +312,7 @@ class Sender:
 
     def _log(self, records: Sequence[Record]) -> None:
         closing = _closing(records) is not None
-        logged = [record for record in records if record.kind in ("open", "metrics", "tags")]
+        logged = [record for record in records if record.kind in LOGGED]
         if logged:
             self._deliver(logged, lambda some: self._runs.log(some, closing=closing))
 
