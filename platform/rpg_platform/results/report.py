@@ -214,7 +214,8 @@ def finite_metrics(report: Report, mode: Mode = "deterministic") -> dict[str, fl
                 values[headline.get(key) or _placed(key)] = value
         elif not (none_ended and key.partition("/")[0] in _OF_EPISODES):
             dropped += 1
-    return values | ({DROPPED: float(dropped)} if dropped else {})
+    first = {name: values[name] for name in HEADLINE if name in values}  # MLflow lists figures in this order
+    return first | values | ({DROPPED: float(dropped)} if dropped else {})
 
 
 def _flat(report: Report, prefix: str = "") -> Iterator[tuple[str, float]]:
