@@ -36,10 +36,9 @@ def tradeoff_png(
     if figure is None:
         return None
     if width is not None:
-        figure.set_dpi(_SMALL_DPI)
         figure.set_size_inches(width / _SMALL_DPI, 0.625 * width / _SMALL_DPI)
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    figure.savefig(png, format="png", dpi="figure" if width is None else _SMALL_DPI)
     return png.getvalue()
 
 

@@ -31,14 +31,17 @@ def figures_of(rows: Sequence[Row], failures: int) -> dict[str, float]:
         failures: trials without a result.
     """
     best, prior = _best(rows), _prior(rows)
-    found: dict[str, float] = {"failures": failures}
+    found: dict[str, float] = {}
+    if best is not None:
+        found["best"] = objective_of(best).mean
     if prior is not None:
         found["prior"] = objective_of(prior).mean
+    if len(found) == 2:
+        found["gain"] = found["best"] - found["prior"]
     if best is not None:
-        found |= {"best": objective_of(best).mean, "kl": best.kl_to_prior.mean, "seeds": len(best.seeds)}
         found[KEPT] = math.nan if best.basic_kept is None else 100 * best.basic_kept
-        if prior is not None:
-            found["gain"] = found["best"] - found["prior"]
+        found |= {"kl": best.kl_to_prior.mean, "seeds": len(best.seeds)}
+    found["failures"] = failures
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
@@ -59,7 +62,8 @@ def note_of(rows: Sequence[Row], spec: dict[str, Any], failures: int, files: set
     picture = f"![trade-off](get-artifact?path={PICTURE}&run_uuid={RUN_ID})" if PICTURE in files else ""
     table = figures_to_markdown(rows, _MOST_ROWS)
     failed = f"{failures} trials have no result." if failures else ""
-    parts = [verdict(rows, int(spec["evaluation"]["episodes"])), failed, spec.get("description"), " · ".join(links)]
+    # MLflow shows the first lines and hides the rest behind "Show more".
+    parts = [verdict(rows, int(spec["evaluation"]["episodes"])), " · ".join(links), failed, spec.get("description")]
     return "\n\n".join(part for part in [*parts, table, picture] if part)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ from tests.browser import chromium
 from tests.platform.resolved import resolved
 from tests.platform.review.made_sweep import figures, made_sweep
 from tests.platform.servers import TrackedSweep, read_sweep
+from tests.platform.tracking.toy_sweep import trial_of
 
 from rpg_platform.results.colours import Colours
 from rpg_platform.search.proposals import known_trials
@@ -40,6 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
     tracker = MlflowTracker(sweep, trials)
     tracker.start()
     for trial in trials:
+        tracker.on_trial_start(0, [], trial_of(trial))
+        lines = (Path(folder.uri) / trial.trial_id / "result.json").read_text().splitlines()
+        for line in lines[:-1]:
+            tracker.on_trial_result(0, [], trial_of(trial), json.loads(line))
         tracker.adopt(trial, states[trial.trial_id])
     results = [(trial, states[trial.trial_id].report, None) for trial in trials]
     assert tracker.finish(results, files=lambda status: {"summary/report.html": b"<p>a report</p>"}) == "FINISHED"
@@ -96,12 +102,6 @@ def is_outside(url: str, address: str) -> bool:
     return url.startswith("http") and not url.startswith(address.split("#")[0])
 
 
-def choose(page: Page, view: str) -> None:
-    """Two clicks in the menu of saved views."""
-    page.get_by_role("button", name="Trade-off").first.click()
-    page.get_by_text(view, exact=True).last.click()
-
-
 def look(page: Page, name: str) -> None:
     """Keeps a picture where $RPG_SCREENSHOTS says."""
     if os.environ.get("RPG_SCREENSHOTS"):
@@ -129,17 +129,19 @@ def test_the_printed_address_is_the_trade_off_and_a_run_is_one_click_away(
     expect(page.get_by_role("heading", name=str(run.info.run_name))).to_be_visible(timeout=WAIT_MS)
     look(page, "run")
     page.go_back()
-    choose(page, "Trade-off")  # MLflow forgets a view on the way back
+    page.goto(address)  # MLflow forgets a view on the way back; the description has its address too
     expect(page.get_by_text("addon vs. basic").first).to_be_visible(timeout=WAIT_MS)
     assert OUTSIDE == [], "nothing is asked of other hosts"
 
 
 @pytest.mark.parametrize(("view", "chart"), [("Learning curves", "train/total_return"), ("Health", "health/approx_kl")])
-def test_the_other_views_are_two_clicks_from_the_first(page: Page, address: str, view: str, chart: str) -> None:
+def test_the_description_leads_to_the_other_views(
+    page: Page, address: str, tracked: TrackedSweep, view: str, chart: str
+) -> None:
+    link = re.search(rf"\[{view}\]\((\S+)\)", tracked.parent.data.tags["mlflow.note.content"])
+    assert link is not None
     page.goto("about:blank")
-    page.goto(address)
-    expect(page.get_by_text("addon vs. basic").first).to_be_visible(timeout=WAIT_MS)
-    choose(page, view)
+    page.goto(address.split("#")[0] + link.group(1))
     expect(page.get_by_text(chart).first).to_be_visible(timeout=WAIT_MS)
     look(page, view.lower().replace(" ", "-"))
 
@@ -150,7 +152,8 @@ def test_the_sweeps_run_begins_with_the_verdict(page: Page, address: str, tracke
     note = run.data.tags["mlflow.note.content"]
     assert note.startswith("★ ω′ ")
     expect(page.get_by_text(note.partition("\n")[0]).first).to_be_visible(timeout=WAIT_MS)
-    picture = page.locator("img[alt='trade-off']")
+    picture = page.locator("img[src*='summary/overview.png']")
+    page.get_by_text("Show more").click()
     expect(picture).to_be_visible(timeout=WAIT_MS)
     assert picture.evaluate("image => image.naturalWidth") == 800
     assert picture.evaluate("image => image.getBoundingClientRect().width") <= 800
