@@ -5,6 +5,7 @@ Exit codes: 0 all went well; 1 a sweep has trials without a result; 2 the input 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,8 @@ app = typer.Typer(
 app.add_typer(priors.app, name="priors")
 app.add_typer(tasks.app, name="tasks")
 
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported, which comes later
 
 for command in (evaluate.evaluate, render.render, ui.ui):
     app.command()(command)

@@ -196,7 +196,8 @@ def _dashboard(sweep: Sweep) -> str | None:
     if database is None:
         return None
     beside = "://" not in sweep.storage and database == embedded_database(default_tracking_uri(sweep.storage))
-    return f"rpg ui --storage {shlex.quote(sweep.storage if beside else sweep.tracking_uri)}"
+    name = f"{sweep.spec.name} " if beside else ""
+    return f"rpg ui {name}--storage {shlex.quote(sweep.storage if beside else sweep.tracking_uri)}"
 
 
 def _explain(outcome: SweepOutcome) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rpg_platform.results.rows import Row
+from rpg_platform.spec.methods import PRIOR
+
+PRIOR_NAME = "prior, untouched"
 
 SYMBOLS: Mapping[str, str] = {
     "omega_prime": "ω′",
@@ -21,11 +24,30 @@ SYMBOLS: Mapping[str, str] = {
 def short_name(row: Row) -> str:
     """A setting to read: ``ω′ 0.2 · α̂ 0.02``, the method in front where it is not RPG."""
     if row.is_prior:
-        return "prior, untouched"
-    weights = " · ".join(f"{SYMBOLS.get(name, name)} {weight_words(value)}" for name, value in row.weights.items())
-    more = row.setting.split(" ")[1 + len(row.weights) :]  # training settings that differ too
-    name = " · ".join([*([weights] if weights else []), *more])
-    return name if row.method == "rpg" and name else " ".join(filter(None, (row.method, name)))
+        return PRIOR_NAME
+    return _named(
+        row.method, row.weights, row.setting.split(" ")[1 + len(row.weights) :]
+    )  # what differs beside weights
+
+
+def run_name(trial: Mapping[str, Any], searched: Iterable[str] = ()) -> str:
+    """What MLflow calls a trial's run: its setting as ``short_name`` has it, and its seed.
+
+    Args:
+        trial: a trial's specification, as data.
+        searched: the training settings in which trials differ.
+    """
+    if trial["method"] == PRIOR:
+        return PRIOR_NAME
+    training = trial.get("training") or {}
+    more = [f"{name}={training[name]}" for name in searched if name in training]
+    return " · ".join([_named(trial["method"], trial.get("weights") or {}, more), f"seed {trial['seed']}"])
+
+
+def _named(method: str, weights: Mapping[str, Any], more: Sequence[str]) -> str:
+    words = [f"{SYMBOLS.get(name, name)} {weight_words(value)}" for name, value in weights.items()]
+    name = " · ".join([*words, *more])
+    return name if method == "rpg" and name else " ".join(filter(None, (method, name)))
 
 
 def weight_words(value: Any) -> str:

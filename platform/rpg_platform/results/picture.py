@@ -18,6 +18,7 @@ from rpg_platform.results.ranking import pareto_set
 from rpg_platform.results.report import Mode
 from rpg_platform.results.rows import Estimate, Row
 
+_SMALL_DPI = 110
 MOST_NUMBERED = 24  # points that can still be told apart
 LOG_RATIO = 8.0
 """From this ratio of a weight's largest value to its smallest on its axis is logarithmic."""
@@ -27,13 +28,17 @@ _BEST, _PRIOR, _OTHER = "#d99a00", "0.25", "0.55"
 _MAP = matplotlib.colormaps["cividis"]
 
 
-def tradeoff_png(rows: Sequence[Row], *, mode: Mode | None = None, title: str = "") -> bytes | None:
-    """``tradeoff_figure`` as a PNG."""
+def tradeoff_png(
+    rows: Sequence[Row], *, mode: Mode | None = None, title: str = "", width: int | None = None
+) -> bytes | None:
+    """``tradeoff_figure`` as a PNG, of so many pixels' width if one is given."""
     figure = tradeoff_figure(rows, mode=mode, title=title)
     if figure is None:
         return None
+    if width is not None:
+        figure.set_size_inches(width / _SMALL_DPI, 0.625 * width / _SMALL_DPI)
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    figure.savefig(png, format="png", dpi="figure" if width is None else _SMALL_DPI)
     return png.getvalue()
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
-from rpg_platform.spec.measures import BY_NAME, MEASURES
+from rpg_platform.spec.measures import BY_NAME, MEASURES, PER_MODE
 from rpg_platform.spec.sweep import TrialSpec
 
 Report: TypeAlias = Mapping[str, Any]
@@ -158,46 +158,91 @@ def stopped_words(report: Report) -> str:
 
 
 # ---- what MLflow holds of it ---------------------------------------------------------------------
-DROPPED = "dropped_nonfinite"
-_AT_THE_END = (f"{FINAL}/", f"{BEST}/")
-# Tune's own entries, and what is no figure of the trial; `time_total_s` is kept.
+HEADLINE: Mapping[str, str] = {
+    "total": "total_return",
+    "basic": "basic_return",
+    "addon": "addon_return",
+    "kl": "kl_to_prior",
+}
+"""MLflow's name → the measure of the final evaluation: what a trial came to, logged once, at its end."""
+KEPT = "kept_pct"
+"""The final basic return in per cent of the prior's; logged when both are known."""
+DROPPED = "health/dropped_nonfinite"
+_AT_THE_END = (f"{FINAL}/", f"{BEST}/", "system/evaluation_")
+# Tune's own entries, what is no figure of the trial, and what is a tag; `time_total_s` is kept.
 _TUNES_OWN = """timestamp date pid hostname node_ip trial_id config done should_checkpoint iterations_since_restore
     time_since_restore timesteps_since_restore time_this_iter_s training_iteration timesteps_total episodes_total
     checkpoint_dir_name"""
-_NOT_METRICS = {*_TUNES_OWN.split(), ENV_STEPS, FINISHED, FAILED, DROPPED}
+_NOT_METRICS = {*_TUNES_OWN.split(), ENV_STEPS, FINISHED, FAILED, KL_ESTIMATED}
+_OF_EPISODES = {*PER_MODE, "addon"}
+_COUNTERS = {"nonfinite_values", "env_failures", "env_runner_restarts"}
+_HEALTH = {
+    *_COUNTERS,
+    *("clip_fraction", "explained_variance", "approx_kl", "policy_loss", "vf_loss", "learning_rate"),
+}
+_MACHINES = {ENV_STEPS_PER_S, EVALUATION_STEPS_PER_S, "time_total_s"}
+_OWN_PLACE = (f"{FINAL}/", f"{BEST}/", f"{VALIDATION}/")
 
 
-def finite_metrics(report: Report, prefix: str = "") -> tuple[dict[str, float], int]:
-    """The figures of a report that MLflow can hold.
+def finite_metrics(report: Report, mode: Mode = "deterministic") -> dict[str, float]:
+    """The figures of a report that MLflow can hold, under MLflow's names.
+
+    Evaluations are under ``eval/``, ``eval_best/`` and ``validation/``, the trial's health under ``health/``, the
+    machine's work under ``system/`` and the rest under ``train/``. What the final evaluation came to is under the names
+    in ``HEADLINE`` instead. Left out are Tune's own entries, figures at rungs (MLflow has them once, under
+    ``validation/``), counters at zero, the best checkpoint's evaluation where that is the final policy, and what is no
+    number or not finite.
 
     Args:
-        report: a report; nested mappings give ``outer/inner``. Tune's own entries, figures at rungs (MLflow has them
-            once, under ``validation/``) and what is no number are left out.
-        prefix: of the keys.
+        report: a report; nested mappings give ``outer/inner``.
+        mode: of the evaluation that the headline gives: the objective's.
 
     Returns:
-        The finite figures, and how many were NaN or infinite.
+        The finite figures; ``DROPPED`` among them where any were NaN or infinite, those of episodes aside while none
+        has ended.
     """
+    headline = {mean_key(FINAL, mode, measure): name for name, measure in HEADLINE.items()}
+    none_ended = math.isnan(number(report, "episode_length"))
+    best_is_last = has_best(report) and number(report, f"{BEST}/{ENV_STEPS}") == env_steps(report)
     values: dict[str, float] = {}
     dropped = 0
+    for key, value in _flat(report):
+        if best_is_last and key.startswith(f"{BEST}/") and key != f"{BEST}/{ENV_STEPS}":
+            continue
+        if math.isfinite(value):
+            if value or key not in _COUNTERS:
+                values[headline.get(key) or _placed(key)] = value
+        elif not (none_ended and key.partition("/")[0] in _OF_EPISODES):
+            dropped += 1
+    first = {name: values[name] for name in HEADLINE if name in values}  # MLflow lists figures in this order
+    return first | values | ({DROPPED: float(dropped)} if dropped else {})
+
+
+def _flat(report: Report, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a report, those of nested mappings as ``outer/inner``."""
     for key, value in report.items():
         if not prefix and (key in _NOT_METRICS or key.startswith(f"{RUNG}/")):
             continue
         if isinstance(value, Mapping):
-            inner, inner_dropped = finite_metrics(value, f"{prefix}{key}/")
-            values |= inner
-            dropped += inner_dropped
+            yield from _flat(value, f"{prefix}{key}/")
         elif not isinstance(value, bool) and isinstance(value, numbers.Real):
-            if math.isfinite(value):
-                values[prefix + key] = float(value)
-            else:
-                dropped += 1
-    return values, dropped
+            yield prefix + key, float(value)
+
+
+def _placed(key: str) -> str:
+    if key.startswith(_OWN_PLACE):
+        return key
+    return f"{'health' if key in _HEALTH else 'system' if key in _MACHINES else 'train'}/{key}"
 
 
 def is_of_the_end(key: str) -> bool:
-    """Whether a metric is of the evaluation at a trial's end."""
-    return key.startswith(_AT_THE_END)
+    """Whether a metric, by MLflow's name, is of the evaluation at a trial's end."""
+    return key in HEADLINE or key == KEPT or key.startswith(_AT_THE_END)
+
+
+def kept_share(basic: float, prior_basic: float) -> float | None:
+    """A basic return as a share of the prior's; None where a share means nothing, as the prior's is not positive."""
+    return basic / prior_basic if prior_basic > 0 and math.isfinite(basic) else None
 
 
 def report_step(report: Report) -> int:

@@ -33,6 +33,7 @@ from rpg_platform.results.report import (
     has_best,
     is_finished,
     is_stopped,
+    kept_share,
     mean_key,
     number,
     std_key,
@@ -247,7 +248,6 @@ def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: f
     reports = [result for _, result in done]
     final = _evaluations(reports, FINAL)
     basic = final["deterministic"].basic_return.mean
-    kept = basic / prior_basic if prior_basic > 0 and math.isfinite(basic) else None
     return Row(
         group=group,
         setting=setting,
@@ -259,7 +259,7 @@ def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: f
         deterministic=final["deterministic"],
         sampled=final["sampled"],
         kl_to_prior=_estimate(reports, FINAL, "sampled", "kl_to_prior"),
-        basic_kept=kept,
+        basic_kept=kept_share(basic, prior_basic),
         env_steps=spec.env_steps,
         failures=tuple(
             Failure(trial.trial_id, trial.seed, _why(trial, result, error))

@@ -16,6 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rpg_platform.results.names import short_name
 from rpg_platform.results.report import Mode, as_json
 from rpg_platform.results.rows import Estimate, Failure, Improvement, Row
 from rpg_platform.results.statistics import MANY_RUNS, Interval
@@ -99,6 +100,20 @@ def rows_to_markdown(rows: Sequence[Row], *, mode: Mode | None = None, metric_na
         blocks += [f"{len(failures)} without a result:"]
         blocks += ["\n".join(f"- `{each.trial_id}`: {each.error}" for each in failures)]
     return "\n\n".join(blocks) + "\n"
+
+
+def figures_to_markdown(rows: Sequence[Row], most: int) -> str:
+    """The first table alone, its first rows and the prior's, with the short names of settings; empty without rows."""
+    shown = [row for row in rows if row.seeds]
+    if not shown:
+        return ""
+    grid = _figures(shown, shown[0].objective["mode"], "task metric")
+    lines = [grid.head, ["---" if heading in _LEFT else "---:" for heading in grid.head]]
+    for i, (row, line) in enumerate(zip(shown, grid.lines, strict=True)):
+        if i < most or row.is_prior:
+            lines.append([line[0], short_name(row), *line[2:]])
+    hidden = len(shown) + 2 - len(lines)
+    return "\n".join(map(_markdown_row, lines)) + (f"\n\n{hidden} more settings are in summary.md." if hidden else "")
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

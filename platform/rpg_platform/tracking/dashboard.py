@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,12 +21,17 @@ from rich.console import Console
 
 from rpg_platform.spec.logins import without_login
 from rpg_platform.storage.location import default_tracking_uri
+from rpg_platform.tracking.sender import read_identity
+from rpg_platform.tracking.spool import spool_folder
 from rpg_platform.tracking.store import ARTIFACT_FOLDER, embedded_database, follow_move
+from rpg_platform.tracking.views import EXPERIMENTS, runs_address, view_address, view_tag
+from rpg_platform.wording import suggestion
 
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 10.0
 PORTS_TO_TRY = 100
 DATABASES = ("sqlite:", "postgresql:", "postgresql+", "mysql:", "mysql+", "mssql:", "mssql+")
+QUIET_SERVER = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 SQLITE_HEADER = b"SQLite format 3\x00"
 
 
@@ -34,27 +40,39 @@ class UiError(ValueError):
 
 
 def serve(
-    storage_or_uri: str | Path, host: str = "127.0.0.1", port: int = 5000, *, console: Console | None = None
+    storage_or_uri: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 5000,
+    *,
+    sweep: str | None = None,
+    browse: bool = False,
+    console: Console | None = None,
 ) -> int:
     """Runs the dashboard until Ctrl-C, SIGTERM or its own end.
 
     Args:
         storage_or_uri: a storage directory of sweeps, or a database URI (``sqlite:///…``). For an ``http(s)``
             address nothing is started: that server has its own dashboard, and its address is printed.
+            A sweep of a storage directory that is tracked elsewhere is looked for there.
         host: interface to listen on.
         port: port to listen on; 0 takes a free one.
+        sweep: name of the sweep whose view is to be shown; None: the one that began last.
+        browse: open the address in a browser too.
         console: where the address is printed; None: standard output.
 
     Returns:
         Exit code: 0 after a stop that was asked for, else the server's.
 
     Raises:
-        UiError: there is no store, the port is taken, or the server does not come up.
+        UiError: there is no store or no such sweep in it, the port is taken, or the server does not come up.
     """
     console = console or Console()
-    text = str(storage_or_uri)
+    text = _tracked_at(str(storage_or_uri), sweep)
     if text.startswith(("http://", "https://")):
-        console.print(f"The dashboard of this tracking server: {without_login(text)}", soft_wrap=True)
+        address = address_of(text, sweep)
+        console.print(f"The dashboard of this tracking server: {address}", soft_wrap=True, highlight=False)
+        if browse:
+            webbrowser.open(address)
         return 0
     uri, artifacts = _store(text)
     port = _free_port(host, port)
@@ -67,15 +85,68 @@ def serve(
     try:
         with tempfile.TemporaryFile() as log, _stop_signals():
             # Its own group: Ctrl-C reaches us alone, and we end the server together with its workers.
-            child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            child = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env=os.environ | QUIET_SERVER
+            )
             try:
                 _await_health(child, f"{url}/health", log)
-                console.print(f"{url}  (Ctrl-C ends it)", soft_wrap=True)
+                address = address_of(url, sweep)
+                console.print(f"{address}  (Ctrl-C ends it)", soft_wrap=True, highlight=False)
+                if browse:
+                    webbrowser.open(address)
                 return child.wait()
             finally:
                 _end(child)
     except KeyboardInterrupt:
         return 0
+
+
+def address_of(server: str, sweep: str | None = None) -> str:
+    """The address of a sweep's view of its trade-off at a server that runs; of its list of experiments if it has none.
+
+    Args:
+        server: its address.
+        sweep: the sweep's name; None: of the sweep that began last.
+
+    Raises:
+        UiError: the server has no such sweep, with the nearest names; or it does not answer.
+    """
+    from mlflow import MlflowClient  # seconds, while the server starts
+    from mlflow.entities import Run
+    from mlflow.exceptions import MlflowException
+
+    shown = without_login(server).rstrip("/")
+    client, found = MlflowClient(server), list[Run]()
+    try:
+        experiments = [each.experiment_id for each in client.search_experiments()]
+        wanted = "" if sweep is None else f" and tags.sweep = '{sweep}'"
+        latest = ["attributes.start_time DESC"]
+        found += client.search_runs(experiments, f"tags.kind = 'sweep'{wanted}", max_results=1, order_by=latest)
+        if not found and sweep is not None:
+            runs = client.search_runs(experiments, "tags.kind = 'sweep'", max_results=1_000, order_by=latest)
+            names = dict.fromkeys(run.data.tags.get("sweep", "") for run in runs)
+            raise UiError(f"there is no sweep {sweep!r} in this store{suggestion(sweep, names)}")
+    except MlflowException as error:
+        if sweep is not None:
+            raise UiError(f"{shown}: {without_login(str(error))}") from error
+    if not found:
+        return f"{shown}/{EXPERIMENTS}"
+    [run] = found
+    name, experiment = run.data.tags["sweep"], run.info.experiment_id
+    has_view = view_tag(name) in client.get_experiment(experiment).tags  # an earlier version made none
+    return f"{shown}/{view_address(experiment, name) if has_view else runs_address(experiment)}"
+
+
+def _tracked_at(text: str, sweep: str | None) -> str:
+    """Where a sweep of a storage is tracked, if it says so itself; else what was given."""
+    if sweep is None or text.startswith((*DATABASES, "http://", "https://")):
+        return text
+    identity = read_identity(spool_folder(text, sweep))
+    if identity is None:
+        return text
+    database = embedded_database(identity.tracking_uri)
+    moved = database is not None and not database.is_file()  # with its results, perhaps from another machine
+    return text if moved else identity.tracking_uri
 
 
 def _store(text: str) -> tuple[str, Path | None]:

@@ -1,19 +1,86 @@
-"""Makes the tags that say who ran which code; every run carries them."""
+"""Makes a run's parameters and tags: what was asked for, and who ran which code."""
 
 from __future__ import annotations
 
 import functools
 import getpass
 import importlib.metadata
+import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import rpg_platform
+from rpg_platform.spec.methods import METHODS
+from rpg_platform.spec.task import task_label
 
 PACKAGE = "residual-policy-gradient"
 # What a policy's returns depend on.
 _VERSIONS = ("ray", "torch", "numpy", "gymnasium", "mujoco", "mlflow")
+
+
+# Beside the weights, these make a trial what it is; the rest is in the config artifact.
+_TRAINING_PARAMS = ("lr", "gamma", "lambda_", "clip_param", "minibatch_size", "num_epochs")
+
+
+def common_tags(spec: Mapping[str, Any], prior_hash: str | None) -> dict[str, Any]:
+    """Tags of the sweep's run and of each trial's: the UI nests runs in one sort order only."""
+    tags = {name: spec.get(name) for name in ("task", "prior", "algorithm")}
+    tags |= {"task": task_label(tags["task"]), "sweep": spec["name"], "prior_hash": prior_hash}
+    return {key: text(value) for key, value in tags.items() if value is not None} | provenance()
+
+
+def sweep_params(spec: Mapping[str, Any], trials: int) -> dict[str, Any]:
+    """Parameters of a sweep's own run; of those that are not set None."""
+    return {
+        "algorithm": spec.get("algorithm"),
+        "task": task_label(spec.get("task")),
+        "prior": spec.get("prior"),
+        **{f"weights.{name}": value for name, value in (spec.get("weights") or {}).items()},
+        "baselines": spec.get("baselines"),
+        "seeds": spec.get("seeds"),
+        "env_steps": (spec.get("budget") or {}).get("env_steps"),
+        "samples": spec.get("samples"),
+        "search_seed": spec.get("search_seed"),
+        "trials": trials,
+    }
+
+
+def trial_params(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a trial's run; of those that are not set None."""
+    training = spec.get("training") or {}
+    return {
+        **{name: spec.get(name) for name in ("method", "prior", "seed", "env_steps")},
+        "task": task_label(spec.get("task")),
+        **(spec.get("weights") or {}),
+        **{name: training[name] for name in _TRAINING_PARAMS if name in training},
+    }
+
+
+def trial_tags(spec: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
+    """Tags of a trial's run.
+
+    Args:
+        spec: the trial's specification, as data.
+        common: from ``common_tags``.
+    """
+    own = {**spec, "task": task_label(spec.get("task"))}
+    tags = {"kind": "trial", **common}
+    for name in ("prior", "prior_hash") if spec.get("prior") is None else ():
+        tags.pop(name, None)  # its method makes no use of it
+    method = METHODS.get(spec.get("method", ""))
+    return tags | {
+        **{name: text(own[name]) for name in ("task", "prior", "method", "seed") if own.get(name) is not None},
+        **{f"weights.{name}": text(value) for name, value in (spec.get("weights") or {}).items()},
+        "algorithm": (method and method.algorithm) or "none",
+    }
+
+
+def text(value: object) -> str:
+    """A parameter as text: numbers and words as they are, schedules and search spaces as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 @functools.cache

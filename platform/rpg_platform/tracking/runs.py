@@ -4,8 +4,8 @@
 ``MlflowRuns`` sends them. A record names its run by our key (the trial's id, ``PARENT`` for the sweep), not by MLflow's
 run id, and carries its own times, so it can wait, and be sent twice, without changing or doubling anything:
 
-- a metric has one point a step (``recorded_steps``): what is there is not sent again, nor is the same step of a trial
-  that went back to a checkpoint;
+- a trial's metric has one point a step (``recorded_steps``): what is there is not sent again, nor is the same step of
+  a trial that went back to a checkpoint;
 - a run is looked up by its tags before it is made, wherever an earlier attempt may have made it;
 - parameters are sent only where they are missing, and a tag, an artifact or a status is the same the second time.
 """
@@ -13,6 +13,7 @@ run id, and carries its own times, so it can wait, and be sent twice, without ch
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,11 @@ TAG_PARENT = "mlflow.parentRunId"
 TAG_RUN_KEY = "run_key"
 TAG_TRIAL_ID = "trial_id"
 TAG_PROBE = "tracker_probe"
+TAG_NOTE = "mlflow.note.content"
+TAG_OUR_NOTE = "rpg_note"
+"""Of an experiment: the hash of the description that we gave it, so that a user's own stays."""
+RUN_ID, EXPERIMENT_ID = "{run_id}", "{experiment_id}"
+"""Stand in a note for what is known only when it is sent."""
 
 MAX_PARAM_CHARS = 6_000
 MAX_TAG_CHARS = 5_000
@@ -43,7 +49,8 @@ MAX_TAG_CHARS = 5_000
 _BATCH_METRICS, _BATCH_PARAMS, _BATCH_TAGS = 800, 100, 100
 _MAX_BATCH_CHARS = 400_000
 
-Kind = Literal["open", "metrics", "tags", "text", "file", "folder", "close"]
+Kind = Literal["open", "metrics", "tags", "note", "experiment", "text", "file", "folder", "close"]
+LOGGED: frozenset[Kind] = frozenset({"open", "metrics", "tags", "note", "experiment"})
 ARTIFACTS: frozenset[Kind] = frozenset({"text", "file", "folder"})
 
 
@@ -54,9 +61,10 @@ class Record:
     Attributes:
         run: key of the run it belongs to: a trial's id, or ``PARENT``.
         kind: what ``data`` is. ``open``: name, tags, params, start_time; ``metrics``: values, step, timestamp;
-            ``tags``: values; ``text``: text, path; ``file``: base64, path; ``folder``: checkpoint (path,
-            relative to the sweep's folder where it is inside, or URI), folder (inside the checkpoint), path;
-            ``close``: status, end_time, if_running (a run that is not is left alone).
+            ``tags``: values; ``note``: text, the run's description, and of the sweep's run the experiment's too;
+            ``experiment``: values, tags of the experiment; ``text``: text, path; ``file``: base64, path;
+            ``folder``: checkpoint (path, relative to the sweep's folder where it is inside, or URI), folder (inside the
+            checkpoint), path; ``close``: status, end_time, if_running (a run that is not is left alone).
             ``open``, ``folder`` and ``close`` may have unless_finished: a run that is finished stays as it is.
             Times are in ms since the epoch.
         data: the content.
@@ -157,7 +165,7 @@ class MlflowRuns:
         """Opens a run if it has to be, and logs its metrics, tags and parameters in as few requests as they take.
 
         Args:
-            records: of one run: ``open``, ``metrics`` and ``tags``.
+            records: of one run, of the kinds in ``LOGGED``.
             closing: its end follows, so a run that has ended need not be shown as running in between.
             late: their turn has passed, so that later steps may be there already.
         """
@@ -181,8 +189,10 @@ class MlflowRuns:
                 metrics += _metrics(record)
             elif record.kind == "tags":
                 tags |= record.data["values"]
+            elif record.kind == "note":
+                tags[TAG_NOTE] = self._filled(record)
         run_id, (client, _) = self.known[key].run_id, self._connect()
-        if metrics and not late:
+        if metrics and not late and key != PARENT:  # the sweep's own figures may change when it is resumed
             if key not in self._steps:
                 self._steps.found(key, client.get_run(run_id))
             metrics = self._steps.new(key, metrics)
@@ -190,8 +200,34 @@ class MlflowRuns:
         for batch in _batches(metrics, cut, [RunTag(name, tag_value(value)) for name, value in tags.items()]):
             client.log_batch(run_id, **batch, synchronous=True)
             self._steps.add(key, batch["metrics"])
+        for record in records:
+            if record.kind == "experiment":
+                self._tag_experiment(record.data["values"])
+            elif record.kind == "note" and key == PARENT:
+                self._describe_experiment(self._filled(record))
         if openings:
             self._settled.add(key)
+
+    def _filled(self, record: Record) -> str:
+        """A note with the ids that were not known when it was written."""
+        text = str(record.data["text"]).replace(RUN_ID, self.known[record.run].run_id)
+        return tag_value(text.replace(EXPERIMENT_ID, str(self.experiment_id)))
+
+    def _tag_experiment(self, values: Mapping[str, str]) -> None:
+        """Sets tags of the experiment, unless it has them: what a user made of a view stays."""
+        client, experiment_id = self._connect()
+        there = client.get_experiment(experiment_id).tags
+        for name in values.keys() - there.keys():
+            client.set_experiment_tag(experiment_id, name, values[name])
+
+    def _describe_experiment(self, text: str) -> None:
+        """Gives the experiment our description, unless it has one that is not ours."""
+        client, experiment_id = self._connect()
+        tags = client.get_experiment(experiment_id).tags
+        there = tags.get(TAG_NOTE, "")
+        if there in ("", text) or _digest(there) == tags.get(TAG_OUR_NOTE):
+            client.set_experiment_tag(experiment_id, TAG_NOTE, text)
+            client.set_experiment_tag(experiment_id, TAG_OUR_NOTE, _digest(text))
 
     def upload(self, record: Record) -> None:
         """Uploads an artifact.
@@ -390,6 +426,10 @@ def _folder_in(checkpoint: str, folder: str) -> Checkpoint | None:
     if found[0] == "NotFound":
         raise FileNotFoundError(f"checkpoint {whole.path} is gone")
     return Checkpoint(inside, whole.filesystem) if found[1] == "Directory" else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def metric_key(name: str) -> str:

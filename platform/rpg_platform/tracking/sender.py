@@ -33,6 +33,7 @@ from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.tracking.errors import is_refusal, says_gone, short
 from rpg_platform.tracking.runs import (
     ARTIFACTS,
+    LOGGED,
     PARENT,
     KnownRun,
     MlflowRuns,
@@ -332,7 +333,7 @@ class Sender:
 
     def _log(self, records: Sequence[Record]) -> None:
         closing = _closing(records) is not None
-        logged = [record for record in records if record.kind in ("open", "metrics", "tags")]
+        logged = [record for record in records if record.kind in LOGGED]
         if logged:
             self._deliver(logged, lambda some: self._runs.log(some, closing=closing))
 

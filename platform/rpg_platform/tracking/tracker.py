@@ -21,29 +21,36 @@ from uuid import uuid4
 import yaml
 from ray.tune import Callback
 
+from rpg_platform.results.colours import colours_of, searched_weights
 from rpg_platform.results.endings import Outcomes, RunStatus, outcomes_of
+from rpg_platform.results.names import run_name
 from rpg_platform.results.report import (
-    DROPPED,
     FAILED,
+    FINAL,
     FINISHED,
+    KEPT,
     KL_ESTIMATED,
     TrialResult,
     finite_metrics,
+    is_finished,
     is_of_the_end,
     is_stopped,
+    kept_share,
+    mean_key,
+    number,
     report_step,
     stopped_words,
 )
 from rpg_platform.results.rows import summarise
-from rpg_platform.results.table import rows_to_json, rows_to_markdown
 from rpg_platform.spec.logins import without_login
-from rpg_platform.spec.methods import METHODS
-from rpg_platform.spec.task import task_label
-from rpg_platform.tracking.run_tags import provenance
+from rpg_platform.spec.trials import PRIOR_TRIAL
+from rpg_platform.tracking.overview import figures_of, note_of, summary_files
+from rpg_platform.tracking.run_tags import common_tags, sweep_params, text, trial_params, trial_tags
 from rpg_platform.tracking.runs import PARENT, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState, read_identity, write_identity
 from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError, spool_folder
 from rpg_platform.tracking.tune_trial import checkpoint_address, error_text
+from rpg_platform.tracking.views import experiment_tags
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -63,9 +70,7 @@ ARTIFACT_FOLDERS = ("bundle", "bundle_best", "evaluation", "config")
 FINAL_PATIENCE_S = 30.0
 SILENT_PATIENCE_S = 3.0  # of which nothing is said
 
-# Beside the weights, these make a trial what it is; the rest is in the config artifact.
-_TRAINING_PARAMS = ("lr", "gamma", "lambda_", "clip_param", "minibatch_size", "num_epochs")
-
+BASIC = mean_key(FINAL, "deterministic", "basic_return")
 _PLANNED = {"trial_id", "method", "weights", "seed", "env_steps"}
 
 P = ParamSpec("P")
@@ -122,6 +127,10 @@ class MlflowTracker(Callback):
         self._prior_hash = None if sweep.prior is None else sweep.prior.card.content_hash
         self._trials = {trial.trial_id: trial.model_dump(mode="json", include=_PLANNED) for trial in trials}
         self._to_come, self._planned = to_come, len(trials) + to_come
+        self._colours, self._weights = colours_of(sweep.spec), list(searched_weights(sweep.spec))
+        self._searched = list(sweep.spec.training.searched)
+        self._prior_basic: float | None = None
+        self._kept_unknown: dict[str, dict[str, Any]] = {}  # finished trials, while the prior's return is unknown
         self._open: set[str] = set()  # trials whose run has been opened here and not been closed
         self._defects = self._unkept = 0
         self._spool: Spool | None = None
@@ -222,11 +231,13 @@ class MlflowTracker(Callback):
         if known is not None and known.status == status:
             if said:
                 self._put(trial.trial_id, "tags", values=said)  # a run that was interrupted is killed too
+            self._put_end(trial.trial_id, state.report)  # an earlier version gave it other names
             return
         self._open_trial(trial.model_dump(mode="json"), unless_finished=True)
         if said:
             self._put(trial.trial_id, "tags", values=said)
-        self._put_metrics(trial.trial_id, finite_metrics(state.report)[0], state.report)
+        self._put_report(trial.trial_id, state.report)
+        self._put_end(trial.trial_id, state.report)
         self._put_folders(trial.trial_id, state.checkpoint, unless_finished=True)
         self._close_run(trial.trial_id, status, unless_finished=True)
 
@@ -296,22 +307,12 @@ class MlflowTracker(Callback):
 
     def _open_parent(self) -> None:
         spec = self._spec
-        params = {
-            "algorithm": spec.get("algorithm"),
-            "task": task_label(spec.get("task")),
-            "prior": spec.get("prior"),
-            **{f"weights.{name}": value for name, value in (spec.get("weights") or {}).items()},
-            "baselines": spec.get("baselines"),
-            "seeds": spec.get("seeds"),
-            "env_steps": (spec.get("budget") or {}).get("env_steps"),
-            "samples": spec.get("samples"),
-            "search_seed": spec.get("search_seed"),
-            "trials": self._planned,
-        }
-        tags = {"kind": "sweep", **self._common_tags(), "trials_total": self._planned}
+        tags = {"kind": "sweep", **common_tags(self._spec, self._prior_hash), "trials_total": self._planned}
         if spec.get("description"):
             tags["mlflow.note.content"] = spec["description"]
-        self._open_run(PARENT, str(spec["name"]), params, tags)
+        self._open_run(PARENT, str(spec["name"]), sweep_params(spec, self._planned), tags)
+        views = experiment_tags(spec["name"], self._weights, spec["objective"]["maximize"], _now_ms())
+        self._put(PARENT, "experiment", values=views)
         source = self._source or yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
         self._put(PARENT, "text", text=source, path="sweep.yaml")
         self._put(PARENT, "text", text=json.dumps(spec, indent=2), path="spec.json")
@@ -335,28 +336,26 @@ class MlflowTracker(Callback):
         self._put(PARENT, "tags", values=outcomes.tags())
         if self._to_come:
             self._put_plan()
+        made: Mapping[str, bytes] = {}
         try:
-            self._summarise(results)
-            for path, content in files(status).items():
-                self._put_file(path, content)
+            made = files(status)
+        except Exception as error:
+            self._defect("the sweep's further files", error)
+        try:
+            self._summarise(results, len(outcomes.failed), made)
         finally:
             self._close_run(PARENT, status)
 
-    def _summarise(self, results: Sequence[TrialResult]) -> None:
+    def _summarise(self, results: Sequence[TrialResult], failures: int, files: Mapping[str, bytes]) -> None:
         rows = summarise(results)
-        self._put(PARENT, "text", text=rows_to_json(rows), path="summary/summary.json")
-        self._put(PARENT, "text", text=rows_to_markdown(rows), path="summary/summary.md")
         best = next((row for row in rows if row.is_best), None)
         if best is not None:
             self._put(PARENT, "tags", values={"best_setting": best.setting})
-        from rpg_platform.results.picture import tradeoff_png  # matplotlib, which nothing needs before the end
-
-        picture = tradeoff_png(rows, title=self._spec.get("description", ""))
-        if picture is not None:
-            self._put_file("summary/tradeoff.png", picture)
-
-    def _put_file(self, path: str, content: bytes) -> None:
-        self._put(PARENT, "file", base64=base64.b64encode(content).decode("ascii"), path=path)
+        files = {**summary_files(rows, self._spec.get("description", "")), **files}
+        for path, content in files.items():
+            self._put(PARENT, "file", base64=base64.b64encode(content).decode("ascii"), path=path)
+        self._put(PARENT, "metrics", values=figures_of(rows, failures), step=0, timestamp=_now_ms())
+        self._put(PARENT, "note", text=note_of(rows, self._spec, failures, set(files)))
 
     # ---- Tune's hooks ---------------------------------------------------------------------------
 
@@ -373,35 +372,18 @@ class MlflowTracker(Callback):
         self._open_trial(_trial_spec(trial))
 
     def _open_trial(self, spec: Mapping[str, Any], **more: Any) -> None:
-        spec = {**spec, "task": task_label(spec.get("task"))}
-        weights = spec.get("weights") or {}
-        training = spec.get("training") or {}
-        params = {
-            **{name: spec.get(name) for name in ("method", "task", "prior", "seed", "env_steps")},
-            **weights,
-            **{name: training[name] for name in _TRAINING_PARAMS if name in training},
-        }
-        tags = {"kind": "trial", **self._common_tags()}
-        for name in ("prior", "prior_hash") if spec.get("prior") is None else ():
-            tags.pop(name, None)  # its method makes no use of it
-        method = METHODS.get(spec.get("method", ""))
-        tags |= {
-            **{name: _text(spec[name]) for name in ("task", "prior", "method", "seed") if spec.get(name) is not None},
-            **{f"weights.{name}": _text(value) for name, value in weights.items()},
-            "algorithm": (method and method.algorithm) or "none",
-        }
+        tags = trial_tags(spec, common_tags(self._spec, self._prior_hash))
+        tags["mlflow.runColor"] = self._colours.of(spec["method"], spec.get("weights") or {})
         trial_id = str(spec["trial_id"])
         self._trials.setdefault(trial_id, {name: spec.get(name) for name in sorted(_PLANNED)})
-        self._open_run(trial_id, trial_id, params, tags, **more)
+        self._open_run(trial_id, run_name(spec, self._searched), trial_params(spec), tags, **more)
 
     @_never_raises
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Records one report; its final evaluation only once the policy that was evaluated is saved."""
-        values, dropped = finite_metrics(result)
-        values = {key: value for key, value in values.items() if not is_of_the_end(key)}
-        self._put_metrics(_trial_spec(trial)["trial_id"], values | {DROPPED: float(dropped)}, result)
+        self._put_report(_trial_spec(trial)["trial_id"], result)
 
     @_never_raises
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -417,9 +399,7 @@ class MlflowTracker(Callback):
         if estimated is not None:
             self._put(trial_id, "tags", values={"kl_to_prior": "estimated" if estimated else "closed form"})
         last = trial.last_result or {}
-        values = {key: value for key, value in finite_metrics(last)[0].items() if is_of_the_end(key)}
-        if values:
-            self._put_metrics(trial_id, values, last)
+        self._put_end(trial_id, last)
         if FAILED in last:  # it gave up by itself, and Tune counts that as an end
             self._put(trial_id, "tags", values={"error": last[FAILED]})
             self._close_run(trial_id, "FAILED")
@@ -452,8 +432,27 @@ class MlflowTracker(Callback):
 
     # ---- records --------------------------------------------------------------------------------
 
+    def _put_report(self, trial_id: str, report: Mapping[str, Any], *, end: bool = False) -> None:
+        found = finite_metrics(report, self._spec["objective"]["mode"])
+        self._put_metrics(trial_id, {key: value for key, value in found.items() if is_of_the_end(key) is end}, report)
+
+    def _put_end(self, trial_id: str, report: Mapping[str, Any]) -> None:
+        """Records what a trial came to; its share of the prior's return as soon as that is known."""
+        self._put_report(trial_id, report, end=True)
+        if self._prior_hash is None or not is_finished(report):
+            return
+        self._kept_unknown[trial_id] = dict(report)
+        if trial_id == PRIOR_TRIAL:
+            self._prior_basic = number(report, BASIC)
+        while self._kept_unknown and self._prior_basic is not None:
+            each, ended = self._kept_unknown.popitem()
+            kept = kept_share(number(ended, BASIC), self._prior_basic)
+            self._put_metrics(each, {} if kept is None else {KEPT: 100 * kept}, ended)
+
     def _put_metrics(self, trial_id: str, values: Mapping[str, float], report: Mapping[str, Any]) -> None:
         # The report's own time, so that delivering it twice adds nothing.
+        if not values:
+            return
         timestamp = int(report["timestamp"] * 1000) if "timestamp" in report else _now_ms()
         self._put(trial_id, "metrics", values=dict(values), step=report_step(report), timestamp=timestamp)
 
@@ -480,7 +479,7 @@ class MlflowTracker(Callback):
     ) -> None:
         if run != PARENT:
             self._open.add(run)
-        texts = {key: _text(value) for key, value in params.items() if value is not None and value != []}
+        texts = {key: text(value) for key, value in params.items() if value is not None and value != []}
         self._put(run, "open", name=name, params=texts, tags=dict(tags), start_time=_now_ms(), **more)
 
     def _close_run(self, run: str, status: str, **condition: bool) -> None:
@@ -497,21 +496,10 @@ class MlflowTracker(Callback):
         for folder in ARTIFACT_FOLDERS:
             self._put(trial_id, "folder", checkpoint=checkpoint, folder=folder, path=folder, **more)
 
-    def _common_tags(self) -> dict[str, Any]:
-        """Tags of the sweep's run and of each trial's: the UI nests runs in one sort order only."""
-        tags = {name: self._spec.get(name) for name in ("task", "prior", "algorithm")}
-        tags |= {"task": task_label(tags["task"]), "sweep": self._spec["name"], "prior_hash": self._prior_hash}
-        return {key: _text(value) for key, value in tags.items() if value is not None} | provenance()
-
 
 def _trial_spec(trial: Trial) -> dict[str, Any]:
     spec: dict[str, Any] = trial.config["trial"]
     return spec
-
-
-def _text(value: object) -> str:
-    """A parameter as text: numbers and words as they are, schedules and search spaces as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _now_ms() -> int:

@@ -155,9 +155,11 @@ def test_mlflow_has_one_parent_and_its_children(swept: tuple[SweepOutcome, str],
         assert result is not None
         run = runs.children[trial.trial_id]
         assert run.info.status == "FINISHED"
-        assert (
-            run.data.metrics["eval/deterministic/total_return_mean"] == result["eval/deterministic/total_return_mean"]
-        )
+        assert run.data.metrics["total"] == result["eval/deterministic/total_return_mean"]
+        prior = {trial.method: report for trial, report, _ in outcome.results}["prior"]
+        assert prior is not None
+        kept = result["eval/deterministic/basic_return_mean"] / prior["eval/deterministic/basic_return_mean"]
+        assert run.data.metrics["kept_pct"] == pytest.approx(100 * kept)
         files = {file.path for file in runs.client.list_artifacts(run.info.run_id, "bundle")}
         assert files == {"bundle/card.json", "bundle/weights.safetensors"}
         folders = {file.path for file in runs.client.list_artifacts(run.info.run_id)}

@@ -291,7 +291,7 @@ def test_every_report_of_a_real_sweep_whose_driver_is_killed(
         there = found.points(found.children[lines[0]["config"]["trial"]["trial_id"]])
         assert set(there.values()) == {1}
         for line in lines:
-            for key, value in finite_metrics(line)[0].items():
+            for key, value in finite_metrics(line).items():
                 assert there[key, int(line["env_steps"]), 1_000 * line["timestamp"], value] == 1, line
     assert reports > 20
     assert {run.info.status for run in (found.parent, *found.children.values())} == {"KILLED"}

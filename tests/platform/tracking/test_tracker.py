@@ -139,7 +139,17 @@ def test_tags_say_who_ran_which_code_and_no_host(sweep: Sweep) -> None:
         assert tags["algorithm"] == ("none" if trial.method == "prior" else "rpg")
         weights = {key.removeprefix("weights."): tags[key] for key in tags if key.startswith("weights.")}
         assert {key: json.loads(value) for key, value in weights.items()} == trial.model_dump(mode="json")["weights"]
-    assert sweep.found.parent.data.tags["mlflow.note.content"] == "a sweep in small"
+    note = sweep.found.parent.data.tags["mlflow.note.content"]
+    assert note.startswith(("★ ", "No ")), "the verdict comes first"
+    assert "a sweep in small" in note
+    assert sweep.found.parent.info.run_id in note
+    names = {run.info.run_name for run in sweep.found.children.values()}
+    assert names == {
+        "prior, untouched",
+        "greedy · seed 0",
+        "ω′ 0.05 · α̂ 0.2 … 0.05 · seed 0",
+        "ω′ 0.1 · α̂ 0.2 … 0.05 · seed 0",
+    }
 
 
 def test_every_report_is_there_exactly_once(sweep: Sweep) -> None:
@@ -147,9 +157,7 @@ def test_every_report_is_there_exactly_once(sweep: Sweep) -> None:
     for trial_id, lines in sweep.reports.items():
         expected: Counter[tuple[str, int, int, float]] = Counter()
         for line in lines:
-            values, dropped = finite_metrics(line)
-            values["dropped_nonfinite"] = dropped
-            for key, value in values.items():
+            for key, value in finite_metrics(line).items():
                 expected[key, int(line["env_steps"]), line["timestamp"] * 1000, value] += 1
         assert set(expected.values()) == {1}
         assert sweep.found.points(sweep.found.children[trial_id]) == expected
@@ -159,10 +167,11 @@ def test_every_report_is_there_exactly_once(sweep: Sweep) -> None:
 
 def test_nonfinite_values_are_left_out_and_counted(sweep: Sweep) -> None:
     run = sweep.found.children[sweep.restarted]
-    dropped = sweep.found.history(run, "dropped_nonfinite")
-    assert dropped == [(5000, 2.0), (10000, 0.0), (15000, 0.0), (20000, 0.0)]  # NaN and -inf, both at first
-    assert sweep.found.history(run, "basic_return") == [(10000, 20.0), (15000, 30.0), (20000, 40.0)]
-    assert sweep.found.history(run, HAPPENED_ONCE) == [(20000, 42.0)]
+    # -inf at first, and nothing later; that no episode had ended at first is no fault.
+    assert sweep.found.history(run, "health/dropped_nonfinite") == [(5000, 1.0)]
+    assert sweep.found.history(run, "train/basic_return") == [(10000, 20.0), (15000, 30.0), (20000, 40.0)]
+    assert sweep.found.history(run, "total") == [(20000, 42.0)]  # once, and under no other name
+    assert HAPPENED_ONCE not in run.data.metrics
 
 
 def test_reports_share_requests(sweep: Sweep) -> None:
@@ -244,7 +253,7 @@ def test_a_restored_sweep_goes_on_in_its_own_runs(read_sweep: ReadSweep, local_r
     ids = [{key: run.info.run_id for key, run in each.children.items()} for each in (before, after)]
     assert ids[0] == ids[1]
     assert {run.info.status for run in (after.parent, *after.children.values())} == {"FINISHED"}
-    steps = [step for step, _ in after.history(after.children[broken], "total_return")]
+    steps = [step for step, _ in after.history(after.children[broken], "train/total_return")]
     assert steps == [5000, 10000, 15000, 20000]
 
 
@@ -353,10 +362,40 @@ def test_finite_metrics_takes_figures_only() -> None:
         "nan": math.nan,
         "eval": {"deterministic": {"inf": math.inf, "mean": 2.0}},
     }
-    assert finite_metrics(report) == (
-        {"basic_return": 1.5, "iteration": 3.0, "time_total_s": 2.0, "eval/deterministic/mean": 2.0},
-        2,
-    )
+    assert finite_metrics(report) == {
+        "train/basic_return": 1.5,
+        "train/iteration": 3.0,
+        "system/time_total_s": 2.0,
+        "eval/deterministic/mean": 2.0,
+        "health/dropped_nonfinite": 2.0,
+    }
+
+
+def test_mlflow_has_each_figure_once_and_no_constants() -> None:
+    none_ended = {"total_return": math.nan, "episode_length": math.nan, "addon/foot_return": math.nan}
+    quiet = {"env_failures": 0.0, "nonfinite_values": 0.0, "env_runner_restarts": 0.0, "kl_to_prior_estimated": 0.0}
+    assert finite_metrics({"env_steps": 1.0, **none_ended, **quiet, "entropy": 2.0}) == {"train/entropy": 2.0}
+    assert finite_metrics({"env_failures": 2.0, "entropy": math.nan}) == {
+        "health/env_failures": 2.0,
+        "health/dropped_nonfinite": 1.0,
+    }
+    figures = {"total_return_mean": 5.0, "basic_return_mean": 4.0, "addon_return_mean": 1.0, "total_return_std": 0.5}
+    report = {"env_steps": 9.0, "eval_best/env_steps": 9.0, "eval/kl_to_prior": 0.2, "eval_best/kl_to_prior": 0.2}
+    for where in ("eval", "eval_best"):
+        for mode, less in (("deterministic", 0.0), ("sampled", 1.0)):
+            report |= {f"{where}/{mode}/{name}": value - less for name, value in figures.items()}
+    found = finite_metrics(report)
+    assert {name: found[name] for name in ("total", "basic", "addon", "kl")} == {
+        "total": 5.0,
+        "basic": 4.0,
+        "addon": 1.0,
+        "kl": 0.2,
+    }
+    assert not [name for name in found if name.startswith("eval_best/") and name != "eval_best/env_steps"]
+    assert "eval/deterministic/total_return_mean" not in found
+    assert found["eval/sampled/total_return_mean"] == 4.0
+    assert finite_metrics(report, "sampled")["total"] == 4.0, "the headline is of the mode that the objective names"
+    assert "eval_best/kl_to_prior" in finite_metrics(report | {"eval_best/env_steps": 3.0})
 
 
 def test_the_commit_is_that_of_the_checkout_and_no_other(tmp_path: Path) -> None:

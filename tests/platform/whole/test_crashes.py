@@ -71,8 +71,7 @@ def check(folder: Path, found: TrackedSweep) -> None:
             _, index, step = json.loads(what)
             for key in range(KEYS):
                 value = float(100 * index + step) + key / 10
-                by_trial[ids[index]][f"m{key}", 10 * step, 1_000 * int(now), value] += 1
-            by_trial[ids[index]]["dropped_nonfinite", 10 * step, 1_000 * int(now), 0.0] += 1
+                by_trial[ids[index]][f"train/m{key}", 10 * step, 1_000 * int(now), value] += 1
         return by_trial
 
     surely, perhaps = points("reported"), points("will")

@@ -20,7 +20,7 @@ from tests.platform import own_tasks
 from tests.platform.commands import rpg, started
 from tests.platform.servers import MlflowServer, free_port
 
-from rpg_platform.results.report import finite_metrics
+from rpg_platform.results.report import finite_metrics, is_of_the_end
 from rpg_platform.spec.checks import expand
 from rpg_platform.storage.sweep_folder import SweepFolder
 
@@ -109,14 +109,14 @@ def check_points(lines: list[dict[str, Any]], there: dict[Point, float], cut_off
     """
     reported: defaultdict[Point, list[float]] = defaultdict(list)
     for line in lines:
-        for key, value in finite_metrics(line)[0].items():
+        for key, value in finite_metrics(line).items():
             reported[key, int(line["env_steps"])].append(value)
     assert set(reported) <= set(there), "lost"
-    unknown = {step for key, step in set(there) - set(reported) if key != "dropped_nonfinite"}
+    unknown = {step for key, step in set(there) - set(reported) if key != "kept_pct"}
     assert cut_off or not unknown, "invented"
     assert all(step % PER_REPORT == 0 and step <= STEPS for step in unknown)
     # The first report of a step counts; of the final evaluation the last, which is that of the policy that is kept.
-    kept = {point: values[-1 if point[0].startswith("eval") else 0] for point, values in reported.items()}
+    kept = {point: values[-1 if is_of_the_end(point[0]) else 0] for point, values in reported.items()}
     other = {point[1] for point, value in kept.items() if there[point] != value}
     assert not other or (cut_off and len(other) <= STEPS // 3 // PER_REPORT), "more than what lay between checkpoints"
 
