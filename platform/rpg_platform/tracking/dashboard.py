@@ -21,7 +21,7 @@ from rich.console import Console
 
 from rpg_platform.spec.logins import without_login
 from rpg_platform.storage.location import default_tracking_uri
-from rpg_platform.tracking.sender import read_identity
+from rpg_platform.tracking.identity import read_identity
 from rpg_platform.tracking.spool import spool_folder
 from rpg_platform.tracking.store import ARTIFACT_FOLDER, embedded_database, follow_move
 from rpg_platform.tracking.views import EXPERIMENTS, runs_address, view_address, view_tag

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpg_platform.spec.logins import take_login
+from rpg_platform.tracking.identity import keep_identity, read_identity, write_identity
 from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
-from rpg_platform.tracking.sender import (
-    Sender,
-    TrackerState,
-    keep_identity,
-    read_identity,
-    write_identity,
-)
+from rpg_platform.tracking.sender import Sender, TrackerState
 from rpg_platform.tracking.spool import (
     FOLDER,
     Spool,

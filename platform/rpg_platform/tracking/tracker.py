@@ -44,12 +44,13 @@ from rpg_platform.results.report import (
 from rpg_platform.results.rows import summarise
 from rpg_platform.spec.logins import without_login
 from rpg_platform.spec.trials import PRIOR_TRIAL
+from rpg_platform.tracking.identity import read_identity, write_identity
 from rpg_platform.tracking.overview import figures_of, note_of, summary_files
 from rpg_platform.tracking.run_tags import common_tags, sweep_params, text, trial_params, trial_tags
 from rpg_platform.tracking.runs import PARENT, Kind, MlflowRuns, Record
-from rpg_platform.tracking.sender import Sender, TrackerState, read_identity, write_identity
+from rpg_platform.tracking.sender import Sender, TrackerState
 from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError, spool_folder
-from rpg_platform.tracking.tune_trial import checkpoint_address, error_text
+from rpg_platform.tracking.tune_trial import checkpoint_address, error_text, trial_spec
 from rpg_platform.tracking.views import experiment_tags
 
 if TYPE_CHECKING:
@@ -369,7 +370,7 @@ class MlflowTracker(Callback):
     @_never_raises
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Opens the trial's run, or reopens it if the trial has been restarted."""
-        self._open_trial(_trial_spec(trial))
+        self._open_trial(trial_spec(trial))
 
     def _open_trial(self, spec: Mapping[str, Any], **more: Any) -> None:
         tags = trial_tags(spec, common_tags(self._spec, self._prior_hash))
@@ -383,22 +384,21 @@ class MlflowTracker(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Records one report; its final evaluation only once the policy that was evaluated is saved."""
-        self._put_report(_trial_spec(trial)["trial_id"], result)
+        self._put_report(trial_spec(trial)["trial_id"], result)
 
     @_never_raises
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Notes a failure that Tune answers with a restart; the trial's run stays open."""
         tags = {"restarts": trial.num_failures, "last_failure": error_text(trial)[0]}
-        self._put(_trial_spec(trial)["trial_id"], "tags", values=tags)
+        self._put(trial_spec(trial)["trial_id"], "tags", values=tags)
 
     @_never_raises
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Records the customised policy and closes the trial's run: finished, failed, or stopped before its end."""
-        trial_id = _trial_spec(trial)["trial_id"]
-        estimated = (trial.last_result or {}).get(KL_ESTIMATED)
-        if estimated is not None:
-            self._put(trial_id, "tags", values={"kl_to_prior": "estimated" if estimated else "closed form"})
+        trial_id = trial_spec(trial)["trial_id"]
         last = trial.last_result or {}
+        if (estimated := last.get(KL_ESTIMATED)) is not None:
+            self._put(trial_id, "tags", values={"kl_to_prior": "estimated" if estimated else "closed form"})
         self._put_end(trial_id, last)
         if FAILED in last:  # it gave up by itself, and Tune counts that as an end
             self._put(trial_id, "tags", values={"error": last[FAILED]})
@@ -412,8 +412,7 @@ class MlflowTracker(Callback):
     @_never_raises
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Records why a trial failed for good, and its last good policy if there is one."""
-        spec = _trial_spec(trial)
-        trial_id = spec["trial_id"]
+        trial_id = trial_spec(trial)["trial_id"]
         if trial_id not in self._open:
             self.on_trial_start(iteration, trials, trial)  # it failed before it started
         last_line, full = error_text(trial)
@@ -495,11 +494,6 @@ class MlflowTracker(Callback):
             checkpoint = str(Path(checkpoint).relative_to(self.folder.parent))  # a sweep's folder may be moved
         for folder in ARTIFACT_FOLDERS:
             self._put(trial_id, "folder", checkpoint=checkpoint, folder=folder, path=folder, **more)
-
-
-def _trial_spec(trial: Trial) -> dict[str, Any]:
-    spec: dict[str, Any] = trial.config["trial"]
-    return spec
 
 
 def _now_ms() -> int:

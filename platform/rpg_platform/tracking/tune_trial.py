@@ -45,3 +45,9 @@ def checkpoint_address(checkpoint: Any, storage: str | None) -> str:
         return path
     scheme, _, rest = str(storage).partition("://")
     return f"{scheme}://{path}" + "".join(rest.partition("?")[1:])
+
+
+def trial_spec(trial: Trial) -> dict[str, Any]:
+    """The ``TrialSpec`` that a trial runs, as data."""
+    spec: dict[str, Any] = trial.config["trial"]
+    return spec

@@ -18,8 +18,9 @@ from tests.platform.proxy import Fate, Proxy
 from tests.platform.records import closing, metrics, opening
 
 from rpg_platform.tracking import sender as sender_module
+from rpg_platform.tracking.identity import read_identity, write_identity
 from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
-from rpg_platform.tracking.sender import ATTEMPTS, Sender, TrackerState, read_identity, write_identity
+from rpg_platform.tracking.sender import ATTEMPTS, Sender, TrackerState
 from rpg_platform.tracking.spool import Spool, SpoolError, read_lines
 
 if TYPE_CHECKING:

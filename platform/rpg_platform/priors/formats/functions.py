@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_platform.priors.files.archive import open_archive
-from rpg_platform.priors.formats.torchscript.archive import read_archive
+from rpg_platform.priors.formats import torchscript
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.priors.network.graph_policy import TOLERANCE, differences
 from rpg_platform.priors.network.outputs import GraphFile, Meaning
@@ -61,7 +61,7 @@ def read(name: str | Path, options: ImportOptions) -> Imported:
     states = _states(size, options)
     names = _fields(module, states[:_TRACED_WITH], dtype)
     archive = open_archive(_traced(module, size, dtype, name), name)
-    imported, meaning = read_archive(archive, options, "a module", names)
+    imported, meaning = torchscript.read_archive(archive, options, "a module", names)
     _compare(module, imported.network, meaning, states, dtype, name)
     facts = {**imported.facts, "gave": type(made).__qualname__[:200]}
     return Imported(imported.network, "function", None, None, facts=facts, notes=imported.notes)

@@ -220,7 +220,6 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         with_data(PPO, observation_space=dumps(box(np.zeros((4, 4, 3)), np.full((4, 4, 3), 255), dtype=np.uint8))),
         "observes images",
     ),
-    "bounds": (with_data(PPO, action_space=dumps(box([-1.0, -np.inf], [1.0, 1.0]))), "expected finite bounds"),
     "bounds swapped": (with_data(PPO, action_space=dumps(box([1.0, 1.0], [0.0, 0.0]))), "bounds are no bounds"),
     "bounds nan": (with_data(PPO, action_space=dumps(box([np.nan, 1.0], [1.0, 1.0]))), "bounds are no bounds"),
     "bounds missing": (
