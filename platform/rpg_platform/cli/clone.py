@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rpg_platform.cli import output
 from rpg_platform.cli.common import AsJson, refusals, stdout_console
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _progress(epochs: int) -> Iterator[Any]:
 def _show(fitted: Clone, card: PriorCard, out: Path, as_json: bool) -> None:
     if as_json:
         summary = {"path": str(out), "stopped_early": fitted.stopped_early, "card": card.model_dump()}
-        typer.echo(json.dumps(summary, indent=2))
+        output.data(json.dumps(summary, indent=2))
         return
     console, source, held = stdout_console(), card.made_by["demonstrations"], card.made_by["held_out"]
     table = Table(show_header=False, box=None, pad_edge=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from rpg_platform.cli import output
 from rpg_platform.cli.common import AsJson, Where, policy_folder, refusals, stdout_console
 
 
@@ -38,7 +39,7 @@ def evaluate(
         bundle.check_spaces(*spaces_of(chosen), chosen.env_id)
         metrics = as_metrics(evaluate_both(bundle.build(), chosen, episodes, seed))
     if as_json:
-        typer.echo(json.dumps({k: v for k, v in metrics.items() if v == v}, indent=2))
+        output.data(json.dumps({k: v for k, v in metrics.items() if v == v}, indent=2))
         return
     table = Table("measure", *MODES, title=f"{bundle.card.name} on {chosen.name}: {episodes} episodes, mean ± std")
     parts = [f"addon/{name}_return" for name in part_names(chosen.addon)]

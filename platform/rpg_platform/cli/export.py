@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from rpg_platform.cli import output
 from rpg_platform.cli.common import AsJson, Where, policy_folder, refusals, stdout_console
 
 Source = Annotated[
@@ -62,7 +63,7 @@ def export(
         written = files.export(str(source), formats, out, mode, precision, overwrite=overwrite)
     if as_json:
         rows = {each.format: {"path": str(each.path), "deviation": each.deviation} for each in written}
-        typer.echo(json.dumps(rows, indent=2))
+        output.data(json.dumps(rows, indent=2))
         return
     for each in written:
         stdout_console().print(
@@ -98,7 +99,7 @@ def promote(
         done = registry.promote(source, name, alias, store, mode, precision)
     if as_json:
         fields = ("name", "version", "alias", "created", "run_id", "tracking_uri", "uri")
-        typer.echo(json.dumps({field: getattr(done, field) for field in fields}, indent=2))
+        output.data(json.dumps({field: getattr(done, field) for field in fields}, indent=2))
         return
     console = stdout_console()
     what = "registered as" if done.created else "had been registered as"

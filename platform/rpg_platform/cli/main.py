@@ -6,6 +6,7 @@ Exit codes: 0 all went well; 1 a sweep has trials without a result; 2 the input 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +66,8 @@ def _version(
 def main() -> None:
     """Entry point of the ``rpg`` script."""
     output.guard()
+    if "--json" in sys.argv[1:]:
+        output.data_only()
     try:
         app()
     finally:

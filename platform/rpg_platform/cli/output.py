@@ -13,6 +13,9 @@ import sys
 _GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # the reader ended, as `| head` does, or the terminal did
 
 
+_data: io.TextIOWrapper | None = None  # the real standard output, where it holds data alone
+
+
 class _Forgiving(io.RawIOBase):
     """A file descriptor that takes every write."""
 
@@ -55,11 +58,29 @@ def guard() -> None:
         setattr(sys, name, text)
 
 
+def data_only() -> None:
+    """Keeps standard output for ``data``, for ``--json``.
+
+    Whatever else is printed, by libraries and native code too, goes to standard error.
+    """
+    global _data
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.flush()
+        _data = io.TextIOWrapper(io.BufferedWriter(_Forgiving(os.dup(1))), encoding="utf-8")
+        os.dup2(2, 1)
+
+
+def data(text: str) -> None:
+    """Prints what a program reads, a line."""
+    print(text, file=_data or sys.stdout)
+
+
 def lost() -> OSError | None:
     """Why standard output is not complete, flushed; None if it is, or if its reader wanted no more of it."""
-    if not isinstance(sys.stdout, io.TextIOWrapper):
+    stream = _data or sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
         return None
-    sys.stdout.flush()
-    raw = getattr(sys.stdout.buffer, "raw", None)
+    stream.flush()
+    raw = getattr(stream.buffer, "raw", None)
     error = raw.error if isinstance(raw, _Forgiving) else None
     return None if error is None or error.errno in _GONE else error

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rpg_platform.cli import output
 from rpg_platform.cli.common import Address, AsJson, Name, SpecFile, Storage, refusals, stdout_console
 
 
@@ -36,6 +37,6 @@ def plan(
         quiet()
         made = plan_of(Sweep.resolve(spec), nodes_of(address), calibrate=calibrate)
     if as_json:
-        typer.echo(json.dumps(made.as_json(), indent=2))
+        output.data(json.dumps(made.as_json(), indent=2))
         return
     stdout_console().print(render(made), highlight=False)

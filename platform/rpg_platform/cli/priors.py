@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from rpg_platform.cli import output
 from rpg_platform.cli.common import AsJson, refusals, stdout_console
 from rpg_platform.priors.formats import names, what_is_read
 
@@ -49,7 +50,7 @@ def priors(context: typer.Context, as_json: AsJson = False) -> None:
 
     cards = {name: load_card(path) for name, path in SHIPPED.items()}
     if as_json:
-        typer.echo(json.dumps({name: card.model_dump() for name, card in cards.items()}, indent=2))
+        output.data(json.dumps({name: card.model_dump() for name, card in cards.items()}, indent=2))
         return
     table = Table("prior", "environment", "alpha", "basic return (deterministic)", "hash")
     for name, card in cards.items():
@@ -144,7 +145,7 @@ def import_(
             force=force,
         )
     if as_json:
-        typer.echo(json.dumps(done.as_json(), indent=2))
+        output.data(json.dumps(done.as_json(), indent=2))
         return
     check = ["rpg", "priors", "check", str(done.folder)]
     check += ["--task", task] if task else []
@@ -163,7 +164,7 @@ def show(prior: Prior, as_json: AsJson = False) -> None:
     with refusals():
         card = load_bundle(resolve_prior(prior)).card
     if as_json:
-        typer.echo(json.dumps(card.model_dump(), indent=2))
+        output.data(json.dumps(card.model_dump(), indent=2))
         return
     rows = _card_rows(card)
     rows += [
@@ -208,7 +209,7 @@ def check(
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_bytes(returns_png(done))
     if as_json:
-        typer.echo(json.dumps(done.as_json(), indent=2))
+        output.data(json.dumps(done.as_json(), indent=2))
         return
     _print_check(done, episodes)
     if out is not None:

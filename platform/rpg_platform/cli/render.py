@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rpg_platform.cli import output
 from rpg_platform.cli.common import AsJson, Where, names_a_sweep, policy_folder, refusals, stdout_console
 from rpg_platform.cli.export import Source
 
@@ -66,7 +67,7 @@ def render(
             shutil.move(made[0].out, out)
     recording = replace(made[0], out=str(out))
     if as_json:
-        typer.echo(json.dumps(asdict(recording), indent=2, allow_nan=False))
+        output.data(json.dumps(asdict(recording), indent=2, allow_nan=False))
         return
     _say(recording, names)
 

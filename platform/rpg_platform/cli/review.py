@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from rpg_platform.cli import output
 from rpg_platform.cli.common import AsJson, SweepName, Where, refusals, stdout_console
 
 
@@ -64,7 +65,7 @@ def show(name: SweepName, storage: Where = None, as_json: AsJson = False) -> Non
     with refusals():
         found = found_in(SweepFolder(storage_path(storage), name))
     if as_json:
-        typer.echo(rows_to_json(found.rows))
+        output.data(rows_to_json(found.rows))
     else:
         stdout_console().print(render_table(found.rows, metric_name=metric_name_of(found)))
 
@@ -80,7 +81,7 @@ def list_(storage: Where = None, as_json: AsJson = False) -> None:
         where = storage_path(storage)
         sweeps = sweeps_of(where)
     if as_json:
-        typer.echo(json.dumps([each.as_json() for each in sweeps], indent=2))
+        output.data(json.dumps([each.as_json() for each in sweeps], indent=2))
         return
     console = stdout_console()
     if not sweeps:
@@ -108,6 +109,6 @@ def compare(
     with refusals():
         found = compared(first, second, storage_path(storage))
     if as_json:
-        typer.echo(json.dumps(found.as_json(), indent=2))
+        output.data(json.dumps(found.as_json(), indent=2))
     else:
         stdout_console().print(comparison_table(found))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from rpg_platform.cli import output
 from rpg_platform.cli.common import AsJson, refusals, stdout_console
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def status(
         found = [status_of(SweepFolder(where, each), storage) for each in names]
     if as_json:
         documents = [each.as_json() for each in found]
-        typer.echo(json.dumps(documents if name is None else documents[0], indent=2))
+        output.data(json.dumps(documents if name is None else documents[0], indent=2))
     elif name is not None:
         _print(found[0], stdout_console())
     elif found:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from rpg_platform.cli import output
 from rpg_platform.cli.common import (
     FAILED,
     Address,
@@ -88,6 +89,7 @@ def extend(
 ) -> None:
     """Gives a sweep more env steps, seeds or grid points and runs what is new; nothing that it has is run again."""
     from rpg_platform.spec.extension import extended
+    from rpg_platform.spec.yaml_file import text_of
     from rpg_platform.storage.location import storage_path
     from rpg_platform.storage.sweep import Sweep
     from rpg_platform.storage.sweep_folder import SweepFolder
@@ -96,7 +98,7 @@ def extend(
         folder = SweepFolder(storage_path(storage), name)
         wanted = None if file is None else load_for(file, name, folder.storage)
         spec = extended(folder.spec(), wanted, env_steps=env_steps, seeds=seeds)
-        source = folder.source() if file is None else file.read_text(encoding="utf-8")
+        source = folder.source() if file is None else text_of(file).decode()
         _run(Sweep.resolve(spec, source=source, resume=True), address, as_json)
 
 
@@ -113,9 +115,10 @@ def _continue(spec: SweepSpec, address: str | None, as_json: bool) -> None:
 
 
 def _resolved(spec: SweepSpec, file: Path) -> Sweep:
+    from rpg_platform.spec.yaml_file import text_of
     from rpg_platform.storage.sweep import Sweep
 
-    return Sweep.resolve(spec, source=file.read_text(encoding="utf-8"))
+    return Sweep.resolve(spec, source=text_of(file).decode())
 
 
 def train(
@@ -163,7 +166,7 @@ def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
 
     rows = summarise(outcome.results)
     if as_json:
-        typer.echo(rows_to_json(rows))
+        output.data(rows_to_json(rows))
     else:
         tell = functools.partial(console.print, soft_wrap=True, highlight=False)
         folder = sweep.folder.uri

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from rpg_platform.cli import output
 from rpg_platform.cli.common import AsJson, refusals, stdout_console
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def tasks(context: typer.Context, as_json: AsJson = False) -> None:
 
     if as_json:
         listed = {task.name: {"env": task.env_id, "description": task.description} for task in TASKS.values()}
-        typer.echo(json.dumps(listed, indent=2))
+        output.data(json.dumps(listed, indent=2))
         return
     table = Table("task", "environment", "what is added")
     for task in TASKS.values():
@@ -48,7 +49,7 @@ def show(task: TaskOrFile, as_json: AsJson = False) -> None:
         observations, actions = spaces_of(chosen)
         rows = _rows(chosen) | {"observations": str(observations), "actions": str(actions)}
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        output.data(json.dumps(rows, indent=2))
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
@@ -102,7 +103,7 @@ def check(
         faulty = [each for each in checks if each.fault is not None]
         if as_json:
             rows = [{"where": each.where, "what": each.what, "fault": each.fault} for each in checks]
-            typer.echo(json.dumps({"task": chosen.name, "ok": not faulty, "checks": rows}, indent=2))
+            output.data(json.dumps({"task": chosen.name, "ok": not faulty, "checks": rows}, indent=2))
         if faulty:
             raise ConformanceError(chosen.name, faulty)
     if not as_json:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rpg_platform.cli import output
 from rpg_platform.cli.common import FAILED, AsJson, refusals, stdout_console
 
 
@@ -45,7 +46,7 @@ def track(
             "ended": list(done.ended),
             "page": done.page,
         }
-        typer.echo(json.dumps(content, indent=2))
+        output.data(json.dumps(content, indent=2))
     else:
         tell(f"Sent now    {done.sent_now}")
         tell(f"Records     {state}")

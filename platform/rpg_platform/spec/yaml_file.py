@@ -29,11 +29,15 @@ from rpg_platform.wording import Path
 __all__ = ["SpecError", "dump_spec", "find_task", "load_spec", "parse_spec"]
 
 
+_pipes: dict[pathlib.Path, bytes] = {}
+
+
 def load_spec(path: str | os.PathLike[str], *, check_files: bool = True) -> SweepSpec:
     """Read a sweep's specification from a YAML file.
 
     Args:
-        path: The file. A relative path inside it (the prior's) is relative to its folder.
+        path: The file. A relative path inside it (the prior's, the storage's) is relative to its folder, of a pipe to
+            the working directory.
         check_files: Require that the prior exists and fits. Without it a specification can be checked before
             its prior has been trained, or on another machine.
 
@@ -45,13 +49,24 @@ def load_spec(path: str | os.PathLike[str], *, check_files: bool = True) -> Swee
         column.
     """
     file = pathlib.Path(path)
-    return parse_spec(_read(file), source=str(file), folder=file.parent, name=file.stem, check_files=check_files)
+    text, folder = text_of(file), "." if file in _pipes else file.parent
+    return parse_spec(text, source=str(file), folder=folder, name=file.stem, check_files=check_files)
 
 
-def _read(file: pathlib.Path) -> bytes:
+def text_of(file: pathlib.Path) -> bytes:
+    """What a specification's file holds, at most ``MAX_BYTES`` and one more; a pipe is read the first time alone.
+
+    Raises:
+        SpecError: it can't be read.
+    """
+    if file in _pipes:
+        return _pipes[file]
     try:
         with file.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
+            content = stream.read(MAX_BYTES + 1)
+        if not file.is_file():
+            _pipes[file] = content
+        return content
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SpecError([f"{file}: cannot be read: {reason}"]) from error
@@ -106,7 +121,7 @@ def find_task_spec(name_or_file: str) -> str | TaskSpec:
     file = pathlib.Path(name_or_file)
     if name_or_file in TASKS or not (file.suffix in (".yaml", ".yml") or file.is_file()):
         return name_or_file
-    document, found = read_document(_read(file)), []
+    document, found = read_document(text_of(file)), []
     if not document.problems:
         try:
             task = TaskFile.model_validate({"task": document.data.get("task")}).task
@@ -142,7 +157,7 @@ def _validate(
             spec = SweepSpec.model_validate(rest)
         except ValidationError:
             return None, problems
-    spec = _with_absolute_prior(spec, folder)
+    spec = _with_absolute_storage(_with_absolute_prior(spec, folder), folder)
     if isinstance(spec.task, TaskSpec):
         spec = spec.model_copy(update={"task": _with_folder(spec.task, folder)})
     for problem in check(spec, check_files=check_files):
@@ -183,6 +198,13 @@ def _with_folder(task: TaskSpec, folder: pathlib.Path) -> TaskSpec:
         return task
     beside = os.path.abspath(folder / pathlib.Path(task.folder or ".").expanduser())  # noqa: PTH100
     return task.model_copy(update={"folder": beside})
+
+
+def _with_absolute_storage(spec: SweepSpec, folder: pathlib.Path) -> SweepSpec:
+    """A relative ``storage`` is relative to the file, like all its paths."""
+    if spec.storage is None or "://" in spec.storage or spec.storage.startswith(("~", "/")):
+        return spec
+    return spec.model_copy(update={"storage": os.path.abspath(folder / spec.storage)})  # noqa: PTH100
 
 
 def _with_absolute_prior(spec: SweepSpec, folder: pathlib.Path) -> SweepSpec:

@@ -21,7 +21,12 @@ class LocationError(ValueError):
 def storage_path(storage: str | None) -> str:
     """A storage as the user gives it, or the default one: an absolute local path, or a URI as given."""
     text = storage or DEFAULT_STORAGE
-    return text if "://" in text else str(Path(text).expanduser().resolve())
+    if "://" in text:
+        return text
+    try:
+        return str(Path(text).expanduser().resolve())
+    except (RuntimeError, OSError) as error:  # no home directory, a loop of links
+        raise LocationError(f"storage={text!r}: {error}; give a path: --storage /path") from error
 
 
 def file_system(storage: str) -> tuple[Any, str]:
@@ -49,7 +54,8 @@ def default_tracking_uri(storage: str | Path) -> str:
         storage: a local folder, as a path or a ``file://`` URI; need not exist yet.
 
     Raises:
-        LocationError: ``storage`` is not local: SQLite can't live in an object store.
+        LocationError: ``storage`` is not local: SQLite can't live in an object store; or its path holds what means
+            something in an address.
     """
     text = str(storage)
     if text.startswith("file://"):
@@ -59,7 +65,13 @@ def default_tracking_uri(storage: str | Path) -> str:
             f"storage: {text!r} is not a local directory and can't hold the embedded MLflow store; "
             "set tracking.uri to an MLflow server"
         )
-    return f"sqlite:///{Path(text).expanduser().resolve() / DATABASE_FILE}"
+    folder = Path(text).expanduser().resolve()
+    if found := sorted(set("?#%") & set(str(folder))):
+        raise LocationError(
+            f"storage: {str(folder)!r} holds {' '.join(found)}, which the address of an SQLite store can't hold: "
+            "rename the folder, or set tracking.uri to an MLflow server"
+        )
+    return f"sqlite:///{folder / DATABASE_FILE}"
 
 
 def tracking_uri_of(spec: SweepSpec) -> str:

@@ -29,6 +29,7 @@ from rpg_platform.wording import suggestion
 
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 10.0
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 PORTS_TO_TRY = 100
 DATABASES = ("sqlite:", "postgresql:", "postgresql+", "mysql:", "mysql+", "mssql:", "mssql+")
 QUIET_SERVER = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
@@ -79,6 +80,8 @@ def serve(
     url = f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host]
     command += ["--port", str(port), "--workers", "1"]
+    if host not in LOOPBACK:  # MLflow answers 403 to names that it does not know
+        command += ["--allowed-hosts", ",".join(_names(host, port))]
     if artifacts is not None:
         command += ["--artifacts-destination", str(artifacts)]
     console.print(f"Starting MLflow on {without_login(uri)} …", soft_wrap=True)
@@ -99,6 +102,15 @@ def serve(
                 _end(child)
     except KeyboardInterrupt:
         return 0
+
+
+def _names(host: str, port: int) -> list[str]:
+    """The Host headers under which other machines reach a server of this one, and those of this machine itself."""
+    own = socket.gethostname()
+    names = dict.fromkeys((*LOOPBACK, host, own, socket.getfqdn(), own.partition(".")[0]))
+    with suppress(OSError):
+        names |= dict.fromkeys(str(each[4][0]) for each in socket.getaddrinfo(own, None))
+    return [f"{name}{end}" for name in names for end in ("", f":{port}")]
 
 
 def address_of(server: str, sweep: str | None = None) -> str:

@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
 from uuid import uuid4
 
@@ -286,7 +287,7 @@ class MlflowTracker(Callback):
                 )
                 self._sender.flush(FINAL_PATIENCE_S)
         state = self.state()
-        command = f"rpg track {self.folder.parent if self.folder.name == FOLDER else self.folder}"
+        command = f"rpg track {quote(str(self.folder.parent if self.folder.name == FOLDER else self.folder))}"
         if state.spooled:
             why = f" ({self._sender.last_failure})" if self._sender.last_failure else ""
             tell(

@@ -19,6 +19,7 @@ from tests.platform.commands import ROOT, here, refused, rpg
 import rpg_platform
 from rpg_platform.bundles import SHIPPED
 from rpg_platform.cli.main import app
+from rpg_platform.spec.yaml_file import load_spec
 from rpg_platform.tasks.registry import TASKS
 
 COMMANDS = (
@@ -296,3 +297,49 @@ def test_output_that_cannot_be_written_ends_nothing(target: str, code: int) -> N
     os.close(writing)
     assert (ended.returncode, "Traceback" in ended.stderr) == (code, False), ended.stderr
     assert ("could not be written: No space left on device" in ended.stderr) == (code == 1)
+
+
+def test_json_is_data_whatever_a_task_prints(tmp_path: Path) -> None:
+    """An environment's module prints at import, from Python and from below it: standard output stays one document."""
+    (tmp_path / "loud_env.py").write_text(
+        "import os\nprint('hello from python')\nos.write(1, b'hello from below\\n')\n"
+        "import gymnasium\ndef make(**keywords):\n    return gymnasium.make('Pendulum-v1', **keywords)\n"
+        "gymnasium.register('Loud-v0', 'loud_env:make')\n"
+    )
+    task = {"env": "loud_env:Loud-v0", "addons": {"turn": "0.2 * next_obs[2]"}}
+    spec = {"task": task, "algorithm": "spg", "weights": {"alpha": 0.1}, "budget": {"env_steps": 4096}}
+    file = write(tmp_path, spec)
+    ended = rpg("plan", file, "--no-calibrate", "--json", cwd=tmp_path, PYTHONPATH=import_path(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["trials"]
+    assert "hello from python" in ended.stderr
+    assert "hello from below" in ended.stderr
+
+
+def import_path(folder: Path) -> str:
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def test_a_specification_from_a_pipe(tmp_path: Path) -> None:
+    """It is read once; a relative storage in it is the working directory's."""
+    spec = {"name": "piped", "task": TASK, "algorithm": "spg", "weights": {"alpha": 0.1}}
+    spec |= {"budget": {"env_steps": 1024}, "evaluation": {"episodes": 1, "validations": 0}, "storage": "results"}
+    training = {"rollout_length": 64, "minibatch_size": 128, "num_epochs": 1}
+    text = yaml.safe_dump(spec | {"training": training})
+    code = f"cat <<'E' | {sys.executable} -m rpg_platform.cli plan /dev/stdin --no-calibrate\n{text}E\n"
+    ended = subprocess.run(
+        ["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"COLUMNS": "300"}
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "1 setting x 1 seed" in ended.stdout
+    assert f"in {tmp_path / 'results'}" in ended.stdout
+
+
+def test_a_relative_storage_is_beside_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    spec = {"task": TASK, "algorithm": "spg", "weights": {"alpha": 0.1}, "budget": {"env_steps": 4096}}
+    file = write(tmp_path, spec | {"storage": "results"})
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_spec(file).storage == str(tmp_path / "results")
+    odd = refused("plan", write(tmp_path, spec), "--storage", str(tmp_path / "a?b"))
+    assert "holds ?, which the address of an SQLite store can't hold" in odd
