@@ -10,6 +10,7 @@ from typing import Any, cast
 import gymnasium as gym
 
 from rpg_platform.spec.checks import expand
+from rpg_platform.spec.logins import take_login, without_login
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.task import get_task
 from rpg_platform.storage.location import default_tracking_uri
@@ -41,9 +42,9 @@ def resolved(
         space,
         1_000,
         SweepFolder(str(storage), spec.name),
-        uri or default_tracking_uri(storage),
+        take_login(uri) if uri else default_tracking_uri(storage),
         experiment or spec.name,
-        source,
+        None if source is None else without_login(source),
         resume,
     )
 

@@ -62,6 +62,21 @@ def priors(context: typer.Context, as_json: AsJson = False) -> None:
     stdout_console().print(table)
 
 
+Std = Annotated[
+    float | None,
+    typer.Option(
+        help="Standard deviation, before tanh if it has one, to give a deterministic policy (TD3, ARS, a network's "
+        "first output)."
+    ),
+]
+Normalizer = Annotated[
+    Path | None,
+    typer.Option(
+        help="Observation statistics: a VecNormalize file, or an .npz with mean and var; none: there are none."
+    ),
+]
+
+
 @app.command("import")
 def import_(
     source: Annotated[
@@ -82,19 +97,8 @@ def import_(
         str | None,
         typer.Option("--format", help=f"What the source is, where its content should not tell: {', '.join(names())}."),
     ] = None,
-    std: Annotated[
-        float | None,
-        typer.Option(
-            help="Standard deviation, before tanh if it has one, to give a deterministic policy (TD3, ARS, a network's "
-            "first output)."
-        ),
-    ] = None,
-    normalizer: Annotated[
-        Path | None,
-        typer.Option(
-            help="Observation statistics: a VecNormalize file, or an .npz with mean and var; none: there are none."
-        ),
-    ] = None,
+    std: Std = None,
+    normalizer: Normalizer = None,
     activation: Annotated[
         str | None, typer.Option(help="Activation of the hidden layers, where the source does not say: relu, tanh, ...")
     ] = None,

@@ -61,8 +61,6 @@ if TYPE_CHECKING:
     from rpg_platform.storage.sweep import Sweep
     from rpg_platform.storage.sweep_folder import TrialState
 
-__all__ = ["MlflowTracker", "TrackerState"]
-
 logger = logging.getLogger(__name__)
 
 ParentStatus: TypeAlias = RunStatus
@@ -112,8 +110,7 @@ class MlflowTracker(Callback):
     Args:
         sweep: the sweep. One that is resumed goes on with the spool that an earlier driver left; a new one refuses it.
         trials: all of its trials, or those that are known before an adaptive search begins.
-        run_key: what tells this sweep from another of the same name; the same key reopens a resumed sweep's runs.
-            None: the spool's own, or of a new sweep a new one.
+        run_key: tells this sweep from another of its name, and reopens its runs. None: the spool's own, or a new one.
         to_come: how many trials more a search will make.
     """
 

@@ -38,7 +38,7 @@ def test_what_was_ended_early_is_neither_missing_nor_failed(tmp_path: Path, read
         tracked = read_sweep(uri, "early")
         [run] = tracked.children.values()
         assert (run.info.status, run.data.tags["outcome"]) == ("KILLED", "stopped by asha at 20,000 env steps")
-        assert tracked.history(run, "total_return") == [(20_000, 7.0)]
+        assert tracked.history(run, "train/total_return") == [(20_000, 7.0)]
         assert tracked.parent.info.status == "FINISHED"
         assert {name: tracked.parent.data.tags[f"trials_{name}"] for name in ("stopped", "failed", "missing")} == {
             "stopped": "1",

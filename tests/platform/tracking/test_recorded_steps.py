@@ -113,8 +113,8 @@ def test_the_final_evaluation_is_that_of_the_policy_that_is_kept(
     assert tracker.finish(results) == "FINISHED"
     found = read_sweep(embedded_store, "evaluated")
     run = found.children[trial.trial_id]
-    assert found.history(run, KEY) == [(100, 9.0)]
-    assert found.history(run, "a") == [(100, 1.0)]
+    assert found.history(run, "total") == [(100, 9.0)]
+    assert found.history(run, "train/a") == [(100, 1.0)]
 
 
 @pytest.mark.parametrize("left", ["running", "killed", "finished", "no spool", "nothing"])
@@ -145,8 +145,8 @@ def test_a_trial_that_finished_as_its_driver_died_is_recorded_by_the_next(
     found = read_sweep(embedded_store, f"adopted {left}")
     run = found.children[trial.trial_id]
     assert run.info.status == "FINISHED"
-    for key in (KEY, "a"):
-        assert found.history(run, key) == [(100, FINAL[key])]
+    for key, name in ((KEY, "total"), ("a", "train/a")):
+        assert found.history(run, name) == [(100, FINAL[key])]
     listed = [file.path for file in found.client.list_artifacts(run.info.run_id)]
     if left == "finished":
         assert run.to_dictionary() == before.children[trial.trial_id].to_dictionary()

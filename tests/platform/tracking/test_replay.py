@@ -113,7 +113,7 @@ def test_what_an_outage_left_is_sent_later_and_once(
     for trial in trials:
         run = found.children[trial.trial_id]
         assert (run.info.status, run.data.params["seed"]) == ("FINISHED", str(trial.seed))
-        assert found.history(run, "a") == [(1, 0.5), (2, 0.5)]
+        assert found.history(run, "train/a") == [(1, 0.5), (2, 0.5)]
         assert set(found.points(run).values()) == {1}
 
 
@@ -133,7 +133,7 @@ def test_runs_of_a_dead_driver_are_ended_and_a_resumed_one_goes_on_in_them(
     runs = {run.info.run_id: run for run in (found.parent, *found.children.values())}
     assert {run.info.status for run in runs.values()} == {"KILLED"}
     assert all(run.info.end_time <= before for run in runs.values()), "when it died, not when it was noticed"
-    assert all(found.history(run, "a") == [(1, 0.5), (2, 0.5)] for run in found.children.values())
+    assert all(found.history(run, "train/a") == [(1, 0.5), (2, 0.5)] for run in found.children.values())
     assert json.loads(rpg_track(tmp_path / "dead", "--json").stdout)["sent_now"] == 0
 
     resumed, trials = begin(embedded_store, "dead", tmp_path, resume=True)
@@ -216,7 +216,9 @@ def test_a_spool_of_an_earlier_version_is_sent_once(embedded_store: str, tmp_pat
         done = json.loads(rpg_track(tmp_path / "older", "--json").stdout)
         assert (done["sent_now"], done["damaged"], done["complete"]) == (count, 0, True)
     found = read_sweep(embedded_store, "older")  # fails on a second run of a trial
-    assert found.history(found.children[trials[0].trial_id], "a") == [(step, 0.5) for step in (1, 2, 3, 4)]
+    run = found.children[trials[0].trial_id]
+    both = found.history(run, "train/a") + found.history(run, "a")  # as this version and the earlier one name it
+    assert both == [(step, 0.5) for step in (1, 2, 3, 4)]
     assert '"format": 2' in identity.read_text(), "version 0.1.0 refuses it from now on"
 
 
@@ -240,7 +242,8 @@ def test_damage_is_told(embedded_store: str, tmp_path: Path, read_sweep: ReadSwe
     done = json.loads(rpg_track(tmp_path / "damaged", "--json").stdout)
     assert (done["damaged"], done["spooled"], done["complete"]) == (1, 0, True)
     found = read_sweep(embedded_store, "damaged")  # fails on a second run of a trial
-    assert [step for step, _ in found.history(found.children[trials[0].trial_id], "a")] == [1, 2, 3, 5]
+    run = found.children[trials[0].trial_id]
+    assert [step for name in ("train/a", "a") for step, _ in found.history(run, name)] == [1, 2, 3, 5]
 
 
 def test_no_spool_is_refused(tmp_path: Path) -> None:
