@@ -122,7 +122,7 @@ def test_an_ended_sweep_goes_on_where_it_was(tmp_path: Path, number: int, read_s
     tracked = read_sweep(default_tracking_uri(tmp_path / "results"), "ended")
     assert sorted(tracked.children) == sorted((FIRST, SECOND, "prior"))
     assert {run.info.status for run in (tracked.parent, *tracked.children.values())} == {"FINISHED"}
-    steps = [step for step, _ in tracked.history(tracked.children[SECOND], "env_steps_per_s")]
+    steps = [step for step, _ in tracked.history(tracked.children[SECOND], "system/env_steps_per_s")]
     assert max(steps) == 12 * 2048
     # From the checkpoint on, not from the start: what was trained once is not trained again.
     assert len(steps) - len(set(steps)) <= 1 if number == signal.SIGTERM else steps.count(2048) == 1
