@@ -22,6 +22,9 @@ def evaluate(
     task: Annotated[str, typer.Option(help="The task to evaluate it on: a name (see `rpg tasks`) or a YAML file.")],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes, all finished.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="First of the evaluation seeds.")] = 10_000,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps after which an episode is cut off. [default: 20,000 or more]")
+    ] = None,
     storage: Where = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,7 +40,7 @@ def evaluate(
     with refusals():
         chosen, bundle = find_task(task), load_bundle(policy_folder(policy, storage))
         bundle.check_spaces(*spaces_of(chosen), chosen.env_id)
-        metrics = as_metrics(evaluate_both(bundle.build(), chosen, episodes, seed))
+        metrics = as_metrics(evaluate_both(bundle.build(), chosen, episodes, seed, max_steps=max_steps))
     if as_json:
         output.data(json.dumps({k: v for k, v in metrics.items() if v == v}, indent=2))
         return

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -134,6 +137,8 @@ def train(
     from rpg_platform.spec.trials import count_trials
 
     with refusals():
+        if out is not None:
+            _check_out(out)
         spec = load_for(file, name, storage)
         sweep = _resolved(spec, file)
         trained = [trial for trial in sweep.trials if METHODS[trial.method].trains]
@@ -147,6 +152,23 @@ def train(
             copy_bundle(Path(checkpoints[trained[0].trial_id]), out)
             console = Console(stderr=True) if as_json else stdout_console()
             console.print(f"The policy: {out}", soft_wrap=True, highlight=False)
+
+
+def _check_out(out: Path) -> None:
+    """Refuses a folder for a bundle that cannot be made or written, before anything is trained.
+
+    Raises:
+        ValueError: says what stands in its way.
+    """
+    from rpg_platform.trial.room import existing
+
+    if re.match(r"\w+:/", str(out)):
+        raise ValueError(f"--out {out}: expected a folder of this machine; copy the policy from there afterwards")
+    found = existing(out.absolute())
+    if not found.is_dir():
+        raise ValueError(f"--out {out}: {found} is a file, expected a folder")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {found} may not be written to; name another folder")
 
 
 def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
@@ -171,11 +193,9 @@ def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
         tell = functools.partial(console.print, soft_wrap=True, highlight=False)
         folder = sweep.folder.uri
         console.print(render_table(rows, metric_name=sweep.task.metric_name))
-        picture = tradeoff_png(rows, title=sweep.spec.description)
-        if picture is not None and Path(folder).is_dir():
-            file = Path(folder) / "tradeoff.png"
-            file.write_bytes(picture)
-            tell(f"Picture     {file}")
+        if Path(folder).is_dir():
+            draw = functools.partial(tradeoff_png, rows, title=sweep.spec.description)
+            write_picture(Path(folder), draw, functools.partial(tell, markup=False))
         report = f"{folder}/{REPORT_FILE}"
         if "://" in report or Path(report).is_file():
             tell(f"Report      {report}")
@@ -188,6 +208,17 @@ def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
     if outcome.failed or outcome.unsent:  # what is unsent the tracker has explained
         raise typer.Exit(FAILED)
     return outcome.checkpoints
+
+
+def write_picture(folder: Path, draw: Callable[[], bytes | None], tell: Callable[[str], None]) -> None:
+    """Leaves a picture of a sweep in its folder, and says where or why not: results do not depend on it."""
+    file = folder / "tradeoff.png"
+    try:
+        if (picture := draw()) is not None:
+            file.write_bytes(picture)
+            tell(f"Picture     {file}")
+    except Exception as error:
+        tell(f"Picture     none: {type(error).__name__}: {error}")
 
 
 def _dashboard(sweep: Sweep) -> str | None:

@@ -1,17 +1,21 @@
 """Evaluating a policy on a task: exactly N episodes, from fixed seeds, deterministic and sampled.
 
 Every environment plays exactly one episode, episode i from seed ``seed + i``; what it does after its end is ignored.
-Short episodes are therefore not counted more often than long ones.
+Short episodes are therefore not counted more often than long ones. An episode that does not end is cut off, see
+``longest``, and counted as such.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,10 +27,14 @@ from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 from rpg_algorithms.policies.spaces import flatten_observations
 from rpg_algorithms.rllib.vector_env import final_observations, make_vector_env, write_infos
-from rpg_platform.results.report import FINAL, MODES, Mode, Where, mean_key, std_key
+from rpg_platform.results.report import FINAL, MODES, Mode, Where, cut_key, mean_key, std_key
 from rpg_platform.spec.measures import MEASURES, PER_MODE
-from rpg_platform.tasks.environments import make_env
+from rpg_platform.tasks.environments import make_env, time_limit
 from rpg_platform.tasks.task import StepFunction, Task
+
+logger = logging.getLogger(__name__)
+LONGEST_EPISODE = 20_000
+"""Steps after which an episode of an environment without a longer time limit is cut off."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Episodes:
         task_metric: mean over the episode's steps.
         kl_to_prior: mean over the episode's steps of KL(policy || prior), nats, between families estimated (see
             ``rpg_algorithms.policies.comparison``); nan without a prior.
+        cut: 1 where the episode had not ended after the most steps that it may have, and was cut off there; else 0.
         addon_parts: of a task with several add-on rewards, the weighted return of each; they sum to ``addon_return``.
     """
 
@@ -48,6 +57,7 @@ class Episodes:
     episode_length: NDArray[np.float64]
     task_metric: NDArray[np.float64]
     kl_to_prior: NDArray[np.float64]
+    cut: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     addon_parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
@@ -120,6 +130,8 @@ def evaluate(
     seed: int,
     mode: Mode,
     prior: PolicyNetwork | None = None,
+    *,
+    max_steps: int | None = None,
 ) -> Episodes:
     """Plays ``episodes`` episodes.
 
@@ -130,6 +142,7 @@ def evaluate(
         seed: episode i is reset with ``seed + i``; sampling is seeded with ``seed``.
         mode: act by the distribution's mode, or sample.
         prior: to measure the KL to.
+        max_steps: an episode that has not ended after so many steps is cut off; None: as ``longest`` says.
     """
     addon: Any = task.addon
     names, keys = part_names(addon), infos_of(task)
@@ -139,9 +152,8 @@ def evaluate(
     playing = np.ones(episodes, bool)
     acting = NumpyPolicy(policy)
     with closing(make_vector_env(partial(make_env, task), episodes, "sync", keys)) as envs:
-        steps = play(acting, envs, keys, seed, mode)
-        while playing.any():
-            step = next(steps)
+        bound = max_steps or longest(envs.envs[0])
+        for step in itertools.islice(play(acting, envs, keys, seed, mode), bound):
             sums[0, playing] += step.reward[playing]
             if names:
                 parts[:, playing] += np.stack(addon.parts(*step.given_to(addon)))[:, playing]
@@ -152,10 +164,21 @@ def evaluate(
                 sums[3, playing] += _kl(acting.complete(step.outputs), policy, prior, step.obs)[playing]
             length[playing] += 1
             playing &= ~step.done
+            if not playing.any():
+                break
     kl = sums[3] / length if prior is not None else np.full(episodes, np.nan)
     addon_return = parts.sum(0) if names else sums[1]
     each = dict(zip(names, parts, strict=True))
-    return Episodes(sums[0], addon_return, sums[0] + addon_return, length, sums[2] / length, kl, each)
+    total, cut = sums[0] + addon_return, playing.astype(np.float64)
+    if playing.any():
+        message = "%s: %d of %d evaluated episodes had not ended after %d steps, and count as far as they went"
+        logger.warning(message, task.env_id, int(playing.sum()), episodes, bound)
+    return Episodes(sums[0], addon_return, total, length, sums[2] / length, kl, cut, each)
+
+
+def longest(env: gym.Env[Any, Any]) -> int:
+    """Most steps of an evaluated episode: ``LONGEST_EPISODE``, or the environment's own time limit if that is more."""
+    return max(LONGEST_EPISODE, time_limit(env) or 0)
 
 
 def _kl(inputs: NDArray[Any], policy: PolicyNetwork, prior: PolicyNetwork, obs: NDArray[Any]) -> NDArray[Any]:
@@ -166,16 +189,23 @@ def _kl(inputs: NDArray[Any], policy: PolicyNetwork, prior: PolicyNetwork, obs: 
 
 
 def evaluate_both(
-    policy: PolicyNetwork, task: Task, episodes: int, seed: int, prior: PolicyNetwork | None = None
+    policy: PolicyNetwork,
+    task: Task,
+    episodes: int,
+    seed: int,
+    prior: PolicyNetwork | None = None,
+    *,
+    max_steps: int | None = None,
 ) -> dict[Mode, Episodes]:
     """Deterministic and sampled evaluation, on the same seeds."""
-    return {mode: evaluate(policy, task, episodes, seed, mode, prior) for mode in MODES}
+    return {mode: evaluate(policy, task, episodes, seed, mode, prior, max_steps=max_steps) for mode in MODES}
 
 
 def as_metrics(results: Mapping[Mode, Episodes], where: Where = FINAL) -> dict[str, float]:
     """Flat metrics: ``eval/<mode>/<measure>_mean`` and ``_std`` over episodes, and ``eval/kl_to_prior`` (sampled).
 
-    Of several add-on rewards each has ``eval/<mode>/addon/<name>_return_mean`` and ``_std`` too.
+    Of several add-on rewards each has ``eval/<mode>/addon/<name>_return_mean`` and ``_std`` too. Where episodes were
+    cut off, ``eval/<mode>/cut_episodes`` says how many.
     """
     metrics: dict[str, float] = {}
     for mode, played in results.items():
@@ -184,6 +214,8 @@ def as_metrics(results: Mapping[Mode, Episodes], where: Where = FINAL) -> dict[s
         for measure, values in measured.items():
             found = statistics_of(values)
             metrics |= {mean_key(where, mode, measure): found.mean, std_key(where, mode, measure): found.std}
+        if played.cut.any():
+            metrics[cut_key(where, mode)] = float(played.cut.sum())
     if "sampled" in results:
         for measure in (each.name for each in MEASURES if not each.per_mode):
             metrics[mean_key(where, "sampled", measure)] = float(getattr(results["sampled"], measure).mean())

@@ -110,8 +110,9 @@ class Validation:
 
     def _play(self, policy: PolicyNetwork, mode: Mode) -> Episodes:
         settings = self._settings
-        prior = self._prior if mode == "sampled" else None
-        return evaluate(policy, self._task, settings.validation_episodes, settings.validation_seed, mode, prior)
+        prior, episodes = self._prior if mode == "sampled" else None, settings.validation_episodes
+        seed, most = settings.validation_seed, settings.max_steps
+        return evaluate(policy, self._task, episodes, seed, mode, prior, max_steps=most)
 
     def _key(self, figures: Figures) -> tuple[object, ...]:
         if self._of_prior is None and self._prior is not None and needs_prior(self._objective):

@@ -14,7 +14,7 @@ from rpg_platform.planning.rates import Rate, keep_rate, known_rate, rate_key
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
-from rpg_platform.trial.room import RESERVE, by_disk, existing, free_bytes, size_text
+from rpg_platform.trial.room import RESERVE, by_disk, existing, free_bytes, free_text, size_text
 
 
 class PlanError(ValueError):
@@ -79,9 +79,9 @@ def check_room(plan: SweepPlan, folder: SweepFolder) -> None:
     if folder.is_local:
         needs[0] = (folder.uri, max(needs[0][1], plan.storage_bytes + RESERVE))
     for path, needed in by_disk(needs):
-        if (free := free_bytes(path)) < needed:
+        if free_bytes(path) < needed:
             raise PlanError(
-                f"{path}: {size_text(free)} are free, and the sweep needs {size_text(needed)} there: make room, give "
+                f"{path}: {free_text(path)}, and the sweep needs {size_text(needed)} there: make room, give "
                 "another --storage (TMPDIR moves what is temporary), keep fewer checkpoints (checkpoint.keep), or run "
                 "fewer trials at once (resources.max_concurrent)"
             )

@@ -62,6 +62,11 @@ def std_key(where: str, mode: Mode, measure: str) -> str:
     return f"{where}/{mode}/{measure}_std"
 
 
+def cut_key(where: str, mode: Mode) -> str:
+    """The key of how many episodes had not ended after the most steps that they may have; absent where all had."""
+    return f"{where}/{mode}/cut_episodes"
+
+
 # ---- reading -------------------------------------------------------------------------------------
 def number(report: Report, key: str) -> float:
     """A figure of a report; NaN where the report lacks it."""
@@ -89,6 +94,11 @@ def addon_names(report: Report, where: Where, mode: Mode) -> list[str]:
     start, end = f"{where}/{mode}/addon/", "_return_mean"
     found = (key for key in report if key.startswith(start) and key.endswith(end))
     return [key.removeprefix(start).removesuffix(end) for key in found]
+
+
+def cut_episodes(report: Report) -> int:
+    """How many episodes of the evaluation of a trial's policies, final and best, were cut off."""
+    return sum(int(report.get(cut_key(where, mode)) or 0) for where in (FINAL, BEST) for mode in MODES)
 
 
 def has_best(report: Report) -> bool:

@@ -29,6 +29,7 @@ from rpg_platform.results.report import (
     TrialResult,
     Where,
     addon_names,
+    cut_episodes,
     env_steps,
     has_best,
     is_finished,
@@ -183,6 +184,7 @@ class Row:
         kl_estimated: ``kl_to_prior`` is an estimate: policy and prior are of different families.
         stopped: trials that were ended early. A setting with one has no figures, even if another seed was trained to
             the end before: it is not compared.
+        cut_episodes: how many evaluated episodes had not ended after the most steps that they may have.
     """
 
     group: str
@@ -207,6 +209,7 @@ class Row:
     is_best: bool = False
     kl_estimated: bool = False
     stopped: tuple[Stop, ...] = ()
+    cut_episodes: int = 0
 
     def evaluation(self, mode: Mode) -> Evaluation:
         """The deterministic or the sampled evaluation."""
@@ -271,6 +274,7 @@ def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: f
         addon_parts={mode: _addon_parts(reports, mode) for mode in MODES},
         kl_estimated=any(report.get(KL_ESTIMATED) for report in reports),
         stopped=stopped,
+        cut_episodes=sum(map(cut_episodes, reports)),
     )
 
 

@@ -294,6 +294,8 @@ def _caption(rows: Sequence[Row], mode: Mode) -> str:
         words.append(f"{IS_PARETO} Pareto front of basic and add-on return.")
     if any(estimate.n < len(row.seeds) for row in rows for estimate in row.evaluation(mode).values()):
         words.append("(k/n): only k of n seeds have a finite figure.")
+    if cut := sum(row.cut_episodes for row in rows):
+        words.append(f"{cut} evaluated episodes did not end, and count as far as they went (evaluation.max_steps).")
     return " ".join(words)
 
 

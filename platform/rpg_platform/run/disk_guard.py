@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from rpg_platform.trial.room import by_disk, free_bytes, size_text
+from rpg_platform.trial.room import by_disk, free_bytes, free_text, size_text
 
 logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 2.0
@@ -49,11 +49,9 @@ class DiskGuard(Callback):
     def shortage(self) -> str | None:
         """Says which folder is too full, and by how much; None where all have room."""
         for folder, needed in by_disk(self._needs):
-            if (free := free_bytes(folder)) < needed:
-                return (
-                    f"{folder} is nearly full: {size_text(free)} are free, and {size_text(needed)} are needed to save "
-                    "the running trials"
-                )
+            if free_bytes(folder) < needed:
+                detail = f"{size_text(needed)} are needed to save the running trials"
+                return f"{folder} is nearly full: {free_text(folder)}, and {detail}"
         return None
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:

@@ -100,9 +100,12 @@ class Judge:
         return next((each for each in self._verdicts.values() if each.group == group and not each.goes_on), None)
 
     def stops(self, trial: TrialSpec, report: Report) -> bool:
-        """Says whether a trial ends with this report: its setting was ended, and it has reached that rung itself."""
+        """Says whether a trial ends with this report: its setting was ended, and it has reached that rung itself.
+
+        One that has used up its budget does not: all that is left of it is its evaluation.
+        """
         verdict = self.stopping(trial.group) if trial.rungs else None
-        return verdict is not None and env_steps(report) >= verdict.rung
+        return verdict is not None and verdict.rung <= env_steps(report) < trial.env_steps
 
     def report(self, trial: TrialSpec, report: Report) -> None:
         """Takes a trial's figures at the rungs that it has passed, and passes the verdicts that are due.

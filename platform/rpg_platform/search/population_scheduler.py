@@ -8,6 +8,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
+from rpg_platform.results.report import env_steps
 from rpg_platform.search.population import Population
 from rpg_platform.spec.sweep import trial_id_of
 
@@ -33,10 +34,17 @@ class PopulationTraining(FIFOScheduler):
         return {"_population": None, "_copy": None}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
-        """Says whether a trial goes on after its report or waits for the others."""
+        """Says whether a trial goes on after its report or waits for the others.
+
+        One that has used up its budget leaves the population: all that is left of it is its evaluation.
+        """
         assert self._population is not None
-        self._population.report(trial_id_of(trial.config), result)
-        waits: str = self.PAUSE if self._population.waits(trial_id_of(trial.config)) else self.CONTINUE
+        name = trial_id_of(trial.config)
+        if env_steps(result) >= trial.config["trial"]["env_steps"]:
+            self._population.leave(name)
+        else:
+            self._population.report(name, result)
+        waits: str = self.PAUSE if self._population.waits(name) else self.CONTINUE
         return waits
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> None:

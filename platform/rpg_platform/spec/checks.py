@@ -74,7 +74,8 @@ def _checked(spec: SweepSpec, check_files: bool) -> tuple[list[Problem], list[Ma
     total = count_trials(spec)
     if total > MAX_TRIALS:
         message = f"asks for {total} trials ({_factors(spec)}), and at most {MAX_TRIALS} are made"
-        problems.append(Problem(("algorithm",), message, needs=(("weights",), _TRAINING, ("baselines",), ("seeds",))))
+        needs: tuple[Path, ...] = (("weights",), _TRAINING, ("baselines",), ("seeds",), ("samples",))
+        problems.append(Problem(_most_of(spec), message, needs=needs))
     elif not problems:
         made = make_trials(spec)
         problems += _draws_and_duplicates(spec, made)
@@ -117,7 +118,7 @@ def _environment(spec: SweepSpec) -> Iterator[Problem]:
         return
     from rpg_platform.tasks.conformance import probe  # imports gymnasium, and whatever the task names
 
-    for error in probe(build_task(spec.task)):
+    for error in probe(build_task(spec.task), may_go_on=spec.evaluation.max_steps is not None):
         yield Problem(("task", *error.path), error.message, error.at_key, offset=error.offset)
 
 
@@ -228,6 +229,16 @@ def _samples(spec: SweepSpec) -> Iterator[Problem]:
 
 def _factors(spec: SweepSpec) -> str:
     return f"samples {spec.samples or 1}, seeds {len(spec.seeds)}, methods {len(spec.methods)}, and the grids"
+
+
+def _most_of(spec: SweepSpec) -> Path:
+    """Where the specification gives the factor that makes the most trials."""
+    spaces = {path: space for arm in arms(spec) for path, space in space_paths(spec, arm).items()}
+    factors: dict[Path, int] = {path: space.size or 1 for path, space in spaces.items() if not space.is_random}
+    factors |= {("seeds",): len(spec.seeds), ("baselines",): len(spec.baselines)}
+    if any(space.is_random for space in spaces.values()):
+        factors["samples",] = spec.samples or 1
+    return max(factors, key=lambda path: factors[path])
 
 
 def _draws_and_duplicates(spec: SweepSpec, made: Sequence[Made]) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rpg_platform.spec.checks import expand
-from rpg_platform.spec.sweep import SweepSpec
+from rpg_platform.spec.sweep import WARMUP, SweepSpec, default_warmup
 from rpg_platform.wording import show
 
 MAY_DIFFER = ("description", "storage", "tracking", "resources", "checkpoint", "faults")
@@ -64,6 +64,11 @@ def extended(
     if seeds is not None:
         changes["seeds"] = list(range(seeds))
     base = stored if asked is None else asked
+    if all(each.training.fixed.critic_warmup_iterations == default_warmup(each) for each in (stored, base)):
+        warmup = stored.training.fixed.critic_warmup_iterations  # the default was that of the budget then
+        changes["training"] = base.model_dump(mode="json")["training"]
+        if WARMUP not in base.training.searched:
+            changes["training"][WARMUP] = warmup
     spec = SweepSpec.model_validate(base.model_dump(mode="json") | changes)
     before, after = ({trial.trial_id: trial for trial in expand(each)} for each in (stored, spec))
     _check_search(stored, spec)

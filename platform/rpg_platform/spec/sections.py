@@ -121,8 +121,10 @@ class Training(Section):
     target_kl: float | None = Field(
         default=None, gt=0, description="Stop an iteration's updates beyond this approximate KL, nats; null: never."
     )
-    critic_warmup_iterations: Whole = Field(
-        default=10, ge=0, description="Iterations at the start that train the critic alone (with a prior only)."
+    critic_warmup_iterations: Annotated[Whole, Field(ge=0)] | None = Field(
+        default=None,
+        description="Iterations at the start that train the critic alone (with a prior only); null: 10, or a quarter "
+        "of the budget where that is less.",
     )
     start_from_prior: bool = Field(default=True, description="Start from the prior's weights rather than fresh ones.")
     scale_rewards: bool = Field(
@@ -174,6 +176,11 @@ class Evaluation(Section):
     validation_episodes: Whole = Field(default=5, ge=1, le=10_000, description="Episodes per validation.")
     validation_seed: Seed = Field(
         default=1_000_000, description="First of the validation seeds; none may be an evaluation seed."
+    )
+    max_steps: Positive | None = Field(
+        default=None,
+        description="Steps after which an episode that has not ended is cut off and counted; null: 20,000, "
+        "or the environment's own time limit where that is more.",
     )
 
 

@@ -8,7 +8,7 @@ unchanged.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self, TypeAlias, cast, get_args
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
@@ -58,6 +58,10 @@ __all__ = [
 ]
 
 WeightSetting: TypeAlias = WeightValue | SearchSpace
+
+
+WARMUP = "critic_warmup_iterations"
+_WARMUP = 10
 
 
 # ---- the parts that may be searched over --------------------------------------------------------
@@ -119,6 +123,9 @@ def _parse_training(raw: object) -> TrainingSpace:
 
 def _training_value(name: str) -> Any:
     def parse(value: object, path: Path, problems: list[Problem]) -> Setting:
+        if name == WARMUP and value is None:
+            problems.append(Problem(path, "expected a whole number of iterations, got null"))
+            return None
         try:
             return cast(Setting, getattr(Training.model_validate({name: value}), name))
         except ValidationError as error:
@@ -270,10 +277,29 @@ class SweepSpec(Section):
         """A section whose lines are all commented out is absent, not null."""
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, Mapping) else data
 
+    @model_validator(mode="after")
+    def _warmup_fits_the_budget(self) -> Self:
+        fixed = self.training.fixed
+        if fixed.critic_warmup_iterations is None:
+            fixed = fixed.model_copy(update={WARMUP: default_warmup(self)})
+            self.__dict__["training"] = replace(self.training, fixed=fixed)  # frozen for everybody else
+        return self
+
     @property
     def methods(self) -> tuple[Baseline, ...]:
         """The algorithm with its weights, then the baselines."""
         return (Baseline(self.algorithm, self.weights), *self.baselines)
+
+
+def iteration_env_steps(spec: SweepSpec) -> int:
+    """Env steps of one iteration; of the longest where the rollout's length is searched over."""
+    longest = max(cast(int, value) for value in spec.training.candidates("rollout_length"))
+    return longest * spec.resources.envs_per_runner * max(1, spec.resources.env_runners)
+
+
+def default_warmup(spec: SweepSpec) -> int:
+    """Iterations that train the critic alone where the specification does not say: at most a quarter of the budget."""
+    return min(_WARMUP, spec.budget.env_steps // (4 * iteration_env_steps(spec)))
 
 
 SECTION_KEYS: Mapping[str, Collection[str]] = {

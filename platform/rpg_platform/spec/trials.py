@@ -24,7 +24,15 @@ from typing import Any, cast
 
 from rpg_platform.spec.methods import METHODS, WEIGHTS, MethodName
 from rpg_platform.spec.space import SearchSpace, Setting, WeightValue, dump
-from rpg_platform.spec.sweep import Baseline, Network, SweepSpec, Training, TrialSpec
+from rpg_platform.spec.sweep import (
+    WARMUP,
+    Baseline,
+    Network,
+    SweepSpec,
+    Training,
+    TrialSpec,
+    iteration_env_steps,
+)
 from rpg_platform.wording import Path
 
 PRIOR_TRIAL = "prior"
@@ -32,7 +40,7 @@ MAX_ID_LENGTH = 120
 
 _DRAWS_PER_SAMPLE = 20
 _SPARE_DRAWS = 1_000
-_WITH_PRIOR_ONLY = ("critic_warmup_iterations", "start_from_prior")
+_WITH_PRIOR_ONLY = (WARMUP, "start_from_prior")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=+-]+")
 
 
@@ -150,9 +158,7 @@ def warmup_env_steps(spec: SweepSpec) -> int:
     training = spec.training
     if not uses_prior(spec, spec.algorithm) or not any(v is True for v in training.candidates("start_from_prior")):
         return 0
-    longest = max(cast(int, value) for value in training.candidates("rollout_length"))
-    iterations = max(cast(int, value) for value in training.candidates("critic_warmup_iterations"))
-    return iterations * longest * spec.resources.envs_per_runner * max(1, spec.resources.env_runners)
+    return max(cast(int, value) for value in training.candidates(WARMUP)) * iteration_env_steps(spec)
 
 
 def trials_of(spec: SweepSpec, setting: Mapping[str, Setting]) -> list[TrialSpec]:
@@ -195,7 +201,7 @@ def _trial(spec: SweepSpec, arm: Arm, setting: Mapping[str, Setting]) -> TrialSp
     chosen = {name: value for name, value in setting.items() if name not in given}
     training = spec.training.fixed.model_dump() | chosen
     if not uses_prior(spec, method):
-        training |= {"start_from_prior": False, "critic_warmup_iterations": 0}
+        training |= {"start_from_prior": False, WARMUP: 0}
     if not training["start_from_prior"]:
         training["network"] = training["network"] or Network()
     label = "-".join([method, *(f"{name}={_label(value)}" for name, value in {**weights, **chosen}.items())])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rpg_platform.tasks.environments import make_env, sizes_of
+from rpg_platform.tasks.environments import make_env, sizes_of, time_limit
 from rpg_platform.tasks.expressions import Expression, ExpressionError, Sizes
 from rpg_platform.tasks.task import StepFunction, Task, TaskError
 from rpg_platform.tasks.transitions import (
@@ -36,6 +37,7 @@ from rpg_platform.tasks.user_code import UserCodeError, UserFunction
 from rpg_platform.wording import Path, suggestion
 
 PROBE_STEPS = 4
+PATIENCE_S = 10.0
 STEPS = 200
 LONGEST_EPISODE = 5_000
 UNBOUNDED = 1e6  # a bound beyond this is none
@@ -87,31 +89,50 @@ def functions_of(task: Task) -> dict[Path, tuple[str, StepFunction]]:
 
 
 # ---- before a sweep starts --------------------------------------------------------------------------
-def probe(task: Task) -> list[TaskError]:
+def probe(task: Task, *, may_go_on: bool = False) -> list[TaskError]:
     """Finds what only the environment can tell: makes it, takes a few steps and tries every function on them.
 
+    Args:
+        task: the task.
+        may_go_on: episodes need not end.
+
     Returns:
-        The faults in its spaces, indices, info keys, functions and shapes.
+        The faults in its spaces, indices, info keys, functions and shapes; that its episodes do not end.
     """
     try:
         with closing(make_env(task)) as env:
-            return faults_in(task, env)
+            return faults_in(task, env, may_go_on=may_go_on)
     except TaskError as error:
         return [error]
 
 
-def faults_in(task: Task, env: gym.Env[Any, Any]) -> list[TaskError]:
+def faults_in(task: Task, env: gym.Env[Any, Any], *, may_go_on: bool = False) -> list[TaskError]:
     """Finds what ``probe`` does, in an environment of the task that is made already; leaves it open."""
     try:
         sizes = sizes_of(env)
-        played = list(itertools.islice(steps(env, 0, np.random.default_rng(0)), PROBE_STEPS))
+        going = steps(env, 0, np.random.default_rng(0))
+        played = list(itertools.islice(going, PROBE_STEPS))
+        batch = transitions(played)
+        found = (_tried(path, function, batch, sizes) for path, (_, function) in functions_of(task).items())
+        errors = [error for error in found if error is not None]
+        if errors or may_go_on or time_limit(env) is not None:
+            return errors
+        return _goes_on(played, going)
     except TaskError as error:
         return [error]
     except MisbehaviourError as fault:
         return [TaskError(("env",), f"{task.env_id} {fault}")]
-    batch = transitions(played)
-    found = (_tried(path, function, batch, sizes) for path, (_, function) in functions_of(task).items())
-    return [error for error in found if error is not None]
+
+
+def _goes_on(played: Iterable[Step], going: Iterator[Step]) -> list[TaskError]:
+    """Plays until an episode ends; a slow environment is given up on, as its evaluation is bounded anyway."""
+    started = time.monotonic()
+    for step in itertools.chain(played, itertools.islice(going, LONGEST_EPISODE - PROBE_STEPS)):
+        if step.ended or time.monotonic() - started > PATIENCE_S:
+            return []
+    message = f"no episode ended in {LONGEST_EPISODE:,} random steps, and there is no time limit"
+    remedy = "give max_episode_steps, or evaluation.max_steps, where it is meant to go on for ever"
+    return [TaskError(("env",), f"{message}: {remedy}")]
 
 
 def _tried(path: Path, function: StepFunction, batch: Transitions, sizes: Sizes) -> TaskError | None:
@@ -195,10 +216,7 @@ def _episode_and_more(env: gym.Env[Any, Any], seed: int) -> list[Step]:
 
 
 def _never_ends(env: gym.Env[Any, Any], played: list[Step]) -> str | None:
-    layer: Any = env
-    while isinstance(layer, gym.Wrapper) and not isinstance(layer, gym.wrappers.TimeLimit):
-        layer = layer.env
-    if isinstance(layer, gym.wrappers.TimeLimit) or any(step.ended for step in played):
+    if time_limit(env) is not None or any(step.ended for step in played):
         return None
     return f"none did in {len(played)} random steps, and there is no time limit: give max_episode_steps"
 

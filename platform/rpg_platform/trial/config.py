@@ -34,6 +34,7 @@ def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) ->
     weights = training_arguments(trial.method, trial.weights)
     settings, resources = trial.training, trial.resources
     config: SPGConfig = METHODS[trial.method].make_config()
+    assert settings.critic_warmup_iterations is not None  # a trial's settings are concrete
     envs = resources.envs_per_runner * max(1, resources.env_runners)
     config.environment(register(task))
     config.env_runners(num_env_runners=resources.env_runners, num_envs_per_env_runner=resources.envs_per_runner)

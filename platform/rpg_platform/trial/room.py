@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,8 +43,23 @@ def existing(folder: str | Path) -> Path:
 
 
 def free_bytes(folder: str | Path) -> int:
-    """Bytes that may still be written to a folder (or to where it will be made)."""
-    return shutil.disk_usage(existing(folder)).free
+    """Bytes that may still be written to a folder (or to where it will be made); 0 where no file can be added."""
+    path = existing(folder)
+    return 0 if _is_out_of_files(path) else shutil.disk_usage(path).free
+
+
+def free_text(folder: str | Path) -> str:
+    """What is free in a folder, as a sentence."""
+    path = existing(folder)
+    if _is_out_of_files(path):
+        return "no more files can be made (no inode is free)"
+    return f"{size_text(shutil.disk_usage(path).free)} are free"
+
+
+def _is_out_of_files(path: Path) -> bool:
+    """Whether a file system has room for no further file; some (btrfs) count none."""
+    found = os.statvfs(path)
+    return found.f_files > 0 and found.f_favail == 0
 
 
 def by_disk(needs: Iterable[tuple[str | Path, int]]) -> list[tuple[Path, int]]:
@@ -70,8 +86,8 @@ def checkpoint_room(folder: Path, storage: str | None, needed: int) -> Iterator[
     """
     places: list[str | Path] = [folder] if storage is None else [folder, storage]
     for path, size in by_disk((place, needed) for place in places):
-        if (free := free_bytes(path)) < size + SLACK:
-            text = f"{path}: {size_text(free)} are free, and the next checkpoint needs {size_text(size + SLACK)}"
+        if free_bytes(path) < size + SLACK:
+            text = f"{path}: {free_text(path)}, and the next checkpoint needs {size_text(size + SLACK)}"
             raise DiskFullError(errno.ENOSPC, text)
     try:
         yield

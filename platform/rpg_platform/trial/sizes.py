@@ -50,8 +50,9 @@ def iterations_per_report(trial: TrialSpec) -> int:
 
 
 def reports(trial: TrialSpec) -> int:
-    """How many reports a trial makes."""
-    return math.ceil(_iterations(trial) / iterations_per_report(trial)) if METHODS[trial.method].trains else 1
+    """How many reports a trial makes: those of its training, and that of its evaluation."""
+    training = math.ceil(_iterations(trial) / iterations_per_report(trial)) if METHODS[trial.method].trains else 0
+    return training + 1
 
 
 def _iterations(trial: TrialSpec) -> int:
@@ -119,6 +120,6 @@ def checkpoint_bytes(trial: TrialSpec, networks: Networks) -> int:
 def trial_bytes(trial: TrialSpec, networks: Networks) -> int:
     """Size of a trial's folder at its end: the checkpoints that are kept, and the files of its reports."""
     every, count = trial.checkpoint.every_env_steps, reports(trial)
-    made = 1 + (0 if every is None else min(trial.env_steps // every, count))
+    made = 1 + METHODS[trial.method].trains + (0 if every is None else min(trial.env_steps // every, count))
     settings = len(trial.model_dump_json())  # are in every report
     return min(trial.checkpoint.keep, made) * checkpoint_bytes(trial, networks) + (count + 3) * (settings + _REPORT)

@@ -1,7 +1,8 @@
 """One trial of a sweep, as a Tune trainable around an SPG or RPG ``Algorithm``.
 
-A trial trains until its env-step budget is used up, then evaluates the policy on the fixed seeds and leaves it as a
-prior bundle in its last checkpoint. The method ``prior`` trains nothing: it is the prior, evaluated the same way.
+A trial trains until its env-step budget is used up and is saved; then it evaluates the policy on the fixed seeds and
+leaves it as a prior bundle in its last checkpoint. The method ``prior`` trains nothing: it is the prior, evaluated the
+same way.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ _EPISODE_KEYS = {
 class CustomizationTrial(tune.Trainable):
     """Runs one ``TrialSpec``, given as ``config["trial"]``; the prior comes as a parameter.
 
-    Reports (flat, see ``docs/architecture.md``) come about 200 times a trial; the last has ``done``
-    and the evaluation.
+    Reports (flat, see ``docs/architecture.md``) come about 200 times a trial; the last has ``done`` and the evaluation,
+    and otherwise repeats the report of the end of training.
     """
 
     algo: SPG | None
@@ -144,35 +145,36 @@ class CustomizationTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Trains for one report's worth of iterations; evaluates when the budget is used up."""
+        """Trains for one report's worth of iterations or, when the budget is used up and that is saved, evaluates."""
         self.build()
+        if self.algo is None or self._env_steps >= self.trial.env_steps:
+            report = (self._last_report or self._report({})) | {"should_checkpoint": False}
+            self._last_report = report | self._evaluate() | {"done": True, FINISHED: True}
+            return self._last_report
         started, before = time.perf_counter(), self._env_steps
         try:
-            report = self._report(self._train())
+            report = self._report(self._train(self.algo))
         except NonFiniteError as error:  # it would come again from the last checkpoint: this trial alone ends
             self._last_report = self._report({}) | {"done": True, FAILED: f"NonFiniteError: {error}"}
             return self._last_report
         report[ENV_STEPS_PER_S] = (self._env_steps - before) / (time.perf_counter() - started)
         every = self.trial.checkpoint.every_env_steps
-        report["should_checkpoint"] = every is not None and self._env_steps // every > before // every
-        if self.algo is not None and self._validation.due(before, self._env_steps):
+        is_trained = self._env_steps >= self.trial.env_steps  # saved first: whatever the evaluation does, it is kept
+        report["should_checkpoint"] = is_trained or (every is not None and self._env_steps // every > before // every)
+        if self._validation.due(before, self._env_steps):
             report |= self._validation.consider(self.policy(), self._env_steps)
         report |= self._validation.at_rungs()
-        if self.algo is None or self._env_steps >= self.trial.env_steps:
-            report |= self._evaluate()
-            report |= {"done": True, FINISHED: True}
         self._last_report = report
         return report
 
-    def _train(self) -> dict[str, Any]:
+    def _train(self, algo: SPG) -> dict[str, Any]:
         """One report's worth of iterations; the last one's result."""
         result: dict[str, Any] = {}
-        if self.algo is not None:
-            for _ in range(iterations_per_report(self.trial)):
-                if self._env_steps >= self.trial.env_steps:
-                    break
-                result = self._iterate(self.algo)
-                self._env_steps = int(result["env_runners"][_STEPS])
+        for _ in range(iterations_per_report(self.trial)):
+            if self._env_steps >= self.trial.env_steps:
+                break
+            result = self._iterate(algo)
+            self._env_steps = int(result["env_runners"][_STEPS])
         return result
 
     def _iterate(self, algo: SPG) -> dict[str, Any]:
@@ -213,7 +215,9 @@ class CustomizationTrial(tune.Trainable):
 
     def _play(self, policy: PolicyNetwork, env_steps: int) -> EvaluatedPolicy:
         settings = self.trial.evaluation
-        results = evaluate_both(policy, self.task, settings.episodes, settings.seed, self.prior_network)
+        results = evaluate_both(
+            policy, self.task, settings.episodes, settings.seed, self.prior_network, max_steps=settings.max_steps
+        )
         return EvaluatedPolicy(env_steps, settings.seed, results)
 
     def policy(self) -> PolicyNetwork:
@@ -278,7 +282,8 @@ class CustomizationTrial(tune.Trainable):
     def _restore(self, folder: Path) -> None:
         if self.algo is not None:
             self.algo.restore_from_path(str(folder / "algorithm"))
-        self._env_steps = int(read_state(folder)["env_steps"])
+        state = read_state(folder)
+        self._env_steps, self._last_report = int(state["env_steps"]), dict(state["report"])
         self._validation.load(folder)
 
     def _card(self, which: Which, env_steps: int) -> PriorCard:

@@ -19,6 +19,7 @@ from tests.platform.commands import ROOT, here, refused, rpg
 import rpg_platform
 from rpg_platform.bundles import SHIPPED
 from rpg_platform.cli.main import app
+from rpg_platform.cli.sweep import write_picture
 from rpg_platform.spec.yaml_file import load_spec
 from rpg_platform.tasks.registry import TASKS
 
@@ -253,6 +254,26 @@ def test_train_refuses_several_trainings(tmp_path: Path) -> None:
     said = refused("train", write(tmp_path, spec), "--storage", str(tmp_path / "out"))
     assert "describes 2 trainings; `rpg train` runs one, `rpg sweep` runs many" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_train_refuses_a_place_for_its_policy_before_it_trains(tmp_path: Path) -> None:
+    file = write(tmp_path, {"task": TASK, "algorithm": "spg", "weights": {"alpha": 0.1}, "budget": {"env_steps": 4096}})
+    (tmp_path / "taken").touch()
+    for out, why in (
+        ("s3://bucket/policy", "expected a folder of this machine"),
+        (str(tmp_path / "taken"), f"{tmp_path / 'taken'} is a file, expected a folder"),
+        (str(tmp_path / "taken" / "policy"), f"{tmp_path / 'taken'} is a file, expected a folder"),
+    ):
+        assert why in refused("train", file, "--out", out, "--storage", str(tmp_path / "results"))
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_picture_that_cannot_be_written_costs_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tradeoff.png").mkdir()
+    told: list[str] = []
+    write_picture(tmp_path, lambda: b"picture", told.append)
+    assert len(told) == 1
+    assert told[0].startswith("Picture     none: IsADirectoryError")
 
 
 def test_train_leaves_a_bundle_that_evaluate_takes(tmp_path: Path) -> None:

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from rpg_algorithms.policies.network import PolicyNetwork, spec_for_spaces
-from rpg_platform.evaluation.play import Episodes, as_card_returns, as_metrics, evaluate, evaluate_both
+from rpg_platform.evaluation.play import (
+    LONGEST_EPISODE,
+    Episodes,
+    as_card_returns,
+    as_metrics,
+    evaluate,
+    evaluate_both,
+    longest,
+)
 from rpg_platform.results.report import Mode
 from rpg_platform.spec.measures import PER_MODE
 from rpg_platform.tasks.environments import make_env
@@ -119,7 +127,8 @@ def test_equals_the_plainest_loop(name: str, mode: Mode) -> None:
     if task is not HALFCHEETAH:
         assert len(set(found.episode_length.tolist())) > 1  # unequal lengths: each still counts once
     assert found.addon_parts == {}
-    for field in fields(Episodes)[:-1]:
+    assert not found.cut.any()
+    for field in fields(Episodes)[:-2]:
         np.testing.assert_allclose(getattr(found, field.name), getattr(expected, field.name), rtol=2e-3, atol=2e-3)
 
 
@@ -129,6 +138,20 @@ def test_repeats_to_the_bit_and_follows_its_seed(mode: Mode) -> None:
     first, again, other = (evaluate(policy, HOPPER, 3, seed, mode) for seed in (SEED, SEED, SEED + 50))
     np.testing.assert_array_equal(first.total_return, again.total_return)
     assert not np.array_equal(first.total_return, other.total_return)
+
+
+def test_an_episode_without_an_end_is_cut_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    policy = policy_for(HOPPER, 1)
+    whole, cut = (evaluate(policy, HOPPER, 3, SEED, "sampled", max_steps=most) for most in (None, 14))
+    assert whole.episode_length.tolist() == [13, 14, 17]  # the second ends just in time
+    assert cut.episode_length.tolist() == np.minimum(whole.episode_length, 14).tolist()
+    assert cut.cut.tolist() == [0, 0, 1]
+    [said] = caplog.messages
+    assert said.startswith("Hopper-v5: 1 of 3 evaluated episodes had not ended after 14 steps")
+    assert as_metrics({"sampled": cut})["eval/sampled/cut_episodes"] == cut.cut.sum()
+    assert not any("cut" in key for key in as_metrics({"sampled": whole}))
+    assert longest(make_env(HOPPER)) == LONGEST_EPISODE
+    assert longest(make_env(replace(HOPPER, max_episode_steps=10**6))) == 10**6
 
 
 def test_modes_differ_and_episode_i_starts_from_seed_plus_i() -> None:

@@ -82,7 +82,10 @@ def test_the_rate_is_that_of_the_heaviest_trial(tmp_path: Path) -> None:
 
 def test_a_task_without_a_time_limit_is_said_to_have_none(tmp_path: Path) -> None:
     endless = {"env": "gymnasium.envs.classic_control:PendulumEnv", "addons": {"small": {"expression": "-action[0]"}}}
-    plan = planned(tmp_path, spec(task=endless, prior=None, algorithm="ppo", weights={}, baselines=[]))
+    bounded = {"max_steps": 1_000}
+    plan = planned(
+        tmp_path, spec(task=endless, prior=None, algorithm="ppo", weights={}, baselines=[], evaluation=bounded)
+    )
     assert plan.assumed_episode == DEFAULT_EPISODE
     assert "(the task sets no time limit; episodes of 1,000 steps are assumed)" in head_lines(plan)[1]
     limited = endless | {"max_episode_steps": 200}

@@ -128,6 +128,7 @@ def test_a_trial_ends_at_the_rung_and_not_before_it_comes_there() -> None:
     late = second[0].model_copy(update={"seed": 9, "trial_id": f"{second[0].group}-seed=9"})  # of an extension
     assert not judge.stops(late, {"env_steps": 99_000.0})
     assert judge.stops(late, {"env_steps": 100_000.0})
+    assert not judge.stops(late, {"env_steps": 900_000.0}), "all that is left is its evaluation"
     assert not judge.stops(first[0], {"env_steps": 500_000.0})
 
 

@@ -65,6 +65,19 @@ def test_an_extension_only_adds() -> None:
             extended(spec(), **change)
 
 
+def test_the_default_warm_up_is_that_of_the_first_budget() -> None:
+    def small(env_steps: int, **training: Any) -> SweepSpec:
+        return spec(budget={"env_steps": env_steps}, training={"rollout_length": 256, **training})
+
+    for budget, warmup in ((2048, 0), (4 * 2048, 1), (24 * 2048, 6), (400_000, 10)):
+        assert small(budget).training.fixed.critic_warmup_iterations == warmup
+    stored = SweepSpec.model_validate(small(4 * 2048).model_dump(mode="json"))
+    for more in (extended(stored, env_steps=400_000), extended(stored, small(400_000))):
+        assert (more.budget.env_steps, more.training.fixed.critic_warmup_iterations) == (400_000, 1)
+    with pytest.raises(ResumeError, match="critic_warmup_iterations was 1, now 7"):
+        extended(stored, small(400_000, critic_warmup_iterations=7))
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + LIMIT_S
     while not condition():

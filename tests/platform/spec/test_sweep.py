@@ -106,7 +106,7 @@ def test_every_section_is_known_to_the_hints() -> None:
 def test_defaults() -> None:
     minimal = spec()
     assert minimal.seeds == (0,)
-    assert minimal.training == TrainingSpace(Training(), {})
+    assert minimal.training == TrainingSpace(Training(critic_warmup_iterations=6), {})  # a quarter of 100,000 env steps
     assert (minimal.training.fixed.gamma, minimal.training.fixed.lambda_) == (0.98, 0.92)
     assert minimal.evaluation == Evaluation(episodes=20, seed=10_000)
     assert minimal.resources == Resources(envs_per_runner=8, env_runners=0, learners=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -98,6 +100,14 @@ def test_broken_tasks_are_caught(broken: Task, what: str, fault: str) -> None:
     )
     assert str(first).startswith(f"{where}: ")
     assert all(line.startswith(f"task {broken.name}: ") for line in str(refused.value).splitlines())
+
+
+def test_the_quick_check_finds_an_environment_without_an_end() -> None:
+    endless = task("Slide", kwargs={"length": 0, "bounded": False})
+    [error] = probe(endless)
+    assert error.path == ("env",)
+    assert "no episode ended in 5,000 random steps, and there is no time limit: give max_episode_steps" in error.message
+    assert probe(endless, may_go_on=True) == probe(replace(endless, max_episode_steps=10**6)) == []
 
 
 def test_a_function_of_python_must_survive_the_way_to_workers() -> None:

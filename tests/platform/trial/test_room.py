@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.platform.trial.small import PRIOR, trial_spec
 
 from rpg_algorithms.policies.bundle import load_bundle
 from rpg_platform.bundles import resolve_prior
+from rpg_platform.run.disk_guard import DiskGuard
 from rpg_platform.storage.trial_state import read_state
 from rpg_platform.trial.room import DiskFullError, by_disk, checkpoint_room, existing, free_bytes, size_text
 from rpg_platform.trial.trainable import CustomizationTrial
@@ -48,6 +50,20 @@ def test_what_fails_half_way_leaves_nothing_behind(small_disk: Path) -> None:
         write()
     assert list(folder.iterdir()) == []
     assert free_bytes(small_disk) == 4 * MB
+
+
+def test_a_disk_without_room_for_another_file_is_full(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,nr_inodes=4", str(small_disk)], check=True)
+    for index in range(3):  # the folder itself is one
+        assert free_bytes(small_disk) > 90 * MB
+        (small_disk / str(index)).touch()
+    assert free_bytes(small_disk) == 0
+    said = r"/disk: no more files can be made \(no inode is free\), and the next checkpoint needs 2\.1 MB$"
+    with pytest.raises(DiskFullError, match=said), checkpoint_room(small_disk, None, MB):
+        pytest.fail("was begun")
+    told: list[str] = []
+    DiskGuard([(small_disk, MB)], lambda: None, told.append, "Make room.").on_step_begin(0, [])
+    assert "/disk is nearly full: no more files can be made (no inode is free), and 1.0 MB are needed" in told[0]
 
 
 def test_the_refusal_comes_back_from_another_process_as_it_was(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ray import tune
+from tests.platform import own_tasks
 from tests.platform.trial.small import PRIOR, STEPS_PER_ITERATION, WEIGHTS, trial_spec
 
 import rpg_platform
@@ -20,7 +21,7 @@ from rpg_algorithms.policies.bundle import PriorBundle
 from rpg_platform.bundles import resolve_prior
 from rpg_platform.evaluation.episode_file import read_episodes
 from rpg_platform.evaluation.play import evaluate_both
-from rpg_platform.results.report import MODES
+from rpg_platform.results.report import MODES, cut_episodes
 from rpg_platform.spec.measures import PER_MODE
 from rpg_platform.spec.methods import METHODS, MethodName
 from rpg_platform.spec.sweep import StartFrom, TrialSpec
@@ -82,7 +83,7 @@ def test_method_trains_reports_and_leaves_a_bundle(
     results = run(trial)
     last = results[-1]
     iterations = 0 if method == "prior" else 2
-    assert [r["env_steps"] for r in results] == ([0] if method == "prior" else [512, 1024])
+    assert [r["env_steps"] for r in results] == ([0] if method == "prior" else [512, 1024, 1024])
     assert last["nonfinite_values"] == 0
     assert last["code"] == f"rpg {rpg_platform.__version__} from {Path(rpg_platform.__file__).parent}" == running_code()
     for mode in ("deterministic", "sampled"):
@@ -200,9 +201,32 @@ def test_restored_trial_continues_where_it_was(make: Make, tmp_path: Path) -> No
     saved, restored = state_of(first), state_of(second)
     assert all(torch.equal(saved[name], restored[name]) for name in saved)
     assert any(not torch.equal(fresh[name], restored[name]) for name in saved)
-    [last] = run(second)  # one iteration is left, not three
-    assert last["env_steps"] == 1536
+    trained, last = run(second)  # one iteration is left, not three, and the evaluation
+    assert trained["env_steps"] == last["env_steps"] == 1536
     assert any(not torch.equal(restored[name], tensor) for name, tensor in state_of(second).items())
+
+
+def test_training_is_saved_before_its_evaluation_which_a_restore_alone_repeats(make: Make, tmp_path: Path) -> None:
+    """Of an environment without an end; and a checkpoint at the budget trains no more, and reports what it had."""
+    endless = {"env": f"{own_tasks.__name__}:Slide", "kwargs": {"length": 0, "bounded": False}, "addons": {"a": "1"}}
+    evaluation = {"episodes": 2, "validations": 1, "validation_episodes": 1, "max_steps": 30}
+    spec = trial_spec("ppo", task=endless, evaluation=evaluation, checkpoint={"every_env_steps": None})
+    first = make(spec)
+    early, trained = first.train(), first.train()
+    assert (early["should_checkpoint"], trained["should_checkpoint"]) == (False, True)
+    assert (trained["env_steps"], trained["done"], "eval/sampled/basic_return_mean" in trained) == (1024, False, False)
+    assert trained["validation/deterministic/cut_episodes"] == 1
+    first.save_checkpoint(str(tmp_path))
+    second = make(spec)
+    second.load_checkpoint(str(tmp_path))
+    before = state_of(second)
+    [last] = run(second)
+    assert all(torch.equal(before[name], tensor) for name, tensor in state_of(second).items())
+    assert (last["finished"], last["should_checkpoint"], last["env_steps"]) == (True, False, 1024)
+    for mode in MODES:
+        assert (last[f"eval/{mode}/episode_length_mean"], last[f"eval/{mode}/cut_episodes"]) == (30, 2)
+    assert last["vf_loss"] == trained["vf_loss"]  # what the end of training reported
+    assert cut_episodes(last) == 8  # of the final policy and the best, which is the same
 
 
 def test_a_trial_of_a_population_takes_over_another_and_then_goes_on_as_itself(make: Make, tmp_path: Path) -> None:
@@ -277,7 +301,7 @@ def test_best_checkpoint_survives_a_restart_and_is_evaluated_beside_the_final(
     second = make(ruinous())  # another process, in effect
     second.load_checkpoint(str(tmp_path / "middle"))
     reports += run(second)
-    assert [r["env_steps"] for r in reports] == [512, 1024, 1536, 2048]
+    assert [r["env_steps"] for r in reports] == [512, 1024, 1536, 2048, 2048]
     assert all(r["validation/best_env_steps"] == 512 for r in reports)
     validated = [r["validation/deterministic/total_return_mean"] for r in reports]
     assert validated[0] == max(validated)
@@ -321,14 +345,14 @@ def check_last_checkpoint(trial: CustomizationTrial, last: dict[str, Any], folde
 def test_final_policy_that_is_the_best_is_not_evaluated_twice(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     played: list[int] = []
 
-    def counted(policy: Any, task: Any, episodes: int, *rest: Any) -> Any:
+    def counted(policy: Any, task: Any, episodes: int, *rest: Any, **more: Any) -> Any:
         played.append(episodes)
-        return evaluate_both(policy, task, episodes, *rest)
+        return evaluate_both(policy, task, episodes, *rest, **more)
 
     monkeypatch.setattr("rpg_platform.trial.trainable.evaluate_both", counted)
     # One validation, at the end: the final policy is all there is.
     trial = make(trial_spec("rpg", evaluation={"episodes": 1, "validations": 1, "validation_episodes": 1}))
-    *early, last = run(trial)
+    *early, _, last = run(trial)
     assert not any(key.startswith(("validation/", "eval")) for report in early for key in report)
     assert played == [1]
     assert last["eval_best/env_steps"] == last["env_steps"]
