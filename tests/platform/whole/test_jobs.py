@@ -230,7 +230,7 @@ def test_submitted_sweep_runs_the_submitted_code(head: Head, checkout: Path, rea
     assert {"tune_configs", "deploy"} <= (names := {path.name for path in upload.iterdir()})
     assert not {"algorithms", "platform", "tests"} & names
     # The algorithms too are the submitted ones.
-    [card] = results.glob("tiny/rpg-*alpha_hat=0.1*/checkpoint_*/bundle/card.json")
+    *_, card = sorted(results.glob("tiny/rpg-*alpha_hat=0.1*/checkpoint_*/bundle/card.json"))
     assert json.loads(card.read_text())["made_by"]["versions"]["residual-policy-gradient"] == VERSION
 
 

@@ -71,7 +71,7 @@ def test_own_code_reaches_every_process_and_each_add_on_is_reported(tmp_path: Pa
         assert (run.data.tags["task"], run.data.params["task"]) == (LABEL, LABEL)
     for place, key in (("train/", "addon/gait_return"), ("", "eval/sampled/addon/gait_return_mean")):
         assert child.data.metrics[place + key] == pytest.approx(last[key])
-    [card_file] = trial.glob("checkpoint_*/bundle/card.json")
+    *_, card_file = sorted(trial.glob("checkpoint_*/bundle/card.json"))
     card: dict[str, Any] = json.loads(card_file.read_text())
     assert (card["env_id"], card["env_kwargs"], card["made_by"]["task"]) == ("my_world:Slide", {"length": 20}, LABEL)
     assert set(get_task(card["made_by"]["task_spec"]).addons) == set(PARTS)
