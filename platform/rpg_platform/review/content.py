@@ -31,7 +31,7 @@ from rpg_platform.storage.location import tracking_uri_of
 
 MOST_CURVES = 60
 """Settings whose learning curves are drawn; of more, the best and some others spread over the ranking."""
-_CURVE_NUMBERS = 120_000  # of all learning curves together: about 1 MB
+_CURVE_NUMBERS = 60_000  # of all learning curves together: about 0.5 MB
 _CURVE_POINTS = (8, 75)
 
 
@@ -182,7 +182,12 @@ def _worst(values: Sequence[float], key: str) -> float:
 
 def _estimate(figure: Estimate) -> list[float | int | None]:
     low, high = figure.mean_interval or (math.nan, math.nan)
-    return [figure.mean, figure.std, figure.n, low, high]
+    return [_seven(figure.mean), _seven(figure.std), figure.n, _seven(low), _seven(high)]
+
+
+def _seven(value: float) -> float:
+    """Seven digits: more than is shown, and half the page of thousands of trials."""
+    return float(f"{value:.7g}")
 
 
 # ---- what each weight does -----------------------------------------------------------------------
