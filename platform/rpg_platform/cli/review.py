@@ -29,7 +29,7 @@ def report(
     """Writes a sweep's report: one HTML file with what each weight bought, what it cost, and which setting to take."""
     from rpg_platform.review.found import found_in
     from rpg_platform.review.page import REPORT_FILE
-    from rpg_platform.review.report import metric_name_of, report_of
+    from rpg_platform.review.report import metric_name_of, report_of, write_report
     from rpg_platform.storage.location import storage_path
     from rpg_platform.storage.sweep_folder import SweepFolder
 
@@ -37,12 +37,11 @@ def report(
     with refusals():
         folder = SweepFolder(storage_path(storage), name)
         found = found_in(folder)
-        page = report_of(found)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(page, encoding="utf-8")
+            out.write_text(report_of(found), encoding="utf-8")
         else:
-            folder.write_text(REPORT_FILE, page)
+            write_report(found)
         where = str(out.resolve()) if out is not None else f"{folder.uri}/{REPORT_FILE}"
         console.print(f"Report      {where}", soft_wrap=True, highlight=False, markup=False)
         if figures is not None:

@@ -27,7 +27,8 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Says how a sweep is doing and what to do: from another shell, or any machine that sees its storage."""
-    from rpg_platform.run.status import status_of, sweeps_in
+    from rpg_platform.run.status import status_of
+    from rpg_platform.storage.listing import sweeps_in
     from rpg_platform.storage.location import storage_path
     from rpg_platform.storage.sweep_folder import SweepFolder
 

@@ -16,8 +16,9 @@ CIVIDIS = (
     *("#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"),
 )
 """Matplotlib's map of that name at equal steps: from dark blue to yellow, its lightness rises evenly."""
-_LIGHTEST = 0.92  # beyond it a point is lost on white
-_LOG_FROM = 8.0  # a weight whose largest value is so many times its smallest is spread by its logarithm
+LIGHTEST = 0.92
+"""Share of the map beyond which a point is lost on white."""
+_LOG_FROM = 8.0
 # Okabe and Ito's, without their blue and yellow.
 _METHODS = {PRIOR: "#d55e00", "kl": "#009e73", "greedy": "#cc79a7", "full": "#56b4e9"}
 _OTHER = "#9a9a9a"
@@ -42,10 +43,15 @@ class Colours:
         value = weights.get(self.weight or "")
         if method in _METHODS or not isinstance(value, int | float):
             return _METHODS.get(method, _OTHER)
-        is_log = self.low > 0 and self.high / self.low >= _LOG_FROM and value > 0
+        is_log = by_logarithm(self.low, self.high) and value > 0
         low, high, at = (math.log(v) if is_log else v for v in (self.low, self.high, value))
         share = (at - low) / (high - low) if high > low else 0.5
-        return _shade(_LIGHTEST * min(1.0, max(0.0, share)))
+        return _shade(LIGHTEST * min(1.0, max(0.0, share)))
+
+
+def by_logarithm(low: float, high: float) -> bool:
+    """Whether a weight is spread by its logarithm: its largest value is many times its smallest."""
+    return low > 0 and high / low >= _LOG_FROM
 
 
 def searched_weights(spec: SweepSpec) -> dict[str, tuple[float, float]]:

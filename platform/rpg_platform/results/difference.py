@@ -78,4 +78,4 @@ def within_noise(rows: Sequence[Row], episodes: int) -> list[Row]:
 
 def objective_of(row: Row) -> Estimate:
     """The figure that the sweep maximises."""
-    return row.evaluation(row.objective["mode"])[row.objective["maximize"]]
+    return row.figure(row.objective["maximize"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rpg_platform.results.colours import by_logarithm
 from rpg_platform.results.rows import Row
 from rpg_platform.spec.methods import PRIOR
 
@@ -58,16 +59,27 @@ def weight_words(value: Any) -> str:
 
 
 def varied_weights(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The weights that differ between settings of the main method: ``name``, ``symbol``, ``values``, ``method``."""
+    """The weights that differ between settings of the main method.
+
+    Returns:
+        Of each ``name``, ``symbol``, ``values`` (ascending), ``is_log`` (see ``by_logarithm``) and ``method``.
+    """
+    method = main_method(rows)
     values: dict[str, set[float]] = {}
     for row in rows:
-        for name, value in row.weights.items():
-            if isinstance(value, (int, float)) and row.method == main_method(rows):
+        for name, value in row.weights.items() if row.method == method else ():
+            if isinstance(value, (int, float)):
                 values.setdefault(name, set()).add(float(value))
     varied = {name: sorted(each) for name, each in values.items() if len(each) > 1}
     order = list(SYMBOLS)
     return [
-        {"name": name, "symbol": SYMBOLS.get(name, name), "values": varied[name], "method": main_method(rows)}
+        {
+            "name": name,
+            "symbol": SYMBOLS.get(name, name),
+            "values": varied[name],
+            "is_log": by_logarithm(varied[name][0], varied[name][-1]),
+            "method": method,
+        }
         for name in sorted(varied, key=order.index)
     ]
 

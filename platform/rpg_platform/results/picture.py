@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from rpg_platform.results.colours import LIGHTEST
 from rpg_platform.results.names import main_method, short_name, varied_weights
 from rpg_platform.results.ranking import pareto_set
 from rpg_platform.results.report import Mode
@@ -20,8 +21,6 @@ from rpg_platform.results.rows import Estimate, Row
 
 _SMALL_DPI = 110
 MOST_NUMBERED = 24  # points that can still be told apart
-LOG_RATIO = 8.0
-"""From this ratio of a weight's largest value to its smallest on its axis is logarithmic."""
 _MARKERS = ("o", "D", "s", "^", "v", "p")
 _METHODS = {"kl": "P", "greedy": "X", "full": "*", "spg": "h", "ppo": "<", "repeat-entropy": ">"}
 _BEST, _PRIOR, _OTHER = "#d99a00", "0.25", "0.55"
@@ -106,8 +105,7 @@ class _Looks:
         self.second = next((each for each in weights[1:] if len(each["values"]) <= len(_MARKERS)), None)
         self.largest = max((row.kl_to_prior.mean for row in rows if math.isfinite(row.kl_to_prior.mean)), default=0.0)
         values = self.main["values"] if self.main else [0.0, 1.0]
-        is_log = values[0] > 0 and values[-1] / values[0] >= LOG_RATIO
-        self.scale = (LogNorm if is_log else Normalize)(values[0], values[-1])
+        self.scale = (LogNorm if self.main and self.main["is_log"] else Normalize)(values[0], values[-1])
 
     def colour(self, row: Row) -> Any:
         if row.is_prior:
@@ -115,7 +113,7 @@ class _Looks:
         value = row.weights.get(self.main["name"]) if self.main else None
         if row.method != self.method or not isinstance(value, (int, float)):
             return _OTHER if self.main else "C0"
-        return _MAP(0.92 * float(self.scale(value)))
+        return _MAP(LIGHTEST * float(self.scale(value)))
 
     def marker(self, row: Row) -> str:
         if row.is_prior:

@@ -53,6 +53,7 @@ from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import TrialSpec
 
 Spread = Literal["seeds", "episodes"]
+KL = "kl_to_prior"
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,10 @@ class Row:
     def evaluation(self, mode: Mode) -> Evaluation:
         """The deterministic or the sampled evaluation."""
         return self.deterministic if mode == "deterministic" else self.sampled
+
+    def figure(self, measure: str, mode: Mode | None = None) -> Estimate:
+        """A measure by its name, the KL too; ``mode`` None: the objective's."""
+        return self.kl_to_prior if measure == KL else self.evaluation(mode or self.objective["mode"])[measure]
 
 
 def summarise(results: Iterable[TrialResult], objective: Objective | None = None) -> list[Row]:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from rpg_platform.results.names import short_name
 from rpg_platform.results.report import Mode, as_json
-from rpg_platform.results.rows import Estimate, Failure, Improvement, Row
+from rpg_platform.results.rows import KL, Estimate, Failure, Improvement, Row
 from rpg_platform.results.statistics import MANY_RUNS, Interval
 from rpg_platform.spec.measures import BY_NAME, MEASURES, Measure
 
@@ -155,11 +155,12 @@ def _figures(rows: Sequence[Row], mode: Mode, metric_name: str) -> _Grid:
 
 def _measured(measure: Measure, rows: Sequence[Row], mode: Mode) -> list[str]:
     """One measure's column; an estimated KL is marked."""
-    of_kl = measure.name == "kl_to_prior"
-    cells = _column([row.kl_to_prior if of_kl else row.evaluation(mode)[measure.name] for row in rows], rows)
+    cells = _column([row.figure(measure.name, mode) for row in rows], rows)
     if not measure.shows_spread:
         cells = [cell.partition(" ")[0] for cell in cells]
-    return ["≈" * row.kl_estimated + cell for row, cell in zip(rows, cells, strict=True)] if of_kl else cells
+    return (
+        ["≈" * row.kl_estimated + cell for row, cell in zip(rows, cells, strict=True)] if measure.name == KL else cells
+    )
 
 
 def _marks(i: int, row: Row) -> str:

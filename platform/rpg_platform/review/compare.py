@@ -15,7 +15,6 @@ from rich.text import Text
 
 from rpg_platform.results.difference import difference
 from rpg_platform.results.report import FINAL, Mode, is_finished, mean_key, number
-from rpg_platform.results.rows import Estimate, Row
 from rpg_platform.results.statistics import Interval, improvement_interval, probability_of_improvement
 from rpg_platform.review.choice import Choice, ChoiceError, choose
 from rpg_platform.spec.measures import MEASURES
@@ -94,7 +93,7 @@ def compared(first: str, second: str, storage: str) -> Comparison:
     episodes = min(each.found.spec.evaluation.episodes for each in (a, b))
     differences = []
     for measure in MEASURES:
-        x, y = (_figure(each.row, measure.name, mode) for each in (a, b))
+        x, y = (each.row.figure(measure.name, mode) for each in (a, b))
         if math.isfinite(x.mean) or math.isfinite(y.mean):
             differences.append(Difference(measure.name, x.mean, y.mean, difference(x, y, episodes)))
     scores = tuple(_scores(each, mode, a.found.spec.objective.maximize) for each in (a, b))
@@ -107,10 +106,6 @@ def compared(first: str, second: str, storage: str) -> Comparison:
         improvement_interval(*scores) if several else None,
         dict(_changes(a, b)),
     )
-
-
-def _figure(row: Row, measure: str, mode: Mode) -> Estimate:
-    return row.kl_to_prior if measure == "kl_to_prior" else row.evaluation(mode)[measure]
 
 
 def _scores(choice: Choice, mode: Mode, measure: str) -> Any:

@@ -18,9 +18,9 @@ import numpy as np
 from rpg_platform.results.difference import difference, objective_of, within_noise
 from rpg_platform.results.names import SYMBOLS, main_method, short_name, varied_weights, weight_words
 from rpg_platform.results.ranking import violations
-from rpg_platform.results.report import MODES, Mode, as_json, is_finished
+from rpg_platform.results.report import MODES, as_json, is_finished
 from rpg_platform.results.rows import Estimate, Row, figures_of
-from rpg_platform.review.curves import Training, thinned, trainings, warnings_of
+from rpg_platform.review.curves import Training, thinned, warnings_of
 from rpg_platform.review.found import Found
 from rpg_platform.review.videos import Video, read_videos
 from rpg_platform.spec.measures import MEASURES, PER_MODE
@@ -44,8 +44,7 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
         metric_name: heading of the task's readable metric.
     """
     spec, rows = found.spec, found.rows
-    mode: Mode = spec.objective.mode
-    trained = trainings(found.folder, [trial.trial_id for trial, _, _ in found.results], mode)
+    trained = found.trainings
     trials = _trials_by_group(found)
     near = {row.group for row in within_noise(rows, spec.evaluation.episodes)}
     made: dict[str, Any] = as_json(
@@ -199,11 +198,12 @@ def importance(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     Returns:
         Measure → weight → share of the variance, 0 to 1; empty where no weight varies.
     """
-    main = [row for row in rows if row.method == main_method(rows) and row.seeds]
+    method = main_method(rows)
+    main = [row for row in rows if row.method == method and row.seeds]
     names = [each["name"] for each in varied_weights(rows)]
     shares: dict[str, dict[str, float]] = {}
     for measure in ("total_return", "addon_return", "basic_return", "kl_to_prior"):
-        figures = np.array([_figure(row, measure) for row in main])
+        figures = np.array([row.figure(measure).mean for row in main])
         for name in names:
             levels = np.array(
                 [float(v) if isinstance(v := row.weights.get(name), (int, float)) else math.nan for row in main]
@@ -214,19 +214,13 @@ def importance(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return shares
 
 
-def _figure(row: Row, measure: str) -> float:
-    if measure == "kl_to_prior":
-        return row.kl_to_prior.mean
-    return row.evaluation(row.objective["mode"])[measure].mean
-
-
 def _explained(figures: np.ndarray[Any, Any], levels: np.ndarray[Any, Any]) -> float:
     values, groups = np.unique(levels, return_inverse=True)
     if len(values) > 8:
         groups = np.argsort(np.argsort(levels, kind="stable")) * 5 // len(levels)
-    means = {group: figures[groups == group].mean() for group in np.unique(groups)}
-    between = sum(((means[group] - figures.mean()) ** 2 for group in groups), 0.0)
-    return float(between / ((figures - figures.mean()) ** 2).sum())
+    away = figures - figures.mean()
+    of_groups = [away[groups == group] for group in np.unique(groups)]
+    return float(sum(len(each) * each.mean() ** 2 for each in of_groups) / (away**2).sum())
 
 
 # ---- learning curves -----------------------------------------------------------------------------

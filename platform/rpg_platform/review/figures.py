@@ -15,7 +15,7 @@ from rpg_platform.results.names import SYMBOLS, varied_weights
 from rpg_platform.results.picture import tradeoff_figure
 from rpg_platform.results.rows import Estimate, Row
 from rpg_platform.review.content import MOST_CURVES
-from rpg_platform.review.curves import RETURNS, Training, trainings
+from rpg_platform.review.curves import RETURNS, Training
 from rpg_platform.review.found import Found
 
 _TITLES = {
@@ -65,15 +65,10 @@ def _figures(found: Found) -> Iterator[tuple[str, Figure]]:
     weights = varied_weights(rows)
     if weights:
         yield "weights", _responses(rows, weights)
-    groups = {trial.trial_id: trial.group for trial, _, _ in found.results if trial.method != "prior"}
-    trained = trainings(found.folder, groups, found.spec.objective.mode)
+    groups = {trial.trial_id: trial.group for trial, _, _ in found.results}
     drawn = [row for row in rows if not row.is_prior][:MOST_CURVES]
-    if trained and drawn:
-        yield "curves", _curves(drawn, groups, trained)
-
-
-def _figure(row: Row, measure: str) -> Estimate:
-    return row.kl_to_prior if measure == "kl_to_prior" else row.evaluation(row.objective["mode"])[measure]
+    if found.trainings and drawn:
+        yield "curves", _curves(drawn, groups, found.trainings)
 
 
 def _axes(count: int = 4) -> tuple[Figure, list[Any]]:
@@ -100,7 +95,7 @@ def _responses(rows: Sequence[Row], weights: Sequence[Mapping[str, Any]]) -> Fig
             of = [row for row in own if second is None or row.weights.get(second["name"]) == value]
             of.sort(key=lambda row: float(row.weights[main]))
             x = [float(row.weights[main]) for row in of]
-            y = [_figure(row, measure) for row in of]
+            y = [row.figure(measure) for row in of]
             label = None if second is None else f"{SYMBOLS[second['name']]} {value:g}"
             line = _DASHES[i] if len(set(x)) == len(x) and len(x) <= 40 else "none"
             axis.errorbar(
@@ -113,10 +108,10 @@ def _responses(rows: Sequence[Row], weights: Sequence[Mapping[str, Any]]) -> Fig
                 capsize=2,
                 label=label,
             )
-        if prior is not None and math.isfinite(_figure(prior, measure).mean):
-            axis.axhline(_figure(prior, measure).mean, linestyle="--", color="0.3", linewidth=1, label="prior")
+        if prior is not None and math.isfinite(prior.figure(measure).mean):
+            axis.axhline(prior.figure(measure).mean, linestyle="--", color="0.3", linewidth=1, label="prior")
         values = weights[0]["values"]
-        if values[0] > 0 and values[-1] / values[0] >= 8:
+        if weights[0]["is_log"]:
             axis.set_xscale("log")
             axis.minorticks_off()
             if len(values) <= _MOST_LINES:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rpg_platform.results.report import TrialResult
 from rpg_platform.results.rows import Row, summarise
+from rpg_platform.review.curves import Training, trainings
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import SweepSpec
@@ -35,6 +37,11 @@ class Found:
     rows: tuple[Row, ...]
     status: Mapping[str, Any]
     checkpoints: Mapping[str, str]
+
+    @cached_property
+    def trainings(self) -> Mapping[str, Training]:
+        """Trial id → its training, validated as the objective asks; read when it is first asked for."""
+        return trainings(self.folder, [trial.trial_id for trial, _, _ in self.results], self.spec.objective.mode)
 
 
 def found_in(folder: SweepFolder, objective: Objective | None = None) -> Found:

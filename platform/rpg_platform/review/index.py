@@ -13,6 +13,7 @@ from rpg_platform.results.report import as_json, is_finished
 from rpg_platform.review.found import found_in
 from rpg_platform.review.page import REPORT_FILE, index_page
 from rpg_platform.spec.task import task_label
+from rpg_platform.storage.listing import sweeps_in
 from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError
 
 INDEX_FILE = "index.html"
@@ -75,8 +76,8 @@ def sweeps_of(storage: str) -> list[Listed]:
     Raises:
         SweepFolderError: the storage can't be read.
     """
-    names = (name for name in SweepFolder(storage, "").folders() if SweepFolder(storage, name).is_sweep())
-    return sorted((_listed(SweepFolder(storage, name)) for name in names), key=lambda each: (-each.started, each.name))
+    found = (_listed(SweepFolder(storage, name)) for name in sweeps_in(storage))
+    return sorted(found, key=lambda each: (-each.started, each.name))
 
 
 def _listed(folder: SweepFolder) -> Listed:

@@ -22,26 +22,22 @@ _REST_PER_WORK = 30.0  # the report of a sweep of thousands of trials is written
 _STOP_S = 60.0
 
 
-def write_report(folder: SweepFolder, run_ids: Mapping[str, str] | None = None, state: str | None = None) -> str:
+def write_report(found: Found, run_ids: Mapping[str, str] | None = None, state: str | None = None) -> str:
     """Writes ``report.html`` into a sweep's folder, whole or not at all.
 
     Args:
-        folder: the sweep's.
+        found: the sweep.
         run_ids: trial id (the sweep's own run: the empty string) → MLflow's run id; None: those that the sweep's spool
             remembers.
         state: how the sweep is doing, where its status file does not say so yet.
 
     Returns:
         The page.
-
-    Raises:
-        SweepFolderError: there is no sweep.
     """
-    found = found_in(folder)
     if state is not None:
         found = replace(found, status={**found.status, "state": state, "heartbeat": time.time()})
     page = report_of(found, run_ids)
-    folder.write_text(REPORT_FILE, page)
+    found.folder.write_text(REPORT_FILE, page)
     return page
 
 
@@ -96,7 +92,7 @@ class LiveReport:
             if count == before:
                 continue
             try:
-                write_report(self._folder, self._run_ids())
+                write_report(found_in(self._folder), self._run_ids())
                 before = count
             except Exception as error:  # a full disk, a storage that is away, a defect: the next one may pass
                 logger.warning("report: %s: %s", type(error).__name__, error)

@@ -173,10 +173,11 @@ def _review(
     """Makes videos and report of a sweep; returns them as artifacts of its run. Results do not depend on them."""
     made: dict[str, bytes] = {}
     try:
+        found = found_in(folder)
         if status == "FINISHED" and os.environ.get(VIDEOS) != "0":
-            for video in sweep_videos(found_in(folder), tell=tell):
+            for video in sweep_videos(found, tell=tell):
                 made[video.path] = folder.read_bytes(video.path) or b""
-        return {**made, f"summary/{REPORT_FILE}": write_report(folder, tracker.run_ids, ENDS[status]).encode()}
+        return {**made, f"summary/{REPORT_FILE}": write_report(found, tracker.run_ids, ENDS[status]).encode()}
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         tell(f"Report: it could not be written ({why}); to write it later: rpg report {folder.name}")

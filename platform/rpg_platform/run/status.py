@@ -187,16 +187,6 @@ def _at(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
-def sweeps_in(storage: str) -> list[str]:
-    """Names of the sweeps in a storage.
-
-    Raises:
-        SweepFolderError: the storage can't be read.
-    """
-    root = SweepFolder(storage, "")
-    return sorted(name for name in root.folders() if SweepFolder(storage, name).is_sweep())
-
-
 def words_of(states: Mapping[str, int]) -> str:
     """How many trials are in which state, to read."""
     return ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items() if count)

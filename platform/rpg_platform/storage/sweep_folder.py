@@ -308,16 +308,14 @@ class SweepFolder:
 
     def report_files(self) -> dict[str, list[str]]:
         """Trial id → the files that hold its reports, a JSON object a line, an attempt a file, oldest first."""
-        found: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        attempts = {(int(m[1]) if (m := _ATTEMPT.fullmatch(name)) else 1): name for name in self.folders()}
-        for number in sorted({1, *attempts}):
-            inside = attempts[number] if number > 1 else ""
+        found: dict[str, list[str]] = defaultdict(list)
+        attempts = {int(m[1]): name for name in self.folders() if (m := _ATTEMPT.fullmatch(name))}
+        for inside in ("", *(attempts[number] for number in sorted(attempts))):
             selector = filesystems.FileSelector(posixpath.join(self._root, inside), recursive=False)
             for info in self._fs.get_file_info(selector):
-                name = posixpath.join(inside, info.base_name, _REPORTS_OF_TUNE)
                 if info.type == filesystems.FileType.Directory and not _ATTEMPT.fullmatch(info.base_name):
-                    found[info.base_name].append((number, name))
-        return {trial: [name for _, name in sorted(files)] for trial, files in found.items()}
+                    found[info.base_name].append(posixpath.join(inside, info.base_name, _REPORTS_OF_TUNE))
+        return dict(found)
 
     def _newest(self, found: list[tuple[int, int, str]], sizes: Mapping[str, int]) -> TrialState | None:
         for _, _, folder in sorted(found, reverse=True):

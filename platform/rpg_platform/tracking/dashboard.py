@@ -73,7 +73,8 @@ def serve(
     console = console or Console()
     text = _tracked_at(str(storage_or_uri), sweep)
     if text.startswith(("http://", "https://")):
-        address = address_of(text, sweep)
+        with _environment(IMPATIENT):
+            address = address_of(text, sweep)
         console.print(f"The dashboard of this tracking server: {address}", soft_wrap=True, highlight=False)
         if browse:
             webbrowser.open(address)
@@ -95,9 +96,9 @@ def serve(
                 command, stdout=log, stderr=log, start_new_session=True, env=os.environ | QUIET_SERVER
             )
             try:
-                _await_health(child, f"{url}/health", log)
-                _forget_proxies(url)
-                address = address_of(url, sweep)
+                with _environment(IMPATIENT | _without_proxies(url)):
+                    _await_health(child, f"{url}/health", log)
+                    address = address_of(url, sweep)
                 console.print(f"{address}  (Ctrl-C ends it)", soft_wrap=True, highlight=False)
                 if browse:
                     webbrowser.open(address)
@@ -108,11 +109,25 @@ def serve(
         return 0
 
 
-def _forget_proxies(url: str) -> None:
-    """Lets this process reach a server of this machine directly, whatever proxy the environment names."""
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """Sets variables for a while."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _without_proxies(url: str) -> dict[str, str]:
+    """What lets this process reach a server of this machine, of whose ports a proxy knows nothing."""
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     both = ",".join(filter(None, [known, urlsplit(url).hostname, *LOOPBACK]))
-    os.environ.update(no_proxy=both, NO_PROXY=both)
+    return {"no_proxy": both, "NO_PROXY": both}
 
 
 def _names(host: str, port: int) -> list[str]:
@@ -139,7 +154,6 @@ def address_of(server: str, sweep: str | None = None) -> str:
     from mlflow.exceptions import MlflowException
 
     shown = without_login(server).rstrip("/")
-    os.environ.update(IMPATIENT)
     client, found = MlflowClient(server), list[Run]()
     try:
         experiments = [each.experiment_id for each in client.search_experiments()]
@@ -222,11 +236,10 @@ def _bound(host: str, port: int) -> int | OSError:
 
 def _await_health(child: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
     deadline = time.monotonic() + START_LIMIT_S
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know this machine's ports
     while time.monotonic() < deadline:
         if child.poll() is not None:
             raise UiError(f"MLflow ended at its start with code {child.returncode}:\n{_tail(log)}")
-        with suppress(urllib.error.URLError, OSError), opener.open(url, timeout=5) as answer:
+        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5) as answer:
             if answer.status == 200:
                 return
         time.sleep(0.3)

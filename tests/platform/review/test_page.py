@@ -26,7 +26,7 @@ from rpg_platform.storage.sweep_folder import SweepFolder
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
     folder = made_sweep(tmp_path_factory.mktemp("storage"))
-    write_report(folder, {"": "parent", "rpg-omega_prime=0.2-alpha_hat=0.1-seed=0": "0123abcd"})
+    write_report(found_in(folder), {"": "parent", "rpg-omega_prime=0.2-alpha_hat=0.1-seed=0": "0123abcd"})
     return folder
 
 
@@ -204,7 +204,7 @@ def test_a_sweep_of_one_setting_and_one_without_a_result(browser: Browser, tmp_p
     for file in [*Path(none.uri).glob("*/result.json"), *Path(none.uri).glob("*/checkpoint_*/trial.json")]:
         file.unlink()
     for folder, said in ((one, "★ ω′ 0.2 · α̂ 0.02"), (none, "No trial has a final evaluation yet.")):
-        write_report(folder, {})
+        write_report(found_in(folder), {})
         page = browser.new_page()
         found = Opened(page)
         page.goto(Path(folder.uri, "report.html").as_uri())

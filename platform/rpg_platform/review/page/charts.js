@@ -9,14 +9,10 @@ const MAIN = D.weights[0] || null, SECOND = D.weights.find((w, i) => i > 0 && w.
 const OTHER = D.weights[1] || null;
 const CONFIG = { displayModeBar: false, responsive: true };
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const symbolOf = (name) => (D.weights.find((w) => w.name === name) || { symbol: name }).symbol;
 
 // ---- scales ----------------------------------------------------------------------------------------
-function isLog(weight) {
-  return weight && weight.values[0] > 0 && weight.values[weight.values.length - 1] / weight.values[0] >= 8;
-}
 function share(weight, value) {
-  const of = isLog(weight) ? Math.log : (x) => x, [low, high] = [weight.values[0], weight.values[weight.values.length - 1]];
+  const of = weight.is_log ? Math.log : (x) => x, [low, high] = [weight.values[0], weight.values[weight.values.length - 1]];
   return high > low ? (of(value) - of(low)) / (of(high) - of(low)) : 0.5;
 }
 function shade(t) {
@@ -155,8 +151,8 @@ function drawMap() {
   draw("map", [{ x: main.map((r) => r.weights[MAIN.name]), y: main.map((r) => r.weights[OTHER.name]), mode: "markers", customdata: main.map((r) => r.group), hovertemplate: main.map(hover),
     marker: { color: main.map((r) => mean(r, name)), colorscale: scale, size: main.length > 300 ? 7 : 11, opacity: main.map((r) => (holds(r) ? 1 : 0.25)),
       line: { width: main.map((r) => (r === best ? 3 : 0.5)), color: main.map((r) => (r === best ? colour("--gold") : colour("--line"))) }, showscale: true, colorbar: { thickness: 11, outlinewidth: 0 } } }],
-  layout(title, "", "", { xaxis: { ...axis(MAIN), type: isLog(MAIN) ? "log" : "linear", gridcolor: colour("--grid") },
-    yaxis: { ...axis(OTHER), type: isLog(OTHER) ? "log" : "linear", gridcolor: colour("--grid") } }), `${title}, a point for each setting.`);
+  layout(title, "", "", { xaxis: { ...axis(MAIN), type: MAIN.is_log ? "log" : "linear", gridcolor: colour("--grid") },
+    yaxis: { ...axis(OTHER), type: OTHER.is_log ? "log" : "linear", gridcolor: colour("--grid") } }), `${title}, a point for each setting.`);
 }
 
 // ---- what each weight does -------------------------------------------------------------------------
@@ -183,7 +179,7 @@ function drawResponses() {
       if (row && ofMain(row)) traces.push({ x: [row.weights[MAIN.name]], y: [mean(row, name)], mode: "markers", hoverinfo: "skip", showlegend: false, marker: { symbol: "circle-open", size: 18, color: colour(rim), line: { width } } });
     }
     const prior = PRIOR ? mean(PRIOR, name) : null, made = layout(title, "", "");
-    made.xaxis = { ...made.xaxis, title: { text: `${MAIN.symbol}${isLog(MAIN) ? " (log)" : ""}`, font: { size: 12 } }, type: isLog(MAIN) ? "log" : "linear",
+    made.xaxis = { ...made.xaxis, title: { text: `${MAIN.symbol}${MAIN.is_log ? " (log)" : ""}`, font: { size: 12 } }, type: MAIN.is_log ? "log" : "linear",
       tickvals: ticksOf(MAIN), ticktext: ticksOf(MAIN).map(String) };
     if (known(prior)) made.shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: prior, y1: prior, line: { dash: "dash", width: 1.5, color: colour("--prior") } }];
     if (known(prior)) made.annotations = [{ xref: "paper", x: 1, y: prior, text: "prior", showarrow: false, xanchor: "right", yanchor: "bottom", font: { size: 11, color: colour("--prior") } }];
