@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from rpg_platform.priors.ancestry import lineage_text, weights_text
 from rpg_platform.spec.logins import without_login
 from rpg_platform.storage.location import DATABASE_FILE, default_tracking_uri
 from rpg_platform.tracking.store import ARTIFACT_FOLDER, check_store, embedded_database
+from rpg_platform.tracking.variables import variables
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
+
+# Of MLflow, which draws them even for 3 kB.
+_NO_PROGRESS_BARS = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 EXPERIMENT = "promoted"
 TRIAL_BUNDLES = ("bundle", "bundle_best")  # the folders of a trial's last and best policy
 _ALIAS = re.compile(r"(?!v\d+$)(?!latest$)[A-Za-z0-9_-]{1,255}", re.IGNORECASE)
@@ -229,7 +232,7 @@ def _left_bundle(client: MlflowClient, run_id: str, folder: str) -> str | None:
     """Returns the content hash of a bundle among a run's artifacts; None if there is none or it cannot be read."""
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory() as local, _without_progress_bars():
+    with tempfile.TemporaryDirectory() as local, variables(_NO_PROGRESS_BARS):
         try:
             file = client.download_artifacts(run_id, f"{folder}/{CARD_FILE}", local)
             card = json.loads(Path(file).read_bytes())
@@ -246,20 +249,6 @@ def _check_names(name: str, alias: str) -> None:
         raise ValueError(
             f"alias={alias!r}: expected letters, digits, _ and -, and neither 'latest' nor 'v' with a number"
         )
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Switches off the bars that MLflow draws even for 3 kB; it takes the setting only from the environment."""
-    name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,14 @@ from rpg_platform.spec.sweep import TrialSpec, trial_id_of
 from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
 from rpg_platform.tracking.tracker import MlflowTracker
+from rpg_platform.tracking.variables import variables
 from rpg_platform.trial.config import check_trials
 from rpg_platform.trial.trainable import CustomizationTrial, running_code
 
 logger = logging.getLogger(__name__)
 
+# Of Tune's own, CSV and TensorBoard: MLflow and result.json hold what they would write.
+_NO_AUTOMATIC_LOGGERS = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 VIDEOS = "RPG_VIDEOS"
 """Environment variable: ``0`` leaves the videos at a sweep's end out."""
 
@@ -149,7 +152,7 @@ def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, consol
         live.start()
         if todo or search.to_come:
             kept = {name: state.checkpoint for name, state in states.items()}
-            with progress, stop.on_signals(), _no_automatic_loggers():
+            with progress, stop.on_signals(), variables(_NO_AUTOMATIC_LOGGERS):
                 watching = watchers(plan, folder, stop, tell)
                 callbacks = [*search.callbacks, tracker, progress, stop, watchdog, *watching]
                 grid = _tuner(sweep, search.for_tuner(todo), kept, callbacks, stop).fit()
@@ -182,20 +185,6 @@ def _review(
         why = f"{type(error).__name__}: {error}"
         tell(f"Report: it could not be written ({why}); to write it later: rpg report {folder.name}")
         return made
-
-
-@contextlib.contextmanager
-def _no_automatic_loggers() -> Iterator[None]:
-    """Keeps Tune's own CSV and TensorBoard loggers away: MLflow and result.json hold what they would write."""
-    name = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 def _tuner(

@@ -25,6 +25,7 @@ from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.tracking.identity import read_identity
 from rpg_platform.tracking.spool import spool_folder
 from rpg_platform.tracking.store import ARTIFACT_FOLDER, embedded_database, follow_move
+from rpg_platform.tracking.variables import variables
 from rpg_platform.tracking.views import EXPERIMENTS, runs_address, view_address, view_tag
 from rpg_platform.wording import suggestion
 
@@ -73,7 +74,7 @@ def serve(
     console = console or Console()
     text = _tracked_at(str(storage_or_uri), sweep)
     if text.startswith(("http://", "https://")):
-        with _environment(IMPATIENT):
+        with variables(IMPATIENT):
             address = address_of(text, sweep)
         console.print(f"The dashboard of this tracking server: {address}", soft_wrap=True, highlight=False)
         if browse:
@@ -96,7 +97,7 @@ def serve(
                 command, stdout=log, stderr=log, start_new_session=True, env=os.environ | QUIET_SERVER
             )
             try:
-                with _environment(IMPATIENT | _without_proxies(url)):
+                with variables(IMPATIENT | _without_proxies(url)):
                     _await_health(child, f"{url}/health", log)
                     address = address_of(url, sweep)
                 console.print(f"{address}  (Ctrl-C ends it)", soft_wrap=True, highlight=False)
@@ -107,20 +108,6 @@ def serve(
                 _end(child)
     except KeyboardInterrupt:
         return 0
-
-
-@contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """Sets variables for a while."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _without_proxies(url: str) -> dict[str, str]:

@@ -37,6 +37,7 @@ from rpg_platform.tracking.runs import (
     Record,
 )
 from rpg_platform.tracking.spool import Row, Spool, encode, read_lines
+from rpg_platform.tracking.variables import variables
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class Sender:
         self._hurry = False
         self._retry_all = False
         self._thread: threading.Thread | None = None
-        self._before: dict[str, str | None] = {}  # environment variables, as they were
+        self._settings = contextlib.ExitStack()
         self._earlier = 0  # records up to here are of earlier processes
         self._rejected = 0
         self._passed = 0  # requests that went well
@@ -124,8 +125,7 @@ class Sender:
         self._runs.changed = self._remember
         self._rejected = sum(1 for _ in read_lines(self._spool.rejected_file))
         settings = {name: value for name, value in _DEFAULTS.items() if name not in os.environ} | _SETTINGS
-        self._before = {name: os.environ.get(name) for name in settings}
-        os.environ.update(settings)
+        self._settings.enter_context(variables(settings))
         self._thread = threading.Thread(target=self._work, name="rpg-tracking", daemon=True)
         self._thread.start()
 
@@ -135,11 +135,7 @@ class Sender:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(_STOP_S)
-        for name, value in self._before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        self._before = {}
+        self._settings.close()
 
     def wake(self) -> None:
         """Tells the thread that the spool has a new record."""
