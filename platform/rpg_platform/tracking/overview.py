@@ -13,7 +13,7 @@ from rpg_platform.results.rows import Row
 from rpg_platform.results.table import figures_to_markdown, rows_to_json, rows_to_markdown
 from rpg_platform.spec.measures import BY_NAME
 from rpg_platform.tracking.runs import EXPERIMENT_ID, RUN_ID
-from rpg_platform.tracking.views import HEALTH, LEARNING, TRADE_OFF, view_address
+from rpg_platform.tracking.views import HEALTH, LEARNING, TRADE_OFF, models_address, view_address
 
 PICTURE = "summary/overview.png"
 PICTURE_WIDTH = 800
@@ -59,6 +59,7 @@ def note_of(rows: Sequence[Row], spec: dict[str, Any], failures: int, files: set
         links.append(f"[Report](#/experiments/{EXPERIMENT_ID}/runs/{RUN_ID}/artifacts/{REPORT})")
     views = (TRADE_OFF, LEARNING, HEALTH)
     links += [f"[{view}]({view_address(EXPERIMENT_ID, spec['name'], view)})" for view in views]
+    links.append(f"[Policies]({models_address(EXPERIMENT_ID)})")
     picture = f"![trade-off](get-artifact?path={PICTURE}&run_uuid={RUN_ID})" if PICTURE in files else ""
     table = figures_to_markdown(rows, _MOST_ROWS)
     failed = f"{failures} trials have no result." if failures else ""

@@ -8,14 +8,12 @@ any of it, and nothing that goes wrong here reaches it.
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
 from uuid import uuid4
 
@@ -46,11 +44,13 @@ from rpg_platform.results.rows import summarise
 from rpg_platform.spec.logins import without_login
 from rpg_platform.spec.trials import PRIOR_TRIAL
 from rpg_platform.tracking.identity import read_identity, write_identity
+from rpg_platform.tracking.last_wait import Tell, wait_for_the_rest
 from rpg_platform.tracking.overview import figures_of, note_of, summary_files
-from rpg_platform.tracking.run_tags import common_tags, sweep_params, text, trial_params, trial_tags
+from rpg_platform.tracking.policies import policy_data
+from rpg_platform.tracking.run_tags import common_tags, sweep_params, texts, trial_params, trial_tags
 from rpg_platform.tracking.runs import PARENT, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState
-from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError, spool_folder
+from rpg_platform.tracking.spool import Spool, SpoolError, spool_folder
 from rpg_platform.tracking.tune_trial import checkpoint_address, error_text, trial_spec
 from rpg_platform.tracking.views import experiment_tags
 
@@ -64,11 +64,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ParentStatus: TypeAlias = RunStatus
-Tell = Callable[[str], None]
 
-ARTIFACT_FOLDERS = ("bundle", "bundle_best", "evaluation", "config")
-FINAL_PATIENCE_S = 30.0
-SILENT_PATIENCE_S = 3.0  # of which nothing is said
+BUNDLE = "bundle"
+ARTIFACT_FOLDERS = (BUNDLE, "bundle_best", "evaluation", "config")
 
 BASIC = mean_key(FINAL, "deterministic", "basic_return")
 _PLANNED = {"trial_id", "method", "weights", "seed", "env_steps"}
@@ -130,6 +128,7 @@ class MlflowTracker(Callback):
         self._searched = list(sweep.spec.training.searched)
         self._prior_basic: float | None = None
         self._kept_unknown: dict[str, dict[str, Any]] = {}  # finished trials, while the prior's return is unknown
+        self._policies: dict[str, dict[str, Any]] = {}  # what is recorded of their policies
         self._open: set[str] = set()  # trials whose run has been opened here and not been closed
         self._defects = self._unkept = 0
         self._spool: Spool | None = None
@@ -230,13 +229,15 @@ class MlflowTracker(Callback):
         if known is not None and known.status == status:
             if said:
                 self._put(trial.trial_id, "tags", values=said)  # a run that was interrupted is killed too
-            self._put_end(trial.trial_id, state.report)  # an earlier version gave it other names
+            self._put_end(trial.trial_id, state.report)  # an earlier version gave it other names, and made no model
+            self._put_policy(trial.model_dump(mode="json"), state.report, state.checkpoint)
             return
         self._open_trial(trial.model_dump(mode="json"), unless_finished=True)
         if said:
             self._put(trial.trial_id, "tags", values=said)
         self._put_report(trial.trial_id, state.report)
         self._put_end(trial.trial_id, state.report)
+        self._put_policy(trial.model_dump(mode="json"), state.report, state.checkpoint)
         self._put_folders(trial.trial_id, state.checkpoint, unless_finished=True)
         self._close_run(trial.trial_id, status, unless_finished=True)
 
@@ -267,35 +268,11 @@ class MlflowTracker(Callback):
                 self._close(results, status, outcomes, files)
             except Exception as error:
                 self._defect("the sweep's summary", error)
-            self._wait(tell)
+            if self._sender is not None:
+                wait_for_the_rest(self._sender, self.folder, self.tracking_uri, tell)
         finally:
             self._stop()
         return status
-
-    def _wait(self, tell: Tell) -> None:
-        if self._sender is None:
-            return
-        uri = self.tracking_uri
-        with contextlib.suppress(KeyboardInterrupt):  # the user's answer to that line
-            if not self._sender.flush(SILENT_PATIENCE_S) and FINAL_PATIENCE_S:
-                tell(
-                    f"Tracking: {self.state().spooled} records still to send to {uri}; waiting until nothing has "
-                    f"passed for {FINAL_PATIENCE_S:g} s (Ctrl-C: not at all)"
-                )
-                self._sender.flush(FINAL_PATIENCE_S)
-        state = self.state()
-        command = f"rpg track {quote(str(self.folder.parent if self.folder.name == FOLDER else self.folder))}"
-        if state.spooled:
-            why = f" ({self._sender.last_failure})" if self._sender.last_failure else ""
-            tell(
-                f"Tracking: {state.spooled} records are not in MLflow yet{why}. They are safe in {self.folder}; once "
-                f"{uri} can be used again, send them with: {command}"
-            )
-        if state.rejected:
-            tell(
-                f"Tracking: MLflow did not take {state.rejected} records, each with the reason in "
-                f"{self.folder / 'rejected.log'}; to try them again: {command}"
-            )
 
     def _stop(self) -> None:
         if self._sender is not None and self._spool is not None:
@@ -375,7 +352,7 @@ class MlflowTracker(Callback):
         tags["mlflow.runColor"] = self._colours.of(spec["method"], spec.get("weights") or {})
         trial_id = str(spec["trial_id"])
         self._trials.setdefault(trial_id, {name: spec.get(name) for name in sorted(_PLANNED)})
-        self._open_run(trial_id, run_name(spec, self._searched), trial_params(spec), tags, **more)
+        self._open_run(trial_id, run_name(spec, self._searched), trial_params(spec, self._searched), tags, **more)
 
     @_never_raises
     def on_trial_result(
@@ -404,6 +381,8 @@ class MlflowTracker(Callback):
             return
         if is_stopped(last):
             self._put(trial_id, "tags", values={"outcome": stopped_words(last)})
+        if trial.checkpoint is not None:
+            self._put_policy(trial_spec(trial), last, self._address(trial))
         self._put_bundle(trial_id, trial)
         self._close_run(trial_id, "KILLED" if last.get(FINISHED) is False else "FINISHED")
 
@@ -445,6 +424,8 @@ class MlflowTracker(Callback):
             each, ended = self._kept_unknown.popitem()
             kept = kept_share(number(ended, BASIC), self._prior_basic)
             self._put_metrics(each, {} if kept is None else {KEPT: 100 * kept}, ended)
+            if each in self._policies:
+                self._put(each, "policy", **self._policies.pop(each))
 
     def _put_metrics(self, trial_id: str, values: Mapping[str, float], report: Mapping[str, Any]) -> None:
         # The report's own time, so that delivering it twice adds nothing.
@@ -476,8 +457,7 @@ class MlflowTracker(Callback):
     ) -> None:
         if run != PARENT:
             self._open.add(run)
-        texts = {key: text(value) for key, value in params.items() if value is not None and value != []}
-        self._put(run, "open", name=name, params=texts, tags=dict(tags), start_time=_now_ms(), **more)
+        self._put(run, "open", name=name, params=texts(params), tags=dict(tags), start_time=_now_ms(), **more)
 
     def _close_run(self, run: str, status: str, **condition: bool) -> None:
         self._open.discard(run)
@@ -485,13 +465,32 @@ class MlflowTracker(Callback):
 
     def _put_bundle(self, trial_id: str, trial: Trial) -> None:
         if trial.checkpoint is not None:
-            self._put_folders(trial_id, checkpoint_address(trial.checkpoint, self._spec.get("storage")))
+            self._put_folders(trial_id, self._address(trial))
+
+    def _address(self, trial: Trial) -> str:
+        assert trial.checkpoint is not None
+        return checkpoint_address(trial.checkpoint, self._spec.get("storage"))
 
     def _put_folders(self, trial_id: str, checkpoint: str, **more: Any) -> None:
-        if "://" not in checkpoint and Path(checkpoint).is_relative_to(self.folder.parent):
-            checkpoint = str(Path(checkpoint).relative_to(self.folder.parent))  # a sweep's folder may be moved
         for folder in ARTIFACT_FOLDERS:
-            self._put(trial_id, "folder", checkpoint=checkpoint, folder=folder, path=folder, **more)
+            self._put(trial_id, "folder", checkpoint=self._movable(checkpoint), folder=folder, path=folder, **more)
+
+    def _put_policy(self, spec: Mapping[str, Any], report: Mapping[str, Any], checkpoint: str) -> None:
+        """Records the policy of a trial that was evaluated at its end; once more when its share is known."""
+        if not is_finished(report):
+            return
+        trial_id = str(spec["trial_id"])
+        data = policy_data(spec, self._searched, self._spec["name"], report_step(report))
+        data |= {"checkpoint": self._movable(checkpoint), "folder": BUNDLE, "path": "model"}
+        self._put(trial_id, "policy", **data)
+        if trial_id in self._kept_unknown:
+            self._policies[trial_id] = data
+
+    def _movable(self, checkpoint: str) -> str:
+        """An address relative to the sweep's folder where it is inside: that folder may be moved."""
+        if "://" not in checkpoint and Path(checkpoint).is_relative_to(self.folder.parent):
+            return str(Path(checkpoint).relative_to(self.folder.parent))
+        return checkpoint
 
 
 def _now_ms() -> int:

@@ -36,7 +36,7 @@ from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.location import LocationError, default_tracking_uri, storage_path, tracking_uri_of
 from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolderError
-from rpg_platform.tracking import tracker as tracker_module
+from rpg_platform.tracking import last_wait
 from rpg_platform.trial.trainable import running_code
 
 if TYPE_CHECKING:
@@ -278,8 +278,8 @@ def test_failing_trial_is_named_and_the_others_finish(local_ray: None, tmp_path:
 def test_records_that_mlflow_has_not_got_make_it_fail_and_no_dashboard_is_promised(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
-    monkeypatch.setattr(tracker_module, "SILENT_PATIENCE_S", 0.1)
-    monkeypatch.setattr(tracker_module, "FINAL_PATIENCE_S", 0.1)
+    monkeypatch.setattr(last_wait, "SILENT_PATIENCE_S", 0.1)
+    monkeypatch.setattr(last_wait, "FINAL_PATIENCE_S", 0.1)
     server = Proxy(unused_port, target=0, fate=lambda path, body: 401)
     server.open()
     tracking = {"uri": f"http://127.0.0.1:{unused_port}"}
