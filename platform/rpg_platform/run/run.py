@@ -22,14 +22,14 @@ from rpg_platform.planning.estimate import SweepPlan
 from rpg_platform.planning.preflight import check_hidden_modules, plan_of
 from rpg_platform.planning.shared_storage import check_shared
 from rpg_platform.planning.words import head_lines
-from rpg_platform.results.endings import RunStatus
+from rpg_platform.results.endings import ENDS, RunStatus
 from rpg_platform.results.report import ENV_STEPS, FAILED, TrialResult, is_over
 from rpg_platform.review.found import found_in
 from rpg_platform.review.page import REPORT_FILE
 from rpg_platform.review.report import LiveReport, write_report
-from rpg_platform.review.videos import sweep_videos
+from rpg_platform.review.videos import VIDEOS_FILE, sweep_videos
 from rpg_platform.run.progress import Progress
-from rpg_platform.run.status import ENDS, StatusWriter
+from rpg_platform.run.status import StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
 from rpg_platform.run.watchers import watchers
 from rpg_platform.search.start import SearchRun, first_trials
@@ -180,6 +180,7 @@ def _review(
         if status == "FINISHED" and os.environ.get(VIDEOS) != "0":
             for video in sweep_videos(found, tell=tell):
                 made[video.path] = folder.read_bytes(video.path) or b""
+                made[VIDEOS_FILE] = folder.read_bytes(VIDEOS_FILE) or b""
         return {**made, f"summary/{REPORT_FILE}": write_report(found, tracker.run_ids, ENDS[status]).encode()}
     except Exception as error:
         why = f"{type(error).__name__}: {error}"

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
 from uuid import uuid4
 
-import yaml
 from ray.tune import Callback
 
 from rpg_platform.results.colours import colours_of, searched_weights
@@ -43,6 +42,7 @@ from rpg_platform.results.report import (
 from rpg_platform.results.rows import summarise
 from rpg_platform.spec.logins import without_login
 from rpg_platform.spec.trials import PRIOR_TRIAL
+from rpg_platform.spec.yaml_file import dump_spec
 from rpg_platform.tracking.identity import read_identity, write_identity
 from rpg_platform.tracking.last_wait import Tell, wait_for_the_rest
 from rpg_platform.tracking.overview import figures_of, note_of, summary_files
@@ -120,7 +120,7 @@ class MlflowTracker(Callback):
         self.run_key = run_key
         self._resume = sweep.is_resumed
         self._spec: dict[str, Any] = json.loads(without_login(json.dumps(sweep.spec.model_dump(mode="json"))))
-        self._source = sweep.source
+        self._source = sweep.source or without_login(dump_spec(sweep.spec))
         self._prior_hash = None if sweep.prior is None else sweep.prior.card.content_hash
         self._trials = {trial.trial_id: trial.model_dump(mode="json", include=_PLANNED) for trial in trials}
         self._to_come, self._planned = to_come, len(trials) + to_come
@@ -289,8 +289,7 @@ class MlflowTracker(Callback):
         self._open_run(PARENT, str(spec["name"]), sweep_params(spec, self._planned), tags)
         views = experiment_tags(spec["name"], self._weights, spec["objective"]["maximize"], _now_ms())
         self._put(PARENT, "experiment", values=views)
-        source = self._source or yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
-        self._put(PARENT, "text", text=source, path="sweep.yaml")
+        self._put(PARENT, "text", text=self._source, path="sweep.yaml")
         self._put(PARENT, "text", text=json.dumps(spec, indent=2), path="spec.json")
         self._put_plan()
 

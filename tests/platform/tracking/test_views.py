@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -15,9 +14,8 @@ import pytest
 from playwright.sync_api import Page, expect
 from tests.browser import chromium
 from tests.platform.resolved import resolved
-from tests.platform.review.made_sweep import figures, made_sweep
+from tests.platform.review.made_sweep import figures, made_sweep, record
 from tests.platform.servers import TrackedSweep, read_sweep
-from tests.platform.tracking.toy_sweep import trial_of
 
 from rpg_platform.results.colours import Colours
 from rpg_platform.search.proposals import known_trials
@@ -36,20 +34,7 @@ OUTSIDE: list[str] = []
 def folder(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
     """A finished sweep in a storage whose own store has it."""
     folder = made_sweep(tmp_path_factory.mktemp("results"), reports=6, seeds=1)
-    spec = folder.spec()
-    sweep = resolved(spec, folder.storage, prior_hash="a" * 64, resume=True)
-    trials, states = known_trials(spec, folder), folder.trials()
-    tracker = MlflowTracker(sweep, trials)
-    tracker.start()
-    for trial in trials:
-        tracker.on_trial_start(0, [], trial_of(trial))
-        lines = (Path(folder.uri) / trial.trial_id / "result.json").read_text().splitlines()
-        for line in lines[:-1]:
-            tracker.on_trial_result(0, [], trial_of(trial), json.loads(line))
-        tracker.adopt(trial, states[trial.trial_id])
-    results = [(trial, states[trial.trial_id].report, None) for trial in trials]
-    assert tracker.finish(results, files=lambda status: {"summary/report.html": b"<p>a report</p>"}) == "FINISHED"
-    assert tracker.errors == 0
+    record(folder, files={"summary/report.html": b"<p>a report</p>"})
     return folder
 
 
