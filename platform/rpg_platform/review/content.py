@@ -46,7 +46,7 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
     spec, rows = found.spec, found.rows
     trained = found.trainings
     trials = _trials_by_group(found)
-    near = {row.group for row in within_noise(rows, spec.evaluation.episodes)}
+    near = {row.group for row in within_noise(rows)}
     made: dict[str, Any] = as_json(
         {
             "about": _about(found, metric_name, run_ids),
