@@ -22,6 +22,7 @@ from rpg_platform.results.report import MODES, as_json, is_finished
 from rpg_platform.results.rows import Estimate, Row, figures_of
 from rpg_platform.review.curves import Training, thinned, warnings_of
 from rpg_platform.review.found import Found
+from rpg_platform.review.planned import plan_against_what_happened
 from rpg_platform.review.videos import Video, read_videos
 from rpg_platform.spec.measures import MEASURES, PER_MODE
 from rpg_platform.spec.sections import Objective
@@ -47,9 +48,11 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
     trained = found.trainings
     trials = _trials_by_group(found)
     near = {row.group for row in within_noise(rows)}
+    about = _about(found, metric_name, run_ids)
     made: dict[str, Any] = as_json(
         {
-            "about": _about(found, metric_name, run_ids),
+            "about": about,
+            "plan": plan_against_what_happened(found, about["seconds"]),
             "measures": [
                 {
                     "name": m.name,
@@ -113,6 +116,7 @@ def _about(found: Found, metric_name: str, run_ids: Mapping[str, str]) -> dict[s
         "is_embedded": not uri.startswith("http"),
         "run": run_ids.get(""),
         "failures": [{"trial": t, "error": e} for t, e in _failed(found)],
+        "prior_hash": found.source.prior_hash(),
         "unknown": list(found.source.unknown),
         "stopped": sum(len(row.stopped) for row in found.rows),
     }

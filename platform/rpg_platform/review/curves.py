@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rpg_algorithms.addons import Array
-from rpg_platform.results.report import ENV_STEPS, VALIDATION, Mode, mean_key, metric_names
+from rpg_platform.results.report import ENV_STEPS, ENV_STEPS_PER_S, VALIDATION, Mode, mean_key, metric_names
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.tracking.stored import StoredSweep
 
@@ -41,6 +41,7 @@ class Training:
         validation_steps: ``[V]`` env steps of its validations.
         validation: name in ``RETURNS`` → ``[V]``, of the mode that was asked for.
         health: see ``health_of``.
+        speed: median env steps per second of its iterations; NaN where the reports say nothing.
     """
 
     steps: Array
@@ -48,6 +49,7 @@ class Training:
     validation_steps: Array
     validation: Mapping[str, Array]
     health: Mapping[str, float]
+    speed: float = math.nan
 
 
 def trainings(folder: SweepFolder, trial_ids: Iterable[str], mode: Mode = "deterministic") -> dict[str, Training]:
@@ -70,7 +72,7 @@ def stored_trainings(stored: StoredSweep, mode: Mode = "deterministic") -> dict[
         name: {float(each.step): {ENV_STEPS: each.step} for each in run.data._metric_objs}  # with the steps
         for name, run in stored.trials.items()
     }
-    for key in (*CURVES, *_HEALTH, *validated):
+    for key in (*CURVES, *_HEALTH, ENV_STEPS_PER_S, *validated):
         left = set(seen)
         for named in dict.fromkeys(metric_names(key)):
             found = stored.histories(named, left)
@@ -97,7 +99,7 @@ def _of_reports(seen: Mapping[float, Mapping[str, Any]], mode: Mode) -> Training
         return None
     ordered = [seen[step] for step in sorted(seen)]
     steps = np.array(sorted(seen))
-    columns = {name: _column(ordered, name) for name in (*CURVES, *_HEALTH)}
+    columns = {name: _column(ordered, name) for name in (*CURVES, *_HEALTH, ENV_STEPS_PER_S)}
     keys = {name: mean_key(VALIDATION, mode, name) for name in RETURNS}
     checked = [each for each in ordered if keys["total_return"] in each]
     return Training(
@@ -106,6 +108,7 @@ def _of_reports(seen: Mapping[float, Mapping[str, Any]], mode: Mode) -> Training
         np.array([float(each[ENV_STEPS]) for each in checked]),
         {name: _column(checked, key) for name, key in keys.items()},
         health_of(columns),
+        _reduce(np.median, columns[ENV_STEPS_PER_S]),
     )
 
 

@@ -27,7 +27,8 @@ from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.trials import arms, make_trials, searched, trials_of
 from rpg_platform.storage.heartbeat import STATUS_FILE
 from rpg_platform.storage.location import tracking_uri_of
-from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
+from rpg_platform.storage.plans import PLANS_FILE, plans_in
+from rpg_platform.storage.sweep_folder import PRIOR_FOLDER, SweepFolder, TrialState
 from rpg_platform.tracking.run_tags import PACKAGE
 from rpg_platform.tracking.runs import PARENT
 from rpg_platform.tracking.spool import remembered, spool_folder
@@ -64,6 +65,9 @@ class Source(Protocol):
 
     def tracking_uri(self, spec: SweepSpec) -> str:
         """MLflow's address, without a login."""
+
+    def prior_hash(self) -> str | None:
+        """Content hash of the prior; None without one, or where it is not known."""
 
     def commands(self, spec: SweepSpec) -> dict[str, str]:
         """Commands that work as pasted; ``{path}`` stands for a trial's policy, see ``checkpoints``."""
@@ -125,6 +129,11 @@ class FolderSource:
         """See ``Source``."""
         return tracking_uri_of(spec)
 
+    def prior_hash(self) -> str | None:
+        """See ``Source``."""
+        card = _object(self.folder.read_text(f"{PRIOR_FOLDER}/card.json"))
+        return card.get("content_hash")
+
     def commands(self, spec: SweepSpec) -> dict[str, str]:
         """See ``Source``."""
         name = shlex.quote(spec.name)
@@ -135,7 +144,7 @@ class FolderSource:
             "promote": f"rpg promote {{path}} --name {name} --alias champion",
             "extend": f"rpg extend {name}{where} --seeds {seeds}",
             "show": f"rpg show {name}{where}",
-            "ui": f"rpg ui{where}",
+            "ui": f"rpg ui {name}{where}",
             "resume": f"rpg resume {name}{where}",
         }
 
@@ -147,8 +156,8 @@ class StoreSource:
     stored: StoredSweep
 
     unknown = (
-        "where the sweep's folder lies, so that nothing here extends or resumes it",
-        "how long its driver worked, beside when its run began and ended",
+        "where the sweep's folder lies: to extend or resume it, write the report from there",
+        "the checkpoints of trials that have not finished",
     )
 
     def spec(self) -> SweepSpec:
@@ -166,8 +175,12 @@ class StoreSource:
             raise StoreError(f"{self.stored.uri}: spec.json of the sweep's run: {error}") from error
 
     def status(self) -> Mapping[str, Any]:
-        """See ``Source``."""
-        return {"state": ENDS.get(self.stored.parent.info.status, "running")}
+        """See ``Source``; the driver's time from its plan and the run's end."""
+        info, plans = self.stored.parent.info, plans_in(self.read_bytes(PLANS_FILE))
+        status: dict[str, Any] = {"state": ENDS.get(info.status, "running")}
+        if plans and info.end_time:
+            status |= {"started": plans[-1]["at"], "heartbeat": info.end_time / 1000}
+        return status
 
     def results(self, spec: SweepSpec) -> list[TrialResult]:
         """See ``Source``."""
@@ -228,6 +241,11 @@ class StoreSource:
     def tracking_uri(self, spec: SweepSpec) -> str:
         """See ``Source``."""
         return self.stored.uri
+
+    def prior_hash(self) -> str | None:
+        """See ``Source``."""
+        hash_: str | None = self.stored.parent.data.tags.get("prior_hash")
+        return hash_
 
     def commands(self, spec: SweepSpec) -> dict[str, str]:
         """See ``Source``."""

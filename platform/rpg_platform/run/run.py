@@ -34,6 +34,7 @@ from rpg_platform.run.stopping import GracefulStop, Watchdog
 from rpg_platform.run.watchers import watchers
 from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.spec.sweep import TrialSpec, trial_id_of
+from rpg_platform.storage.plans import PLANS_FILE, keep_plan
 from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
 from rpg_platform.tracking.tracker import MlflowTracker
@@ -109,18 +110,21 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
         else:
             sweep.folder.create(sweep.spec, sweep.source, sweep.prior)
             held.enter_context(sweep.folder.lock())
-        return _run(sweep, states, plan, console)
+        kept = keep_plan(sweep.folder, plan.as_json())
+        return _run(sweep, states, plan, {PLANS_FILE: kept}, console)
 
 
-def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, console: Console) -> SweepOutcome:
-    """Runs what is not finished and collects everything."""
+def _run(
+    sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, texts: Mapping[str, str], console: Console
+) -> SweepOutcome:
+    """Runs what is not finished and collects everything; ``texts`` are artifacts of the sweep's run from its start."""
     spec, folder = sweep.spec, sweep.folder
     search = SearchRun(sweep, states)
     trials = search.trials
     states = {trial.trial_id: states[trial.trial_id] for trial in trials if trial.trial_id in states}
     finished = {t.trial_id for t in trials if t.trial_id in states and states[t.trial_id].finishes(t)}
     tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    tracker = MlflowTracker(sweep, trials, run_key=folder.run_key(), to_come=search.to_come)
+    tracker = MlflowTracker(sweep, trials, run_key=folder.run_key(), to_come=search.to_come, texts_at_start=texts)
     progress = Progress(
         trials,
         console,

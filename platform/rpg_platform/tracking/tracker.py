@@ -13,8 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
+from typing import TYPE_CHECKING, Any, ParamSpec
 from uuid import uuid4
 
 from ray.tune import Callback
@@ -51,7 +50,7 @@ from rpg_platform.tracking.run_tags import common_tags, sweep_params, texts, tri
 from rpg_platform.tracking.runs import PARENT, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState
 from rpg_platform.tracking.spool import Spool, SpoolError, spool_folder
-from rpg_platform.tracking.tune_trial import checkpoint_address, error_text, trial_spec
+from rpg_platform.tracking.tune_trial import checkpoint_address, error_text, movable, trial_spec
 from rpg_platform.tracking.views import experiment_tags
 
 if TYPE_CHECKING:
@@ -63,7 +62,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ParentStatus: TypeAlias = RunStatus
 
 BUNDLE = "bundle"
 ARTIFACT_FOLDERS = (BUNDLE, "bundle_best", "evaluation", "config")
@@ -110,16 +108,24 @@ class MlflowTracker(Callback):
         trials: all of its trials, or those that are known before an adaptive search begins.
         run_key: tells this sweep from another of its name, and reopens its runs. None: the spool's own, or a new one.
         to_come: how many trials more a search will make.
+        texts_at_start: artifacts of the sweep's run from its start, by their path.
     """
 
     def __init__(
-        self, sweep: Sweep, trials: Sequence[TrialSpec], *, run_key: str | None = None, to_come: int = 0
+        self,
+        sweep: Sweep,
+        trials: Sequence[TrialSpec],
+        *,
+        run_key: str | None = None,
+        to_come: int = 0,
+        texts_at_start: Mapping[str, str] | None = None,
     ) -> None:
         self.tracking_uri, self.experiment = sweep.tracking_uri, sweep.experiment
         self.folder = spool_folder(sweep.storage, sweep.spec.name)
         self.run_key = run_key
         self._resume = sweep.is_resumed
         self._spec: dict[str, Any] = json.loads(without_login(json.dumps(sweep.spec.model_dump(mode="json"))))
+        self._texts = dict(texts_at_start or {})
         self._source = sweep.source or without_login(dump_spec(sweep.spec))
         self._prior_hash = None if sweep.prior is None else sweep.prior.card.content_hash
         self._trials = {trial.trial_id: trial.model_dump(mode="json", include=_PLANNED) for trial in trials}
@@ -204,9 +210,8 @@ class MlflowTracker(Callback):
                 "or, if it is not needed any more, remove that folder"
             )
         earlier = None if found is None else found.run_key
-        name = str(self._spec["name"])
         key, base = self.run_key or earlier or uuid4().hex, self.folder.parent
-        runs = MlflowRuns(self.tracking_uri, self.experiment, key, name, base=base)
+        runs = MlflowRuns(self.tracking_uri, self.experiment, key, str(self._spec["name"]), base=base)
         if self._resume and self.run_key not in (None, earlier):
             runs.expect_earlier_runs()
         self.run_key = runs.run_key
@@ -247,8 +252,8 @@ class MlflowTracker(Callback):
         *,
         interrupted: bool = False,
         tell: Tell = logger.warning,
-        files: Callable[[ParentStatus], Mapping[str, bytes]] = lambda status: {},
-    ) -> ParentStatus:
+        files: Callable[[RunStatus], Mapping[str, bytes]] = lambda status: {},
+    ) -> RunStatus:
         """Closes the sweep: summary as artifacts, the true status, and a last, bounded wait for what is not sent yet.
 
         Args:
@@ -289,21 +294,22 @@ class MlflowTracker(Callback):
         self._open_run(PARENT, str(spec["name"]), sweep_params(spec, self._planned), tags)
         views = experiment_tags(spec["name"], self._weights, spec["objective"]["maximize"], _now_ms())
         self._put(PARENT, "experiment", values=views)
-        self._put(PARENT, "text", text=self._source, path="sweep.yaml")
-        self._put(PARENT, "text", text=json.dumps(spec, indent=2), path="spec.json")
+        written = {"sweep.yaml": self._source, "spec.json": json.dumps(spec, indent=2), **self._texts}
+        for path, content in written.items():
+            self._put(PARENT, "text", text=content, path=path)
         self._put_plan()
 
     def _put_plan(self) -> None:
-        steps = sum(trial["env_steps"] for trial in self._trials.values())
-        plan = {"trials": self._planned, "env_steps": steps, "each": list(self._trials.values())}
+        each = list(self._trials.values())
+        plan = {"trials": self._planned, "env_steps": sum(trial["env_steps"] for trial in each), "each": each}
         self._put(PARENT, "text", text=json.dumps(plan, indent=1), path="plan.json")
 
     def _close(
         self,
         results: Sequence[TrialResult],
-        status: ParentStatus,
+        status: RunStatus,
         outcomes: Outcomes,
-        files: Callable[[ParentStatus], Mapping[str, bytes]],
+        files: Callable[[RunStatus], Mapping[str, bytes]],
     ) -> None:
         # Also what an earlier driver has opened and this one has not come to.
         for trial_id in sorted(self._open | (set(self._trials) if self._resume else set())):
@@ -380,9 +386,7 @@ class MlflowTracker(Callback):
             return
         if is_stopped(last):
             self._put(trial_id, "tags", values={"outcome": stopped_words(last)})
-        if trial.checkpoint is not None:
-            self._put_policy(trial_spec(trial), last, self._address(trial))
-        self._put_bundle(trial_id, trial)
+        self._put_bundle(trial_id, trial, last)
         self._close_run(trial_id, "KILLED" if last.get(FINISHED) is False else "FINISHED")
 
     @_never_raises
@@ -462,17 +466,22 @@ class MlflowTracker(Callback):
         self._open.discard(run)
         self._put(run, "close", status=status, end_time=_now_ms(), **condition)
 
-    def _put_bundle(self, trial_id: str, trial: Trial) -> None:
+    def _put_bundle(self, trial_id: str, trial: Trial, last: Mapping[str, Any] | None = None) -> None:
         if trial.checkpoint is not None:
-            self._put_folders(trial_id, self._address(trial))
-
-    def _address(self, trial: Trial) -> str:
-        assert trial.checkpoint is not None
-        return checkpoint_address(trial.checkpoint, self._spec.get("storage"))
+            place = checkpoint_address(trial.checkpoint, self._spec.get("storage"))
+            self._put_policy(trial_spec(trial), last or {}, place)
+            self._put_folders(trial_id, place)
 
     def _put_folders(self, trial_id: str, checkpoint: str, **more: Any) -> None:
         for folder in ARTIFACT_FOLDERS:
-            self._put(trial_id, "folder", checkpoint=self._movable(checkpoint), folder=folder, path=folder, **more)
+            self._put(
+                trial_id,
+                "folder",
+                checkpoint=movable(checkpoint, self.folder.parent),
+                folder=folder,
+                path=folder,
+                **more,
+            )
 
     def _put_policy(self, spec: Mapping[str, Any], report: Mapping[str, Any], checkpoint: str) -> None:
         """Records the policy of a trial that was evaluated at its end; once more when its share is known."""
@@ -480,16 +489,10 @@ class MlflowTracker(Callback):
             return
         trial_id = str(spec["trial_id"])
         data = policy_data(spec, self._searched, self._spec["name"], report_step(report))
-        data |= {"checkpoint": self._movable(checkpoint), "folder": BUNDLE, "path": "model"}
+        data |= {"checkpoint": movable(checkpoint, self.folder.parent), "folder": BUNDLE, "path": "model"}
         self._put(trial_id, "policy", **data)
         if trial_id in self._kept_unknown:
             self._policies[trial_id] = data
-
-    def _movable(self, checkpoint: str) -> str:
-        """An address relative to the sweep's folder where it is inside: that folder may be moved."""
-        if "://" not in checkpoint and Path(checkpoint).is_relative_to(self.folder.parent):
-            return str(Path(checkpoint).relative_to(self.folder.parent))
-        return checkpoint
 
 
 def _now_ms() -> int:

@@ -14,9 +14,11 @@ from tests.platform.resolved import resolved
 from tests.platform.tracking.toy_sweep import trial_of
 
 from rpg_platform.bundles import SHIPPED
+from rpg_platform.review.sources import FolderSource
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.storage.plans import PLANS_FILE
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.storage.trial_state import write_state
 from rpg_platform.tracking.tracker import MlflowTracker
@@ -70,6 +72,7 @@ def training_reports(trial: TrialSpec, count: int = 20) -> list[dict[str, Any]]:
             "kl_to_prior": of["kl"] * part,
             "approx_kl": 0.01 if i > 2 else 0.0,
             "clip_fraction": 0.2,
+            "env_steps_per_s": 900.0 + 10 * i,
             "explained_variance": 0.9,
             "nonfinite_values": 0.0,
             "env_failures": 0.0,
@@ -133,8 +136,9 @@ def record(folder: SweepFolder, uri: str | None = None, files: Mapping[str, byte
     """
     spec = folder.spec()
     trials, states = known_trials(spec, folder), folder.trials()
-    sweep = resolved(spec, folder.storage, uri=uri, prior_hash="a" * 64, source=folder.source(), resume=True)
-    tracker = MlflowTracker(sweep, trials)
+    prior, plans = FolderSource(folder).prior_hash() or "a" * 64, folder.read_text(PLANS_FILE)
+    sweep = resolved(spec, folder.storage, uri=uri, prior_hash=prior, source=folder.source(), resume=True)
+    tracker = MlflowTracker(sweep, trials, texts_at_start={} if plans is None else {PLANS_FILE: plans})
     tracker.start()
     for trial in trials:
         tracker.on_trial_start(0, [], trial_of(trial))

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from tests.browser import chromium
 from tests.platform.resolved import resolved
-from tests.platform.review.made_sweep import RAW, made_sweep, record
+from tests.platform.review.made_sweep import RAW, STEPS, made_sweep, record
 from tests.platform.servers import MlflowServer
 from tests.platform.tracking.toy_sweep import trial_of
 from typer.testing import CliRunner
 
-from rpg_algorithms.policies.bundle import load_bundle, save_bundle
+from rpg_algorithms.policies.bundle import load_bundle, load_card, save_bundle
+from rpg_platform.bundles import SHIPPED
 from rpg_platform.cli.main import app
 from rpg_platform.review.content import content_of
 from rpg_platform.review.found import Found, found_at, found_in
@@ -25,10 +26,19 @@ from rpg_platform.review.report import metric_name_of
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.location import default_tracking_uri
+from rpg_platform.storage.plans import keep_plan
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.storage.trial_state import read_state, write_state
 from rpg_platform.tracking.tracker import MlflowTracker
 
+PLAN = {
+    "trials": 15,
+    "trials_left": 10,
+    "env_steps": 1_400_000,
+    "env_steps_left": 900_000,
+    "rate": {"env_steps_per_s": 1_000.0, "evaluation_steps_per_s": 5_000.0},
+    "wall_s": 90.0,
+}
 FAILED = "kl-kl_coefficient=0.1-seed=1"
 OF_THE_PLACE = {"commands"}
 UNKNOWN_TO_MLFLOW = {"mlflow", "is_embedded", "made", "seconds", "unknown", "run"}
@@ -55,6 +65,9 @@ def give_policy(checkpoint: Path) -> None:
 def content(found: Found) -> dict[str, Any]:
     made = content_of(found, {}, metric_name_of(found))
     made = {key: value for key, value in made.items() if key not in OF_THE_PLACE}
+    for row in made["plan"]["rows"] if made["plan"] else ():
+        if row["what"] == "time":
+            row["measured"] = None  # to the last second
     made["about"] = {key: value for key, value in made["about"].items() if key not in UNKNOWN_TO_MLFLOW}
     for row in made["rows"]:
         row["trials"] = [each["id"] for each in row["trials"]]
@@ -77,6 +90,9 @@ def test_mlflow_alone_gives_the_report_of_the_folder(
     status = json.loads(folder.read_text("status.json") or "")
     status |= {"state": "failed", "failures": [{"trial": FAILED, "error": "NonFiniteError: the critic's loss"}]}
     folder.write_text("status.json", json.dumps(status))
+    shutil.copytree(SHIPPED["halfcheetah-spg"], Path(folder.uri, "prior-bundle"))
+    keep_plan(folder, {**PLAN, "trials_left": 15, "env_steps_left": 1_400_000})
+    keep_plan(folder, PLAN)
     uri = mlflow_server.uri if on_server else default_tracking_uri(tmp_path)
     record(folder, uri)
     here, there = content(found_in(folder)), content(found_at(uri, folder.name))
@@ -86,6 +102,13 @@ def test_mlflow_alone_gives_the_report_of_the_folder(
     assert any(row["warnings"] for row in here["rows"])
     assert here["curves"]["settings"]
     assert here["about"]["failures"] == [{"trial": FAILED, "error": "NonFiniteError: the critic's loss"}]
+    assert here["about"]["prior_hash"] == load_card(SHIPPED["halfcheetah-spg"]).content_hash
+    assert here["plan"]["drivers"] == 2
+    planned = {row["what"]: (row["planned"], row["measured"]) for row in here["plan"]["rows"]}
+    # 15 trials; 5 were over before, and 500,000 env steps trained; two have ended halfway since, at 48,000.
+    assert planned["trials that ended"] == (10, 10)
+    assert planned["env steps"] == (900_000, 12 * STEPS + 2 * 48_000 - 500_000)
+    assert planned["env steps/s of a trial"] == (1_000.0, 1_025.0)
     assert (here["about"]["state"], here["about"]["stopped"]) == ("failed", 1)
     assert here["yaml"].startswith("name: alike  #")
     assert there.keys() == here.keys()

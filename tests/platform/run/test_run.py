@@ -30,6 +30,9 @@ from rpg_platform.cli.main import app
 from rpg_platform.evaluation.episode_file import read_episodes
 from rpg_platform.planning.cluster import CapacityError
 from rpg_platform.results.rows import summarise
+from rpg_platform.results.table import rows_to_json
+from rpg_platform.review.found import found_at, found_in
+from rpg_platform.review.planned import plan_against_what_happened
 from rpg_platform.run import progress as progress_module
 from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.spec.sweep import SweepSpec
@@ -166,6 +169,30 @@ def test_mlflow_has_one_parent_and_its_children(swept: tuple[SweepOutcome, str],
         folders = {file.path for file in runs.client.list_artifacts(run.info.run_id)}
         assert folders >= {"bundle", "evaluation"}
         assert ("bundle_best" in folders) == (trial.method != "prior")
+        [output] = run.outputs.model_outputs
+        model = runs.client.get_logged_model(output.model_id)
+        card = load_bundle(Path(outcome.checkpoints[trial.trial_id]) / "bundle").card
+        assert model.tags["content_hash"] == card.content_hash
+        assert model.tags.get("parents", "") == ",".join(card.parents)
+        headline = ("total", "basic", "addon", "kl", "kept_pct")
+        assert {each.key: each.value for each in model.metrics} == {name: run.data.metrics[name] for name in headline}
+
+
+def test_a_report_of_mlflow_alone_is_that_of_the_folder_and_has_the_plan(swept: tuple[SweepOutcome, str]) -> None:
+    """Of a sweep that Tune ran: the same rows and trainings, and the plan that was made when it began."""
+    sweep = swept[0].sweep
+    here, there = found_in(sweep.folder), found_at(sweep.tracking_uri, sweep.spec.name)
+    assert rows_to_json(there.rows) == rows_to_json(here.rows)
+    assert {name: repr(each) for name, each in there.trainings.items()} == {
+        name: repr(each) for name, each in here.trainings.items()
+    }
+    for found in (here, there):
+        plan = plan_against_what_happened(found, 10.0)
+        assert plan is not None
+        lines = {row["what"]: (row["planned"], row["measured"]) for row in plan["rows"]}
+        assert (plan["drivers"], lines["trials that ended"], lines["env steps"]) == (1, (3, 3), (2048, 2048.0))
+        assert lines["env steps/s of a trial"][1] > 0
+        assert lines["evaluation steps/s of a trial"][1] > 0
 
 
 def test_single_episodes_of_every_trial_are_on_the_same_seeds(swept: tuple[SweepOutcome, str]) -> None:

@@ -366,13 +366,24 @@ function drawUse() {
   const facts = [`rpg ${(A.code || "").replace("rpg ", "")}`, `evaluation: ${A.episodes} episodes from seed ${A.evaluation_seed}`,
     `${Math.round(A.trained_env_steps).toLocaleString("en-US")} env steps trained`];
   if (A.prior_hash) facts.push(`prior ${A.prior_hash.slice(0, 12)}`);
-  if (A.plan) facts.push(A.plan);
   box.append(element("p", { class: "quiet" }, facts.join(" · ")));
+  if (D.plan) box.append(planTable());
   box.append(element("details", {}, element("summary", {}, "The specification"), command(D.yaml)));
   if (A.failures.length) {
     box.append(element("details", { open: "" }, element("summary", {}, `${A.failures.length} without a result`),
       element("ul", {}, ...A.failures.map((each) => element("li", {}, element("code", {}, each.trial), `: ${each.error}`)))));
   }
+}
+
+function planTable() {
+  const shown = (row, x) => (!known(x) ? "–" : row.unit === "s" ? clock(x) : text(x, Math.abs(x) < 10 && !Number.isInteger(x) ? 2 : 0));
+  const share = (row) => (known(row.planned) && known(row.measured) && row.planned > 0 ? percent(row.measured / row.planned) : "–");
+  const head = ["", "planned", "happened", "share"].map((words) => element("th", { scope: "col" }, words));
+  const lines = D.plan.rows.map((row) => element("tr", {}, element("td", { class: "left" }, row.what),
+    ...[shown(row, row.planned), shown(row, row.measured), share(row)].map((words) => element("td", {}, words))));
+  const later = D.plan.drivers > 1 ? ` of what was left when the last of ${D.plan.drivers} drivers began` : "";
+  return element("div", { class: "wide" }, element("table", { id: "plan" }, element("caption", { class: "quiet" }, `The plan${later}, and what happened`),
+    element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...lines)));
 }
 
 // ---- everything ------------------------------------------------------------------------------------
