@@ -56,15 +56,24 @@ def note_of(rows: Sequence[Row], spec: dict[str, Any], failures: int, files: set
     links = []
     if REPORT in files:
         links.append(f"[Report](#/experiments/{EXPERIMENT_ID}/runs/{RUN_ID}/artifacts/{REPORT})")
-    views = (TRADE_OFF, LEARNING, HEALTH)
-    links += [f"[{view}]({view_address(EXPERIMENT_ID, spec['name'], view)})" for view in views]
-    links.append(f"[Policies]({models_address(EXPERIMENT_ID)})")
+    links += _links(spec["name"])
     picture = f"![trade-off](get-artifact?path={PICTURE}&run_uuid={RUN_ID})" if PICTURE in files else ""
     table = figures_to_markdown(rows, _MOST_ROWS)
     failed = f"{failures} trials have no result." if failures else ""
     # MLflow shows the first lines and hides the rest behind "Show more".
     parts = [verdict(rows), " · ".join(links), failed, spec.get("description")]
     return "\n\n".join(part for part in [*parts, table, picture] if part)
+
+
+def links_back(sweep: str) -> str:
+    """A trial's description: the ways to the views and to the sweep's run, as MLflow's own way back forgets a view."""
+    return " · ".join([*_links(sweep), f"[The sweep](#/experiments/{EXPERIMENT_ID}/runs/{RUN_ID})"])
+
+
+def _links(sweep: str) -> list[str]:
+    views = (TRADE_OFF, LEARNING, HEALTH)
+    links = [f"[{view}]({view_address(EXPERIMENT_ID, sweep, view)})" for view in views]
+    return [*links, f"[Policies]({models_address(EXPERIMENT_ID)})"]
 
 
 def summary_files(rows: Sequence[Row], title: str) -> dict[str, bytes]:

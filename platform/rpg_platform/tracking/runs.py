@@ -42,7 +42,7 @@ TAG_NOTE = "mlflow.note.content"
 TAG_OUR_NOTE = "rpg_note"
 """Of an experiment: the hash of the description that we gave it, so that a user's own stays."""
 RUN_ID, EXPERIMENT_ID = "{run_id}", "{experiment_id}"
-"""Stand in a note for what is known only when it is sent."""
+"""Stand in a note for what is known only when it is sent; in a trial's the run is the sweep's."""
 
 MAX_PARAM_CHARS = 6_000
 MAX_TAG_CHARS = 5_000
@@ -181,6 +181,8 @@ class MlflowRuns:
             opened, fresh = self._open(key, openings, reopen=not (closing or adopted))
             if not fresh:
                 tags |= {name: value for data in openings for name, value in data["tags"].items()}
+                if key != PARENT:
+                    tags.pop(TAG_NOTE, None)  # it has one, perhaps the user's
             if key not in self._settled:  # parameters can't change, so a reopened run gets only those it lacks
                 had = {} if opened is None else opened.data.params
                 params = {n: v for data in reversed(openings) for n, v in data["params"].items() if n not in had}
@@ -351,6 +353,9 @@ class MlflowRuns:
             tags |= {TAG_RUN_KEY: self.run_key}
             if key != PARENT:
                 tags |= {TAG_PARENT: self.known[PARENT].run_id, TAG_TRIAL_ID: key}
+                if TAG_NOTE in tags:
+                    links = str(tags[TAG_NOTE]).replace(RUN_ID, self.known[PARENT].run_id)
+                    tags[TAG_NOTE] = links.replace(EXPERIMENT_ID, str(experiment_id))
             run = client.create_run(
                 experiment_id,
                 start_time=openings[0]["start_time"] if openings else None,

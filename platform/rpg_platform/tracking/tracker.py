@@ -44,10 +44,10 @@ from rpg_platform.spec.trials import PRIOR_TRIAL
 from rpg_platform.spec.yaml_file import dump_spec
 from rpg_platform.tracking.identity import read_identity, write_identity
 from rpg_platform.tracking.last_wait import Tell, wait_for_the_rest
-from rpg_platform.tracking.overview import figures_of, note_of, summary_files
+from rpg_platform.tracking.overview import figures_of, links_back, note_of, summary_files
 from rpg_platform.tracking.policies import policy_data
 from rpg_platform.tracking.run_tags import common_tags, sweep_params, texts, trial_params, trial_tags
-from rpg_platform.tracking.runs import PARENT, Kind, MlflowRuns, Record
+from rpg_platform.tracking.runs import PARENT, TAG_NOTE, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState
 from rpg_platform.tracking.spool import Spool, SpoolError, spool_folder
 from rpg_platform.tracking.tune_trial import checkpoint_address, error_text, movable, trial_spec
@@ -290,7 +290,7 @@ class MlflowTracker(Callback):
         spec = self._spec
         tags = {"kind": "sweep", **common_tags(self._spec, self._prior_hash), "trials_total": self._planned}
         if spec.get("description"):
-            tags["mlflow.note.content"] = spec["description"]
+            tags[TAG_NOTE] = spec["description"]
         self._open_run(PARENT, str(spec["name"]), sweep_params(spec, self._planned), tags)
         views = experiment_tags(spec["name"], self._weights, spec["objective"]["maximize"], _now_ms())
         self._put(PARENT, "experiment", values=views)
@@ -300,9 +300,9 @@ class MlflowTracker(Callback):
         self._put_plan()
 
     def _put_plan(self) -> None:
-        each = list(self._trials.values())
-        plan = {"trials": self._planned, "env_steps": sum(trial["env_steps"] for trial in each), "each": each}
-        self._put(PARENT, "text", text=json.dumps(plan, indent=1), path="plan.json")
+        each, steps = list(self._trials.values()), sum(trial["env_steps"] for trial in self._trials.values())
+        text = json.dumps({"trials": self._planned, "env_steps": steps, "each": each}, indent=1)
+        self._put(PARENT, "text", text=text, path="plan.json")
 
     def _close(
         self,
@@ -354,7 +354,8 @@ class MlflowTracker(Callback):
 
     def _open_trial(self, spec: Mapping[str, Any], **more: Any) -> None:
         tags = trial_tags(spec, common_tags(self._spec, self._prior_hash))
-        tags["mlflow.runColor"] = self._colours.of(spec["method"], spec.get("weights") or {})
+        colour = self._colours.of(spec["method"], spec.get("weights") or {})
+        tags |= {TAG_NOTE: links_back(self._spec["name"]), "mlflow.runColor": colour}
         trial_id = str(spec["trial_id"])
         self._trials.setdefault(trial_id, {name: spec.get(name) for name in sorted(_PLANNED)})
         self._open_run(trial_id, run_name(spec, self._searched), trial_params(spec, self._searched), tags, **more)

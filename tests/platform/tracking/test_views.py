@@ -21,6 +21,7 @@ from rpg_platform.results.colours import Colours
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.tracking.policies import model_name
 from rpg_platform.tracking.spool import spool_folder
 from rpg_platform.tracking.tracker import MlflowTracker
 
@@ -113,9 +114,20 @@ def test_the_printed_address_is_the_trade_off_and_a_run_is_one_click_away(
     page.get_by_role("link", name=str(run.info.run_name), exact=True).first.click()
     expect(page.get_by_role("heading", name=str(run.info.run_name))).to_be_visible(timeout=WAIT_MS)
     look(page, "run")
-    page.go_back()
-    page.goto(address)  # MLflow forgets a view on the way back; the description has its address too
-    expect(page.get_by_text("addon vs. basic").first).to_be_visible(timeout=WAIT_MS)
+    # MLflow forgets a view on the browser's own way back; the links in the run's description lead to it, in a new tab.
+    with page.expect_popup() as popup:
+        page.get_by_role("link", name="Trade-off", exact=True).first.click()
+    back = popup.value
+    expect(back.get_by_text("addon vs. basic").first).to_be_visible(timeout=WAIT_MS)
+    expect(back.get_by_text(re.compile(rf"^{count} matching runs"))).to_be_visible(timeout=WAIT_MS)
+    expect(back.locator(".scatterlayer .point").nth(count - 1)).to_be_attached(timeout=WAIT_MS)
+    back.close()
+    with page.expect_popup() as popup:
+        page.get_by_role("link", name="Policies", exact=True).first.click()
+    policies = popup.value
+    expect(policies.get_by_text(model_name(str(run.info.run_name))).first).to_be_visible(timeout=WAIT_MS)
+    look(policies, "policies")
+    policies.close()
     assert OUTSIDE == [], "nothing is asked of other hosts"
 
 
