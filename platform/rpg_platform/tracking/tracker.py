@@ -292,10 +292,10 @@ class MlflowTracker(Callback):
         if spec.get("description"):
             tags[TAG_NOTE] = spec["description"]
         self._open_run(PARENT, str(spec["name"]), sweep_params(spec, self._planned), tags)
-        views = experiment_tags(spec["name"], self._weights, spec["objective"]["maximize"], _now_ms())
-        self._put(PARENT, "experiment", values=views)
-        written = {"sweep.yaml": self._source, "spec.json": json.dumps(spec, indent=2), **self._texts}
-        for path, content in written.items():
+        maximize = spec["objective"]["maximize"]
+        self._put(PARENT, "experiment", values=experiment_tags(spec["name"], self._weights, maximize, _now_ms()))
+        texts_of_it = {"sweep.yaml": self._source, "spec.json": json.dumps(spec, indent=2), **self._texts}
+        for path, content in texts_of_it.items():
             self._put(PARENT, "text", text=content, path=path)
         self._put_plan()
 
@@ -329,8 +329,7 @@ class MlflowTracker(Callback):
 
     def _summarise(self, results: Sequence[TrialResult], failures: int, files: Mapping[str, bytes]) -> None:
         rows = summarise(results)
-        best = next((row for row in rows if row.is_best), None)
-        if best is not None:
+        for best in (row for row in rows if row.is_best):
             self._put(PARENT, "tags", values={"best_setting": best.setting})
         files = {**summary_files(rows, self._spec.get("description", "")), **files}
         for path, content in files.items():
@@ -370,8 +369,8 @@ class MlflowTracker(Callback):
     @_never_raises
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Notes a failure that Tune answers with a restart; the trial's run stays open."""
-        tags = {"restarts": trial.num_failures, "last_failure": error_text(trial)[0]}
-        self._put(trial_spec(trial)["trial_id"], "tags", values=tags)
+        said = {"restarts": trial.num_failures, "last_failure": error_text(trial)[0]}
+        self._put(trial_spec(trial)["trial_id"], "tags", values=said)
 
     @_never_raises
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -488,9 +487,9 @@ class MlflowTracker(Callback):
         """Records the policy of a trial that was evaluated at its end; once more when its share is known."""
         if not is_finished(report):
             return
-        trial_id = str(spec["trial_id"])
+        trial_id, place = str(spec["trial_id"]), movable(checkpoint, self.folder.parent)
         data = policy_data(spec, self._searched, self._spec["name"], report_step(report))
-        data |= {"checkpoint": movable(checkpoint, self.folder.parent), "folder": BUNDLE, "path": "model"}
+        data |= {"checkpoint": place, "folder": BUNDLE, "path": "model"}
         self._put(trial_id, "policy", **data)
         if trial_id in self._kept_unknown:
             self._policies[trial_id] = data
