@@ -174,8 +174,8 @@ def test_mlflow_has_one_parent_and_its_children(swept: tuple[SweepOutcome, str],
         card = load_bundle(Path(outcome.checkpoints[trial.trial_id]) / "bundle").card
         assert model.tags["content_hash"] == card.content_hash
         assert model.tags.get("parents", "") == ",".join(card.parents)
-        headline = ("total", "basic", "addon", "kl", "kept_pct")
-        assert {each.key: each.value for each in model.metrics} == {name: run.data.metrics[name] for name in headline}
+        figures = {each.key: each.value for each in model.metrics}
+        assert figures == {name: run.data.metrics[name] for name in ("total", "basic", "addon", "kl", "kept_pct")}
 
 
 def test_a_report_of_mlflow_alone_is_that_of_the_folder_and_has_the_plan(swept: tuple[SweepOutcome, str]) -> None:
@@ -189,8 +189,7 @@ def test_a_report_of_mlflow_alone_is_that_of_the_folder_and_has_the_plan(swept: 
         assert plan is not None
         lines = {row["what"]: (row["planned"], row["measured"]) for row in plan["rows"]}
         assert (plan["drivers"], lines["trials that ended"], lines["env steps"]) == (1, (3, 3), (2048, 2048.0))
-        assert lines["env steps/s of a trial"][1] > 0
-        assert lines["evaluation steps/s of a trial"][1] > 0
+        assert min(lines[f"{what} of a trial"][1] for what in ("env steps/s", "evaluation steps/s")) > 0
 
 
 def test_single_episodes_of_every_trial_are_on_the_same_seeds(swept: tuple[SweepOutcome, str]) -> None:
