@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 from rpg_platform.tracking.runs import Record
 from rpg_platform.tracking.spool import Spool
+
+CARD = json.dumps({"content_hash": "c" * 64, "parents": ["b" * 64, "a" * 64]})
+"""Of a policy's card what MLflow is told."""
 
 
 def opening(run: str, **more: Any) -> Record:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rpg_platform.cli import output
 from rpg_platform.cli.common import AsJson, SweepName, Where, refusals, stdout_console
+
+if TYPE_CHECKING:
+    from rpg_platform.review.found import Found
+
+FromStore = Annotated[
+    str | None,
+    typer.Option(help="Read it from this MLflow store alone (sqlite:///FILE or a server), not from its folder."),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -22,27 +30,29 @@ def add_to(app: typer.Typer) -> None:
 def report(
     name: SweepName,
     storage: Where = None,
+    tracking_uri: FromStore = None,
     open_: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write it to; default: report.html in its folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write it to; default: report.html in its folder, of MLflow alone NAME.html here."),
+    ] = None,
     figures: Annotated[Path | None, typer.Option(help="Folder for the same pictures as PNG and SVG.")] = None,
 ) -> None:
     """Writes a sweep's report: one HTML file with what each weight bought, what it cost, and which setting to take."""
-    from rpg_platform.review.found import found_in
     from rpg_platform.review.page import REPORT_FILE
     from rpg_platform.review.report import metric_name_of, report_of, write_report
-    from rpg_platform.storage.location import storage_path
-    from rpg_platform.storage.sweep_folder import SweepFolder
 
     console = stdout_console()
     with refusals():
-        folder = SweepFolder(storage_path(storage), name)
-        found = found_in(folder)
+        found = _found(name, storage, tracking_uri)
+        if out is None and tracking_uri is not None:
+            out = Path(f"{name}.html")
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(report_of(found), encoding="utf-8")
         else:
             write_report(found)
-        where = str(out.resolve()) if out is not None else f"{folder.uri}/{REPORT_FILE}"
+        where = str(out.resolve()) if out is not None else f"{found.folder.uri}/{REPORT_FILE}"
         console.print(f"Report      {where}", soft_wrap=True, highlight=False, markup=False)
         if figures is not None:
             from rpg_platform.review.figures import write_figures
@@ -53,20 +63,37 @@ def report(
         webbrowser.open(Path(where).as_uri())
 
 
-def show(name: SweepName, storage: Where = None, as_json: AsJson = False) -> None:
+def show(name: SweepName, storage: Where = None, tracking_uri: FromStore = None, as_json: AsJson = False) -> None:
     """Prints a sweep's table again, from its folder: weights against returns and KL, best first."""
     from rpg_platform.results.table import render_table, rows_to_json
-    from rpg_platform.review.found import found_in
     from rpg_platform.review.report import metric_name_of
-    from rpg_platform.storage.location import storage_path
-    from rpg_platform.storage.sweep_folder import SweepFolder
 
     with refusals():
-        found = found_in(SweepFolder(storage_path(storage), name))
+        found = _found(name, storage, tracking_uri)
     if as_json:
         output.data(rows_to_json(found.rows))
     else:
         stdout_console().print(render_table(found.rows, metric_name=metric_name_of(found)))
+
+
+def _found(name: str, storage: str | None, tracking_uri: str | None) -> Found:
+    """The sweep, from its folder or, where a store is named, from MLflow alone.
+
+    Raises:
+        ValueError: there is none, or both a storage and a store are named.
+    """
+    from rpg_platform.review.found import found_at, found_in
+    from rpg_platform.storage.location import storage_path
+    from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError
+
+    if tracking_uri is not None:
+        if storage is not None:
+            raise ValueError("--storage and --tracking-uri: expected one of them, to say where the sweep is read from")
+        return found_at(tracking_uri, name)
+    try:
+        return found_in(SweepFolder(storage_path(storage), name))
+    except SweepFolderError as error:
+        raise ValueError(f"{error}; to read it from MLflow alone: --tracking-uri URI") from error
 
 
 def list_(storage: Where = None, as_json: AsJson = False) -> None:

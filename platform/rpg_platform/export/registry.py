@@ -21,12 +21,13 @@ from rpg_platform.export.policy import Mode, Precision
 from rpg_platform.priors.ancestry import lineage_text, weights_text
 from rpg_platform.spec.logins import without_login
 from rpg_platform.storage.location import DATABASE_FILE, default_tracking_uri
+from rpg_platform.tracking.policies import MODEL_TYPE, models_of
 from rpg_platform.tracking.store import ARTIFACT_FOLDER, check_store, embedded_database
 from rpg_platform.tracking.variables import variables
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ TRIAL_BUNDLES = ("bundle", "bundle_best")  # the folders of a trial's last and b
 _ALIAS = re.compile(r"(?!v\d+$)(?!latest$)[A-Za-z0-9_-]{1,255}", re.IGNORECASE)
 _CANDIDATES = 50
 _MAX_TAG = 5_000
+_VERSIONS = "mlflow.modelVersions"
 
 
 @dataclass(frozen=True)
@@ -175,29 +177,21 @@ def _register(
     precision: Precision,
 ) -> ModelVersion:
     from mlflow.entities import LoggedModelOutput
-    from mlflow.models import Model
 
     run, tags = find_run(client, card), lineage_tags(card)
     experiment = run.info.experiment_id if run else _experiment(client, tracking_uri)
     run_id = run.info.run_id if run else None
-    logged = client.create_logged_model(experiment, name, run_id, tags=tags, model_type="policy")
-    try:
-        with tempfile.TemporaryDirectory() as made:
-            folder = Path(made) / "model"
-            record = Model(
-                artifact_path=logged.artifact_location,
-                run_id=run_id,
-                model_uuid=logged.model_id,
-                model_id=logged.model_id,
-            )
-            mlflow_model.save(source, folder, mode, precision, record)
-            client.log_model_artifacts(logged.model_id, str(folder))
-    except BaseException:
-        client.finalize_logged_model(logged.model_id, "FAILED")
-        raise
-    client.finalize_logged_model(logged.model_id, "READY")
-    if run_id is not None:
-        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    logged = None if run is None else _model_of_the_sweep(client, run, card, mode, precision)
+    is_new = logged is None
+    if logged is None:
+        logged = client.create_logged_model(experiment, name, run_id, tags=tags, model_type=MODEL_TYPE)
+    if not _holds(logged, mode, precision):
+        _fill(client, logged, source, run_id, mode, precision, is_new=is_new)
+        client.set_logged_model_tags(logged.model_id, tags | {"mode": mode, "precision": precision})
+    if is_new:
+        client.finalize_logged_model(logged.model_id, "READY")
+        if run_id is not None:
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     with _already_there():
         client.create_registered_model(name)
     # Without a server MLflow looks models:/… and model ids up in its global store, which need not be this one.
@@ -210,9 +204,54 @@ def _register(
         description=lineage_text(card),
         model_id=logged.model_id if server else None,
     )
-    link = json.dumps([{"name": name, "version": version.version}])  # as MLflow's own registration writes it
-    client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
+    # As MLflow's own registration writes it.
+    links = [*json.loads(logged.tags.get(_VERSIONS, "[]")), {"name": name, "version": version.version}]
+    client.set_logged_model_tags(logged.model_id, {_VERSIONS: json.dumps(links)})
     return version
+
+
+def _model_of_the_sweep(
+    client: MlflowClient, run: Run, card: PriorCard, mode: Mode, precision: Precision
+) -> LoggedModel | None:
+    """The model that the policy's sweep recorded; None where there is none, or it holds the policy in another way."""
+    models = models_of(client, run.info.experiment_id, run.info.run_id, card.content_hash)
+    free = [each for each in models if each.status == "READY" and not {"mode", "precision"} & set(each.tags)]
+    return next((each for each in models if _holds(each, mode, precision)), free[0] if free else None)
+
+
+def _holds(model: LoggedModel, mode: Mode, precision: Precision) -> bool:
+    """Whether a model's artifacts are whole: they are tagged when they are."""
+    return (model.tags.get("mode"), model.tags.get("precision")) == (mode, precision)
+
+
+def _fill(
+    client: MlflowClient,
+    logged: LoggedModel,
+    source: Path,
+    run_id: str | None,
+    mode: Mode,
+    precision: Precision,
+    *,
+    is_new: bool,
+) -> None:
+    """Uploads the policy as the artifacts of a model; a new one that fails is marked as failed."""
+    from mlflow.models import Model
+
+    try:
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made) / "model"
+            record = Model(
+                artifact_path=logged.artifact_location,
+                run_id=run_id,
+                model_uuid=logged.model_id,
+                model_id=logged.model_id,
+            )
+            mlflow_model.save(source, folder, mode, precision, record)
+            client.log_model_artifacts(logged.model_id, str(folder))
+    except BaseException:
+        if is_new:
+            client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
 
 
 def _experiment(client: MlflowClient, tracking_uri: str) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from scipy.special import stdtrit
 
 from rpg_platform.results.rows import Estimate, Row
 from rpg_platform.results.statistics import LEVEL, Interval
+
+MOST_NAMED = 3
+"""Settings that are within noise of the best and are named."""
 
 
 def difference_interval(
@@ -52,12 +55,11 @@ def difference(this: Estimate, other: Estimate, episodes: int) -> Interval | Non
     return difference_interval(this.mean, this.std, count, other.mean, other.std, other_count)
 
 
-def within_noise(rows: Sequence[Row], episodes: int) -> list[Row]:
+def within_noise(rows: Sequence[Row]) -> list[Row]:
     """The settings that the best one does not exceed beyond noise, of those that satisfy the constraints.
 
     Args:
         rows: from ``summarise``.
-        episodes: of the final evaluation.
 
     Returns:
         In the rows' order, without the best one; empty where none is best.
@@ -70,10 +72,33 @@ def within_noise(rows: Sequence[Row], episodes: int) -> list[Row]:
     for row in rows:
         if row is best or not row.seeds or row.violations or not math.isfinite(objective_of(row).mean):
             continue
-        interval = difference(maximised, objective_of(row), episodes)
+        interval = difference(maximised, objective_of(row), best.episodes)
         if interval is None or interval[0] <= 0:
             near.append(row)
     return near
+
+
+def certainty_words(rows: Sequence[Row], name: Callable[[Row], str], between: str) -> list[str]:
+    """What keeps a reader from taking the best setting for more than it is: its seeds, and what is within noise of it.
+
+    Args:
+        rows: from ``summarise``.
+        name: what a setting is called.
+        between: stands between two names.
+
+    Returns:
+        In words that a sentence about the best setting ends with; none where none is best.
+    """
+    best = next((row for row in rows if row.is_best), None)
+    if best is None:
+        return []
+    words = []
+    if not best.is_prior:
+        words.append("one seed, which shows little" if len(best.seeds) == 1 else f"{len(best.seeds)} seeds")
+    if near := list(map(name, within_noise(rows))):
+        more = f" and {len(near) - MOST_NAMED} more" if len(near) > MOST_NAMED else ""
+        words.append(f"within noise of {between.join(near[:MOST_NAMED])}{more}")
+    return words
 
 
 def objective_of(row: Row) -> Estimate:

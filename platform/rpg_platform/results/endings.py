@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,9 @@ from rpg_platform.results.report import TrialResult, ending, env_steps
 _MOST_NAMED = 3
 _MOST_REASONS = 20
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+State = Literal["running", "finished", "stopped", "failed", "dead", "unknown"]
+ENDS: Mapping[str, State] = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
+"""Status of a sweep's run in MLflow → what the sweep's status file says."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
@@ -162,6 +163,12 @@ def is_over(report: Report | None) -> bool:
     return is_finished(report) or is_stopped(report)
 
 
+def stopped_by(words: str) -> str | None:
+    """The scheduler that ``stopped_words`` named; None if the words are others."""
+    found = re.fullmatch(r"stopped by (.+) at [\d,]+ env steps", words)
+    return found and found[1]
+
+
 def stopped_words(report: Report) -> str:
     """Which scheduler ended a trial early, and when."""
     return f"stopped by {report[STOPPED_BY]} at {env_steps(report):,.0f} env steps"
@@ -228,6 +235,30 @@ def finite_metrics(report: Report, mode: Mode = "deterministic") -> dict[str, fl
     return first | values | ({DROPPED: float(dropped)} if dropped else {})
 
 
+def report_of_metrics(metrics: Mapping[str, float], env_steps: float, mode: Mode = "deterministic") -> dict[str, Any]:
+    """A trial's last report as far as MLflow has it: what ``finite_metrics`` made of it, turned back.
+
+    Args:
+        metrics: the latest value of each metric, by MLflow's name or, in runs of version 0.1.0, by the report's.
+        env_steps: of the report.
+        mode: as for ``finite_metrics``.
+    """
+    headline = {name: mean_key(FINAL, mode, measure) for name, measure in HEADLINE.items()}
+    report: dict[str, Any] = {ENV_STEPS: env_steps}
+    for name, value in metrics.items():
+        if name not in (KEPT, DROPPED):
+            report[headline.get(name) or _reported(name)] = value
+    if report.get(f"{BEST}/{ENV_STEPS}") == env_steps:  # the best checkpoint is the last one
+        of_last = {key: value for key, value in report.items() if key.startswith(f"{FINAL}/")}
+        report |= {f"{BEST}/{key.removeprefix(f'{FINAL}/')}": value for key, value in of_last.items()}
+    return report
+
+
+def metric_names(key: str) -> tuple[str, str]:
+    """MLflow's names of a report's figure: as it is now, and as version 0.1.0 had it."""
+    return (_placed(key), key)
+
+
 def _flat(report: Report, prefix: str = "") -> Iterator[tuple[str, float]]:
     """The numbers of a report, those of nested mappings as ``outer/inner``."""
     for key, value in report.items():
@@ -243,6 +274,12 @@ def _placed(key: str) -> str:
     if key.startswith(_OWN_PLACE):
         return key
     return f"{'health' if key in _HEALTH else 'system' if key in _MACHINES else 'train'}/{key}"
+
+
+def _reported(name: str) -> str:
+    """The key of a figure that ``_placed`` named."""
+    place, _, key = name.partition("/")
+    return key if key and place in ("train", "health", "system") else name
 
 
 def is_of_the_end(key: str) -> bool:

@@ -185,6 +185,7 @@ class Row:
         kl_estimated: ``kl_to_prior`` is an estimate: policy and prior are of different families.
         stopped: trials that were ended early. A setting with one has no figures, even if another seed was trained to
             the end before: it is not compared.
+        episodes: of its final evaluation, in each mode.
         cut_episodes: how many evaluated episodes had not ended after the most steps that they may have.
     """
 
@@ -210,6 +211,7 @@ class Row:
     is_best: bool = False
     kl_estimated: bool = False
     stopped: tuple[Stop, ...] = ()
+    episodes: int = 0
     cut_episodes: int = 0
 
     def evaluation(self, mode: Mode) -> Evaluation:
@@ -279,6 +281,7 @@ def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: f
         addon_parts={mode: _addon_parts(reports, mode) for mode in MODES},
         kl_estimated=any(report.get(KL_ESTIMATED) for report in reports),
         stopped=stopped,
+        episodes=spec.evaluation.episodes,
         cut_episodes=sum(map(cut_episodes, reports)),
     )
 

@@ -16,6 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rpg_platform.results.difference import certainty_words
 from rpg_platform.results.names import short_name
 from rpg_platform.results.report import Mode, as_json
 from rpg_platform.results.rows import KL, Estimate, Failure, Improvement, Row
@@ -68,7 +69,7 @@ def render_table(rows: Sequence[Row], *, mode: Mode | None = None, metric_name: 
         parts += [table, Text(grid.caption, style="dim")]
     if not shown:
         parts.append(Text(_NO_RESULT))
-    parts += [Text(line, style="yellow") for line in _infeasible(shown)]
+    parts += [Text(line, style="yellow") for line in (*_certainty(shown), *_infeasible(shown))]
     parts += [Text(line, style="dim") for line in _stopped(rows)]
     failures = _failures(rows)
     if failures:
@@ -93,7 +94,8 @@ def rows_to_markdown(rows: Sequence[Row], *, mode: Mode | None = None, metric_na
             safe = [cell.replace("|", "\\|") for cell in line]
             lines.append(_markdown_row([f"**{cell}**" for cell in safe] if row.is_prior else safe))
         blocks += ["\n".join(lines), grid.caption]
-    blocks += ["\n".join(f"- {line}" for line in _infeasible(shown))] if _infeasible(shown) else []
+    said = [*_certainty(shown), *_infeasible(shown)]
+    blocks += ["\n".join(f"- {line}" for line in said)] if said else []
     blocks += ["\n".join(f"- {line}" for line in _stopped(rows))] if _stopped(rows) else []
     failures = _failures(rows)
     if failures:
@@ -298,6 +300,14 @@ def _caption(rows: Sequence[Row], mode: Mode) -> str:
     if cut := sum(row.cut_episodes for row in rows):
         words.append(f"{cut} evaluated episodes did not end, and count as far as they went (evaluation.max_steps).")
     return " ".join(words)
+
+
+def _certainty(rows: Sequence[Row]) -> list[str]:
+    """How sure it is that the best setting is the best: a higher figure alone is no improvement."""
+    numbers = {row.group: str(i + 1) for i, row in enumerate(rows)}
+    words = certainty_words(rows, lambda row: numbers[row.group], ", ")
+    best = next((row for row in rows if row.is_best), None)
+    return [f"{IS_BEST} {numbers[best.group]}: {', '.join(words)}."] if best is not None and words else []
 
 
 def _infeasible(rows: Sequence[Row]) -> list[str]:

@@ -22,12 +22,13 @@ from rpg_platform.results.report import MODES, as_json, is_finished
 from rpg_platform.results.rows import Estimate, Row, figures_of
 from rpg_platform.review.curves import Training, thinned, warnings_of
 from rpg_platform.review.found import Found
+from rpg_platform.review.planned import plan_against_what_happened
 from rpg_platform.review.videos import Video, read_videos
 from rpg_platform.spec.measures import MEASURES, PER_MODE
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.task import task_label
 from rpg_platform.spec.yaml_file import dump_spec
-from rpg_platform.storage.location import tracking_uri_of
+from rpg_platform.storage.sweep_folder import SOURCE_FILE
 
 MOST_CURVES = 60
 """Settings whose learning curves are drawn; of more, the best and some others spread over the ranking."""
@@ -46,10 +47,12 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
     spec, rows = found.spec, found.rows
     trained = found.trainings
     trials = _trials_by_group(found)
-    near = {row.group for row in within_noise(rows, spec.evaluation.episodes)}
+    near = {row.group for row in within_noise(rows)}
+    about = _about(found, metric_name, run_ids)
     made: dict[str, Any] = as_json(
         {
-            "about": _about(found, metric_name, run_ids),
+            "about": about,
+            "plan": plan_against_what_happened(found, about["seconds"]),
             "measures": [
                 {
                     "name": m.name,
@@ -63,12 +66,18 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
             "rows": [_row(row, trials[row.group], near, trained, found, run_ids) for row in rows],
             "importance": importance(rows),
             "curves": _curves(rows, trials, trained),
-            "commands": _commands(found),
+            "commands": found.source.commands(spec),
             "videos": _videos(found),
-            "yaml": found.folder.source() or dump_spec(spec),
+            "yaml": _yaml(found),
         }
     )
     return made
+
+
+def _yaml(found: Found) -> str:
+    """The specification as the user wrote it, where there was a file."""
+    written = found.source.read_bytes(SOURCE_FILE)
+    return dump_spec(found.spec) if written is None else written.decode("utf-8")
 
 
 def _trials_by_group(found: Found) -> dict[str, list[str]]:
@@ -80,7 +89,7 @@ def _trials_by_group(found: Found) -> dict[str, list[str]]:
 
 def _about(found: Found, metric_name: str, run_ids: Mapping[str, str]) -> dict[str, Any]:
     spec, status = found.spec, found.status
-    uri = tracking_uri_of(spec)
+    uri = found.source.tracking_uri(spec)
     counts = {"total": len(found.results), "finished": 0, **status.get("trials", {})}
     counts["finished"] = sum(is_finished(report, error) for _, report, error in found.results)
     started, heard = status.get("started"), status.get("heartbeat")
@@ -107,6 +116,8 @@ def _about(found: Found, metric_name: str, run_ids: Mapping[str, str]) -> dict[s
         "is_embedded": not uri.startswith("http"),
         "run": run_ids.get(""),
         "failures": [{"trial": t, "error": e} for t, e in _failed(found)],
+        "prior_hash": found.source.prior_hash(),
+        "unknown": list(found.source.unknown),
         "stopped": sum(len(row.stopped) for row in found.rows),
     }
 
@@ -273,12 +284,12 @@ def _rounded(value: Any) -> Any:
 def _videos(found: Found) -> list[dict[str, Any]]:
     """The sweep's videos, in the page itself; none where what says what they are is damaged."""
     try:
-        videos = read_videos(found.folder)
+        videos = read_videos(found.source)
     except ValueError:
         return []
     clips = []
     for video in videos:
-        content = found.folder.read_bytes(video.path)
+        content = found.source.read_bytes(video.path)
         if content is None:
             continue
         encoded = base64.b64encode(content).decode("ascii")
@@ -298,19 +309,3 @@ def _role_words(video: Video) -> str:
     if video.role == "prior":
         return "prior, untouched"
     return f"★ {video.label}" if video.role == "best" else f"most add-on: {video.label}"
-
-
-# ---- what to do next -----------------------------------------------------------------------------
-def _commands(found: Found) -> dict[str, str]:
-    """Commands that work as pasted; ``{path}`` stands for a trial's checkpoint."""
-    name = shlex.quote(found.spec.name)
-    where = "" if found.spec.storage is None else f" --storage {shlex.quote(found.folder.storage)}"
-    seeds = max(5, len(found.spec.seeds) + 3)
-    return {
-        "export": "rpg export {path} --out policy",
-        "promote": f"rpg promote {{path}} --name {name} --alias champion",
-        "extend": f"rpg extend {name}{where} --seeds {seeds}",
-        "show": f"rpg show {name}{where}",
-        "ui": f"rpg ui{where}",
-        "resume": f"rpg resume {name}{where}",
-    }

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from rpg_algorithms.addons import Array
-from rpg_platform.results.report import ENV_STEPS, VALIDATION, Mode, mean_key
+from rpg_platform.results.report import ENV_STEPS, ENV_STEPS_PER_S, VALIDATION, Mode, mean_key, metric_names
 from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.tracking.stored import StoredSweep
 
 RETURNS = ("total_return", "addon_return", "basic_return")
 TERMS = ("reward_addon_term", "reward_prior_term", "reward_entropy_term", "reward_basic_term")
@@ -40,6 +41,7 @@ class Training:
         validation_steps: ``[V]`` env steps of its validations.
         validation: name in ``RETURNS`` → ``[V]``, of the mode that was asked for.
         health: see ``health_of``.
+        speed: median env steps per second of its iterations; NaN where the reports say nothing.
     """
 
     steps: Array
@@ -47,6 +49,7 @@ class Training:
     validation_steps: Array
     validation: Mapping[str, Array]
     health: Mapping[str, float]
+    speed: float = math.nan
 
 
 def trainings(folder: SweepFolder, trial_ids: Iterable[str], mode: Mode = "deterministic") -> dict[str, Training]:
@@ -62,6 +65,24 @@ def trainings(folder: SweepFolder, trial_ids: Iterable[str], mode: Mode = "deter
     return {name: made for name, paths in files.items() if (made := _training(folder, paths, mode)) is not None}
 
 
+def stored_trainings(stored: StoredSweep, mode: Mode = "deterministic") -> dict[str, Training]:
+    """As ``trainings``, from MLflow: a request for a figure of a hundred trials."""
+    validated = [mean_key(VALIDATION, mode, name) for name in RETURNS]
+    seen: dict[str, dict[float, dict[str, Any]]] = {
+        name: {float(each.step): {ENV_STEPS: each.step} for each in run.data._metric_objs}  # with the steps
+        for name, run in stored.trials.items()
+    }
+    for key in (*CURVES, *_HEALTH, ENV_STEPS_PER_S, *validated):
+        left = set(seen)
+        for named in dict.fromkeys(metric_names(key)):
+            found = stored.histories(named, left)
+            left -= found.keys()
+            for name, series in found.items():
+                for step, value in series.items():
+                    seen[name].setdefault(float(step), {ENV_STEPS: step})[key] = value
+    return {name: made for name, reports in seen.items() if (made := _of_reports(reports, mode)) is not None}
+
+
 def _training(folder: SweepFolder, paths: Sequence[str], mode: Mode) -> Training | None:
     seen: dict[float, dict[str, Any]] = {}
     for path in paths:
@@ -69,11 +90,16 @@ def _training(folder: SweepFolder, paths: Sequence[str], mode: Mode) -> Training
             step = report.get(ENV_STEPS)
             if isinstance(step, (int, float)) and math.isfinite(step):
                 seen.setdefault(float(step), report)
+    return _of_reports(seen, mode)
+
+
+def _of_reports(seen: Mapping[float, Mapping[str, Any]], mode: Mode) -> Training | None:
+    """A training from its reports by env steps; None if there are none."""
     if not seen:
         return None
     ordered = [seen[step] for step in sorted(seen)]
     steps = np.array(sorted(seen))
-    columns = {name: _column(ordered, name) for name in (*CURVES, *_HEALTH)}
+    columns = {name: _column(ordered, name) for name in (*CURVES, *_HEALTH, ENV_STEPS_PER_S)}
     keys = {name: mean_key(VALIDATION, mode, name) for name in RETURNS}
     checked = [each for each in ordered if keys["total_return"] in each]
     return Training(
@@ -82,6 +108,7 @@ def _training(folder: SweepFolder, paths: Sequence[str], mode: Mode) -> Training
         np.array([float(each[ENV_STEPS]) for each in checked]),
         {name: _column(checked, key) for name, key in keys.items()},
         health_of(columns),
+        _reduce(np.median, columns[ENV_STEPS_PER_S]),
     )
 
 

@@ -1,8 +1,7 @@
-"""What a sweep has found so far, from its folder alone: its trials with their last reports, and its rows."""
+"""What a sweep has found so far, from its folder or from MLflow alone: its trials with their last reports, its rows."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,28 +9,28 @@ from typing import Any
 
 from rpg_platform.results.report import TrialResult
 from rpg_platform.results.rows import Row, summarise
-from rpg_platform.review.curves import Training, trainings
-from rpg_platform.search.proposals import known_trials
+from rpg_platform.review.curves import Training
+from rpg_platform.review.sources import FolderSource, Source, StoreSource
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.storage.heartbeat import STATUS_FILE
 from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.tracking.stored import stored_sweep
 
 
 @dataclass(frozen=True)
 class Found:
-    """A sweep as its folder has it.
+    """A sweep as its folder, or MLflow, has it.
 
     Attributes:
-        folder: the sweep's.
+        source: what it was read from.
         spec: what was asked for.
-        results: every known trial with the report of its newest complete checkpoint, and why it failed.
+        results: every known trial with its last report, and why it failed.
         rows: the settings, as ``rows.summarise`` orders them.
         status: what the driver wrote last of how it goes; empty where it never did.
         checkpoints: trial id → its newest complete checkpoint, a local path or a URI.
     """
 
-    folder: SweepFolder
+    source: Source
     spec: SweepSpec
     results: tuple[TrialResult, ...]
     rows: tuple[Row, ...]
@@ -41,7 +40,18 @@ class Found:
     @cached_property
     def trainings(self) -> Mapping[str, Training]:
         """Trial id → its training, validated as the objective asks; read when it is first asked for."""
-        return trainings(self.folder, [trial.trial_id for trial, _, _ in self.results], self.spec.objective.mode)
+        return self.source.trainings(list(self.results), self.spec.objective.mode)
+
+    @property
+    def folder(self) -> SweepFolder:
+        """The sweep's folder.
+
+        Raises:
+            ValueError: the sweep was read from MLflow.
+        """
+        if not isinstance(self.source, FolderSource):
+            raise ValueError(f"{self.spec.name} was read from MLflow, which does not know its folder")
+        return self.source.folder
 
 
 def found_in(folder: SweepFolder, objective: Objective | None = None) -> Found:
@@ -54,23 +64,24 @@ def found_in(folder: SweepFolder, objective: Objective | None = None) -> Found:
     Raises:
         SweepFolderError: there is no sweep.
     """
-    spec = folder.spec()
-    status = _status(folder)
-    why = {each["trial"]: str(each["error"]) for each in status.get("failures", [])}
-    states = folder.trials()
-    results = []
-    for trial in known_trials(spec, folder):
-        state = states.get(trial.trial_id)
-        error = None if state is not None and state.finishes(trial) else why.get(trial.trial_id)
-        results.append((trial, None if state is None else state.report, error))
-    checkpoints = {name: state.checkpoint for name, state in states.items()}
-    return Found(folder, spec, tuple(results), tuple(summarise(results, objective)), status, checkpoints)
+    return _found(FolderSource(folder), objective)
 
 
-def _status(folder: SweepFolder) -> Mapping[str, Any]:
-    text = folder.read_text(STATUS_FILE)
-    try:
-        content = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return content if isinstance(content, Mapping) else {}
+def found_at(tracking_uri: str, name: str) -> Found:
+    """Reads what MLflow has of a sweep, whose folder need not be within reach.
+
+    Args:
+        tracking_uri: of the store, with its login if it needs one.
+        name: the sweep's.
+
+    Raises:
+        ValueError: there is no such store, or no such sweep in it, or it was recorded by another version.
+    """
+    return _found(StoreSource(stored_sweep(tracking_uri, name)), None)
+
+
+def _found(source: Source, objective: Objective | None) -> Found:
+    spec = source.spec()
+    results = source.results(spec)
+    rows = tuple(summarise(results, objective))
+    return Found(source, spec, tuple(results), rows, source.status(), source.checkpoints())

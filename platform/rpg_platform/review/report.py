@@ -13,7 +13,6 @@ from rpg_platform.review.found import Found, found_in
 from rpg_platform.review.page import REPORT_FILE, render
 from rpg_platform.spec.task import get_task
 from rpg_platform.storage.sweep_folder import SweepFolder
-from rpg_platform.tracking.spool import remembered, spool_folder
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +26,8 @@ def write_report(found: Found, run_ids: Mapping[str, str] | None = None, state: 
 
     Args:
         found: the sweep.
-        run_ids: trial id (the sweep's own run: the empty string) → MLflow's run id; None: those that the sweep's spool
-            remembers.
+        run_ids: trial id (the sweep's own run: the empty string) → MLflow's run id; None: those that its source
+            knows.
         state: how the sweep is doing, where its status file does not say so yet.
 
     Returns:
@@ -44,8 +43,7 @@ def write_report(found: Found, run_ids: Mapping[str, str] | None = None, state: 
 def report_of(found: Found, run_ids: Mapping[str, str] | None = None) -> str:
     """The page of what a sweep has found; arguments as for ``write_report``."""
     if run_ids is None:
-        known = remembered(spool_folder(found.folder.storage, found.folder.name))
-        run_ids = {key: str(each["id"]) for key, each in known.items()}
+        run_ids = found.source.run_ids()
     return render(content_of(found, run_ids, metric_name_of(found)))
 
 

@@ -21,7 +21,8 @@ from rpg_platform.results.rows import Row
 from rpg_platform.review.choice import best_seed
 from rpg_platform.review.drawing import LIMIT_S, Pane, Recording, Shot, draw
 from rpg_platform.review.found import Found
-from rpg_platform.storage.sweep_folder import PRIOR_FOLDER, SweepFolder
+from rpg_platform.review.sources import Source
+from rpg_platform.storage.sweep_folder import PRIOR_FOLDER
 
 FORMAT = 1
 VIDEOS_FOLDER = "videos"
@@ -98,13 +99,13 @@ def sweep_videos(found: Found, *, tell: Callable[[str], object], limit_s: float 
         return []
 
 
-def read_videos(folder: SweepFolder) -> list[Video]:
-    """The videos that a sweep's folder has; none where there are none.
+def read_videos(source: Source) -> list[Video]:
+    """The videos that a sweep has; none where there are none.
 
     Raises:
         ValueError: the file that describes them is damaged, or of another version.
     """
-    text = folder.read_text(VIDEOS_FILE)
+    text = source.read_bytes(VIDEOS_FILE)
     if text is None:
         return []
     try:
@@ -113,7 +114,7 @@ def read_videos(folder: SweepFolder) -> list[Video]:
             raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
         return [Video(**{**each, "trace": tuple(each["trace"])}) for each in content["videos"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder.uri}/{VIDEOS_FILE}: {error}") from error
+        raise ValueError(f"{VIDEOS_FILE}: {error}") from error
 
 
 def chosen_policies(found: Found) -> list[Chosen]:
@@ -135,7 +136,7 @@ def chosen_policies(found: Found) -> list[Chosen]:
 
 def _videos(found: Found, tell: Callable[[str], object], limit_s: float) -> list[Video]:
     folder, seed = found.folder, found.spec.evaluation.seed
-    before = {each.path: each for each in _readable(folder)}
+    before = {each.path: each for each in _readable(found.source)}
     with tempfile.TemporaryDirectory() as scratch:
         shots: dict[Role, Shot] = {}
         videos: dict[Role, Video] = {}
@@ -166,9 +167,9 @@ def _path(role: Role) -> str:
     return f"{VIDEOS_FOLDER}/{role}.mp4"
 
 
-def _readable(folder: SweepFolder) -> list[Video]:
+def _readable(source: Source) -> list[Video]:
     try:
-        return read_videos(folder)
+        return read_videos(source)
     except ValueError:  # they are made anew
         return []
 

@@ -22,18 +22,19 @@ from rpg_platform.planning.estimate import SweepPlan
 from rpg_platform.planning.preflight import check_hidden_modules, plan_of
 from rpg_platform.planning.shared_storage import check_shared
 from rpg_platform.planning.words import head_lines
-from rpg_platform.results.endings import RunStatus
+from rpg_platform.results.endings import ENDS, RunStatus
 from rpg_platform.results.report import ENV_STEPS, FAILED, TrialResult, is_over
 from rpg_platform.review.found import found_in
 from rpg_platform.review.page import REPORT_FILE
 from rpg_platform.review.report import LiveReport, write_report
-from rpg_platform.review.videos import sweep_videos
+from rpg_platform.review.videos import VIDEOS_FILE, sweep_videos
 from rpg_platform.run.progress import Progress
-from rpg_platform.run.status import ENDS, StatusWriter
+from rpg_platform.run.status import StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
 from rpg_platform.run.watchers import watchers
 from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.spec.sweep import TrialSpec, trial_id_of
+from rpg_platform.storage.plans import PLANS_FILE, keep_plan
 from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
 from rpg_platform.tracking.tracker import MlflowTracker
@@ -109,18 +110,21 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
         else:
             sweep.folder.create(sweep.spec, sweep.source, sweep.prior)
             held.enter_context(sweep.folder.lock())
-        return _run(sweep, states, plan, console)
+        kept = keep_plan(sweep.folder, plan.as_json())
+        return _run(sweep, states, plan, {PLANS_FILE: kept}, console)
 
 
-def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, console: Console) -> SweepOutcome:
-    """Runs what is not finished and collects everything."""
+def _run(
+    sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, texts: Mapping[str, str], console: Console
+) -> SweepOutcome:
+    """Runs what is not finished and collects everything; ``texts`` are artifacts of the sweep's run from its start."""
     spec, folder = sweep.spec, sweep.folder
     search = SearchRun(sweep, states)
     trials = search.trials
     states = {trial.trial_id: states[trial.trial_id] for trial in trials if trial.trial_id in states}
     finished = {t.trial_id for t in trials if t.trial_id in states and states[t.trial_id].finishes(t)}
     tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    tracker = MlflowTracker(sweep, trials, run_key=folder.run_key(), to_come=search.to_come)
+    tracker = MlflowTracker(sweep, trials, run_key=folder.run_key(), to_come=search.to_come, texts_at_start=texts)
     progress = Progress(
         trials,
         console,
@@ -180,6 +184,7 @@ def _review(
         if status == "FINISHED" and os.environ.get(VIDEOS) != "0":
             for video in sweep_videos(found, tell=tell):
                 made[video.path] = folder.read_bytes(video.path) or b""
+                made[VIDEOS_FILE] = folder.read_bytes(VIDEOS_FILE) or b""
         return {**made, f"summary/{REPORT_FILE}": write_report(found, tracker.run_ids, ENDS[status]).encode()}
     except Exception as error:
         why = f"{type(error).__name__}: {error}"

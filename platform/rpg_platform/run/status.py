@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from rpg_platform.results.endings import ENDS, State
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.spec.trials import count_trials
@@ -28,9 +29,6 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 _REST_PER_WORK = 20.0  # a slow storage is written to more rarely
 _STOP_S = 30.0
-
-State = Literal["running", "finished", "stopped", "failed", "dead", "unknown"]
-ENDS: Mapping[str, State] = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
 
 
 class StatusWriter:

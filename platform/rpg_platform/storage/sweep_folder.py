@@ -2,6 +2,7 @@
 
     STORAGE/NAME/sweep.json            the specification, as data
     STORAGE/NAME/sweep.yaml            the same as the user wrote it
+    STORAGE/NAME/plans.json            what each of its drivers planned, see ``plans``
     STORAGE/NAME/status.json           how it is doing, see ``status``
     STORAGE/NAME/prior-bundle/         the prior, wherever it came from
     STORAGE/NAME/videos/               what the prior and the best policies do, see ``review.videos``

@@ -27,7 +27,6 @@ from rpg_platform.tracking.spool import spool_folder
 from rpg_platform.tracking.store import ARTIFACT_FOLDER, embedded_database, follow_move
 from rpg_platform.tracking.variables import variables
 from rpg_platform.tracking.views import EXPERIMENTS, runs_address, view_address, view_tag
-from rpg_platform.wording import suggestion
 
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 10.0
@@ -137,26 +136,21 @@ def address_of(server: str, sweep: str | None = None) -> str:
         UiError: the server has no such sweep, with the nearest names; or it does not answer.
     """
     from mlflow import MlflowClient  # seconds, while the server starts
-    from mlflow.entities import Run
     from mlflow.exceptions import MlflowException
 
+    from rpg_platform.tracking.stored import StoreError, find_sweep
+
     shown = without_login(server).rstrip("/")
-    client, found = MlflowClient(server), list[Run]()
+    client, run = MlflowClient(server), None
     try:
-        experiments = [each.experiment_id for each in client.search_experiments()]
-        wanted = "" if sweep is None else f" and tags.sweep = '{sweep}'"
-        latest = ["attributes.start_time DESC"]
-        found += client.search_runs(experiments, f"tags.kind = 'sweep'{wanted}", max_results=1, order_by=latest)
-        if not found and sweep is not None:
-            runs = client.search_runs(experiments, "tags.kind = 'sweep'", max_results=1_000, order_by=latest)
-            names = dict.fromkeys(run.data.tags.get("sweep", "") for run in runs)
-            raise UiError(f"there is no sweep {sweep!r} in this store{suggestion(sweep, names)}")
+        run = find_sweep(client, sweep)
+    except StoreError as error:
+        raise UiError(str(error)) from error
     except MlflowException as error:
         if sweep is not None:
             raise UiError(f"{shown}: {without_login(str(error))}") from error
-    if not found:
+    if run is None:
         return f"{shown}/{EXPERIMENTS}"
-    [run] = found
     name, experiment = run.data.tags["sweep"], run.info.experiment_id
     has_view = view_tag(name) in client.get_experiment(experiment).tags  # an earlier version made none
     return f"{shown}/{view_address(experiment, name) if has_view else runs_address(experiment)}"

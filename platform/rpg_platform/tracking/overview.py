@@ -6,21 +6,20 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rpg_platform.results.difference import objective_of, within_noise
+from rpg_platform.results.difference import certainty_words, objective_of
 from rpg_platform.results.names import short_name
 from rpg_platform.results.report import KEPT
 from rpg_platform.results.rows import Row
 from rpg_platform.results.table import figures_to_markdown, rows_to_json, rows_to_markdown
 from rpg_platform.spec.measures import BY_NAME
 from rpg_platform.tracking.runs import EXPERIMENT_ID, RUN_ID
-from rpg_platform.tracking.views import HEALTH, LEARNING, TRADE_OFF, view_address
+from rpg_platform.tracking.views import HEALTH, LEARNING, TRADE_OFF, models_address, view_address
 
 PICTURE = "summary/overview.png"
 PICTURE_WIDTH = 800
 """Pixels; a description in MLflow cuts a wider picture off."""
 REPORT = "summary/report.html"
 _MOST_ROWS = 12
-_MOST_NAMED = 3
 
 
 def figures_of(rows: Sequence[Row], failures: int) -> dict[str, float]:
@@ -57,14 +56,24 @@ def note_of(rows: Sequence[Row], spec: dict[str, Any], failures: int, files: set
     links = []
     if REPORT in files:
         links.append(f"[Report](#/experiments/{EXPERIMENT_ID}/runs/{RUN_ID}/artifacts/{REPORT})")
-    views = (TRADE_OFF, LEARNING, HEALTH)
-    links += [f"[{view}]({view_address(EXPERIMENT_ID, spec['name'], view)})" for view in views]
+    links += _links(spec["name"])
     picture = f"![trade-off](get-artifact?path={PICTURE}&run_uuid={RUN_ID})" if PICTURE in files else ""
     table = figures_to_markdown(rows, _MOST_ROWS)
     failed = f"{failures} trials have no result." if failures else ""
     # MLflow shows the first lines and hides the rest behind "Show more".
-    parts = [verdict(rows, int(spec["evaluation"]["episodes"])), " · ".join(links), failed, spec.get("description")]
+    parts = [verdict(rows), " · ".join(links), failed, spec.get("description")]
     return "\n\n".join(part for part in [*parts, table, picture] if part)
+
+
+def links_back(sweep: str) -> str:
+    """A trial's description: the ways to the views and to the sweep's run, as MLflow's own way back forgets a view."""
+    return " · ".join([*_links(sweep), f"[The sweep](#/experiments/{EXPERIMENT_ID}/runs/{RUN_ID})"])
+
+
+def _links(sweep: str) -> list[str]:
+    views = (TRADE_OFF, LEARNING, HEALTH)
+    links = [f"[{view}]({view_address(EXPERIMENT_ID, sweep, view)})" for view in views]
+    return [*links, f"[Policies]({models_address(EXPERIMENT_ID)})"]
 
 
 def summary_files(rows: Sequence[Row], title: str) -> dict[str, bytes]:
@@ -80,12 +89,11 @@ def summary_files(rows: Sequence[Row], title: str) -> dict[str, bytes]:
     return {path: content for path, content in made.items() if content is not None}
 
 
-def verdict(rows: Sequence[Row], episodes: int) -> str:
+def verdict(rows: Sequence[Row]) -> str:
     """What a sweep found, in one line.
 
     Args:
         rows: from ``rows.summarise``.
-        episodes: of a final evaluation.
     """
     best, prior = _best(rows), _prior(rows)
     if best is None:
@@ -93,8 +101,10 @@ def verdict(rows: Sequence[Row], episodes: int) -> str:
         return "No setting satisfies the constraints." if done else "No trial has a final evaluation."
     measure = BY_NAME[best.objective["maximize"]].heading
     mean = objective_of(best).mean
+    certain = certainty_words(rows, short_name, "; ")
     if best.is_prior:
-        return f"★ The prior, untouched: no setting has a higher {measure} return than its {mean:,.0f}."
+        said = f"★ The prior, untouched: no setting has a higher {measure} return than its {mean:,.0f}"
+        return ", ".join([said, *certain]) + "."
     words = [f"★ {short_name(best)}: {measure} {mean:,.0f}"]
     if prior is not None:
         before = objective_of(prior).mean
@@ -102,12 +112,7 @@ def verdict(rows: Sequence[Row], episodes: int) -> str:
         words[0] += f" (prior {before:,.0f}{share})"
     words += [] if best.basic_kept is None else [f"keeps {100 * best.basic_kept:.0f} % of the prior's basic return"]
     words += [f"KL {best.kl_to_prior.mean:.2f} nats"] if math.isfinite(best.kl_to_prior.mean) else []
-    words.append("one seed, which shows little" if len(best.seeds) == 1 else f"{len(best.seeds)} seeds")
-    near = [short_name(row) for row in within_noise(rows, episodes)]
-    if near:
-        more = f" and {len(near) - _MOST_NAMED} more" if len(near) > _MOST_NAMED else ""
-        words.append(f"within noise of {'; '.join(near[:_MOST_NAMED])}{more}")
-    return ", ".join(words) + "."
+    return ", ".join([*words, *certain]) + "."
 
 
 def _best(rows: Sequence[Row]) -> Row | None:

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,14 @@ def sweep_params(spec: Mapping[str, Any], trials: int) -> dict[str, Any]:
     }
 
 
-def trial_params(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a trial's run; of those that are not set None."""
+def trial_params(spec: Mapping[str, Any], searched: Iterable[str] = ()) -> dict[str, Any]:
+    """Parameters of a trial's run, the training settings in which trials differ too; of those that are not set None."""
     training = spec.get("training") or {}
     return {
         **{name: spec.get(name) for name in ("method", "prior", "seed", "env_steps")},
         "task": task_label(spec.get("task")),
         **(spec.get("weights") or {}),
-        **{name: training[name] for name in _TRAINING_PARAMS if name in training},
+        **{name: training[name] for name in (*_TRAINING_PARAMS, *searched) if name in training},
     }
 
 
@@ -81,6 +81,11 @@ def trial_tags(spec: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, 
 def text(value: object) -> str:
     """A parameter as text: numbers and words as they are, schedules and search spaces as JSON."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def texts(params: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as texts, those that are set."""
+    return {key: text(value) for key, value in params.items() if value is not None and value != []}
 
 
 @functools.cache

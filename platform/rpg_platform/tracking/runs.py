@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from ray.tune import Checkpoint
 
 from rpg_platform.spec.logins import with_login
+from rpg_platform.tracking.policies import PolicyModels
 from rpg_platform.tracking.recorded_steps import RecordedSteps
 from rpg_platform.tracking.store import ARTIFACT_FOLDER, create_embedded_store, embedded_database, follow_move
 
@@ -41,7 +42,7 @@ TAG_NOTE = "mlflow.note.content"
 TAG_OUR_NOTE = "rpg_note"
 """Of an experiment: the hash of the description that we gave it, so that a user's own stays."""
 RUN_ID, EXPERIMENT_ID = "{run_id}", "{experiment_id}"
-"""Stand in a note for what is known only when it is sent."""
+"""Stand in a note for what is known only when it is sent; in a trial's the run is the sweep's."""
 
 MAX_PARAM_CHARS = 6_000
 MAX_TAG_CHARS = 5_000
@@ -49,9 +50,9 @@ MAX_TAG_CHARS = 5_000
 _BATCH_METRICS, _BATCH_PARAMS, _BATCH_TAGS = 800, 100, 100
 _MAX_BATCH_CHARS = 400_000
 
-Kind = Literal["open", "metrics", "tags", "note", "experiment", "text", "file", "folder", "close"]
+Kind = Literal["open", "metrics", "tags", "note", "experiment", "text", "file", "folder", "policy", "close"]
 LOGGED: frozenset[Kind] = frozenset({"open", "metrics", "tags", "note", "experiment"})
-ARTIFACTS: frozenset[Kind] = frozenset({"text", "file", "folder"})
+ARTIFACTS: frozenset[Kind] = frozenset({"text", "file", "folder", "policy"})
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Record:
             ``tags``: values; ``note``: text, the run's description, and of the sweep's run the experiment's too;
             ``experiment``: values, tags of the experiment; ``text``: text, path; ``file``: base64, path;
             ``folder``: checkpoint (path, relative to the sweep's folder where it is inside, or URI), folder (inside the
-            checkpoint), path; ``close``: status, end_time, if_running (a run that is not is left alone).
+            checkpoint), path; ``policy``: the same and name, params, tags, of the model that stands for it in MLflow;
+            ``close``: status, end_time, if_running (a run that is not is left alone).
             ``open``, ``folder`` and ``close`` may have unless_finished: a run that is finished stays as it is.
             Times are in ms since the epoch.
         data: the content.
@@ -133,6 +135,7 @@ class MlflowRuns:
         self._search_always = False
         self._settled: set[str] = set()  # runs whose parameters are known to be there
         self._steps = RecordedSteps()
+        self._models = PolicyModels()
 
     @property
     def run_ids(self) -> dict[str, str]:
@@ -178,6 +181,8 @@ class MlflowRuns:
             opened, fresh = self._open(key, openings, reopen=not (closing or adopted))
             if not fresh:
                 tags |= {name: value for data in openings for name, value in data["tags"].items()}
+                if key != PARENT:
+                    tags.pop(TAG_NOTE, None)  # it has one, perhaps the user's
             if key not in self._settled:  # parameters can't change, so a reopened run gets only those it lacks
                 had = {} if opened is None else opened.data.params
                 params = {n: v for data in reversed(openings) for n, v in data["params"].items() if n not in had}
@@ -230,7 +235,7 @@ class MlflowRuns:
             client.set_experiment_tag(experiment_id, TAG_OUR_NOTE, _digest(text))
 
     def upload(self, record: Record) -> None:
-        """Uploads an artifact.
+        """Uploads an artifact, or makes the model of a policy.
 
         Raises:
             FileNotFoundError: the checkpoint that it was to come from is gone.
@@ -246,6 +251,10 @@ class MlflowRuns:
                 file = Path(made) / path.name
                 file.write_bytes(base64.b64decode(data["base64"]))
                 client.log_artifact(run_id, str(file), str(path.parent))
+        elif record.kind == "policy":
+            card = _file_in(self._place_of(data["checkpoint"]), f"{data['folder']}/card.json")
+            if card is not None:
+                self._models.put(client, str(self.experiment_id), run_id, data, card)
         elif not (data.get("unless_finished") and self.known[record.run].status == "FINISHED"):
             inside = _folder_in(self._place_of(data["checkpoint"]), data["folder"])
             if inside is None:
@@ -344,6 +353,9 @@ class MlflowRuns:
             tags |= {TAG_RUN_KEY: self.run_key}
             if key != PARENT:
                 tags |= {TAG_PARENT: self.known[PARENT].run_id, TAG_TRIAL_ID: key}
+                if TAG_NOTE in tags:
+                    links = str(tags[TAG_NOTE]).replace(RUN_ID, self.known[PARENT].run_id)
+                    tags[TAG_NOTE] = links.replace(EXPERIMENT_ID, str(experiment_id))
             run = client.create_run(
                 experiment_id,
                 start_time=openings[0]["start_time"] if openings else None,
@@ -420,12 +432,26 @@ def _folder_in(checkpoint: str, folder: str) -> Checkpoint | None:
     Raises:
         FileNotFoundError: the checkpoint is gone.
     """
+    whole, inside, kind = _inside(checkpoint, folder)
+    return Checkpoint(inside, whole.filesystem) if kind == "Directory" else None
+
+
+def _file_in(checkpoint: str, name: str) -> bytes | None:
+    """Reads a file inside a checkpoint; as ``_folder_in``."""
+    whole, inside, kind = _inside(checkpoint, name)
+    if kind != "File":
+        return None
+    with whole.filesystem.open_input_stream(inside) as stream:
+        return bytes(stream.read())
+
+
+def _inside(checkpoint: str, name: str) -> tuple[Checkpoint, str, str]:
     whole = Checkpoint(checkpoint)
-    inside = f"{whole.path.rstrip('/')}/{folder}"
+    inside = f"{whole.path.rstrip('/')}/{name}"
     found = [info.type.name for info in whole.filesystem.get_file_info([whole.path, inside])]
     if found[0] == "NotFound":
         raise FileNotFoundError(f"checkpoint {whole.path} is gone")
-    return Checkpoint(inside, whole.filesystem) if found[1] == "Directory" else None
+    return whole, inside, found[1]
 
 
 def _digest(text: str) -> str:

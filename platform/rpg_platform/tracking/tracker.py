@@ -8,18 +8,14 @@ any of it, and nothing that goes wrong here reaches it.
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
+from typing import TYPE_CHECKING, Any, ParamSpec
 from uuid import uuid4
 
-import yaml
 from ray.tune import Callback
 
 from rpg_platform.results.colours import colours_of, searched_weights
@@ -45,13 +41,16 @@ from rpg_platform.results.report import (
 from rpg_platform.results.rows import summarise
 from rpg_platform.spec.logins import without_login
 from rpg_platform.spec.trials import PRIOR_TRIAL
+from rpg_platform.spec.yaml_file import dump_spec
 from rpg_platform.tracking.identity import read_identity, write_identity
-from rpg_platform.tracking.overview import figures_of, note_of, summary_files
-from rpg_platform.tracking.run_tags import common_tags, sweep_params, text, trial_params, trial_tags
-from rpg_platform.tracking.runs import PARENT, Kind, MlflowRuns, Record
+from rpg_platform.tracking.last_wait import Tell, wait_for_the_rest
+from rpg_platform.tracking.overview import figures_of, links_back, note_of, summary_files
+from rpg_platform.tracking.policies import policy_data
+from rpg_platform.tracking.run_tags import common_tags, sweep_params, texts, trial_params, trial_tags
+from rpg_platform.tracking.runs import PARENT, TAG_NOTE, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState
-from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError, spool_folder
-from rpg_platform.tracking.tune_trial import checkpoint_address, error_text, trial_spec
+from rpg_platform.tracking.spool import Spool, SpoolError, spool_folder
+from rpg_platform.tracking.tune_trial import checkpoint_address, error_text, movable, trial_spec
 from rpg_platform.tracking.views import experiment_tags
 
 if TYPE_CHECKING:
@@ -63,12 +62,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ParentStatus: TypeAlias = RunStatus
-Tell = Callable[[str], None]
 
-ARTIFACT_FOLDERS = ("bundle", "bundle_best", "evaluation", "config")
-FINAL_PATIENCE_S = 30.0
-SILENT_PATIENCE_S = 3.0  # of which nothing is said
+BUNDLE = "bundle"
+ARTIFACT_FOLDERS = (BUNDLE, "bundle_best", "evaluation", "config")
 
 BASIC = mean_key(FINAL, "deterministic", "basic_return")
 _PLANNED = {"trial_id", "method", "weights", "seed", "env_steps"}
@@ -112,17 +108,25 @@ class MlflowTracker(Callback):
         trials: all of its trials, or those that are known before an adaptive search begins.
         run_key: tells this sweep from another of its name, and reopens its runs. None: the spool's own, or a new one.
         to_come: how many trials more a search will make.
+        texts_at_start: artifacts of the sweep's run from its start, by their path.
     """
 
     def __init__(
-        self, sweep: Sweep, trials: Sequence[TrialSpec], *, run_key: str | None = None, to_come: int = 0
+        self,
+        sweep: Sweep,
+        trials: Sequence[TrialSpec],
+        *,
+        run_key: str | None = None,
+        to_come: int = 0,
+        texts_at_start: Mapping[str, str] | None = None,
     ) -> None:
         self.tracking_uri, self.experiment = sweep.tracking_uri, sweep.experiment
         self.folder = spool_folder(sweep.storage, sweep.spec.name)
         self.run_key = run_key
         self._resume = sweep.is_resumed
         self._spec: dict[str, Any] = json.loads(without_login(json.dumps(sweep.spec.model_dump(mode="json"))))
-        self._source = sweep.source
+        self._texts = dict(texts_at_start or {})
+        self._source = sweep.source or without_login(dump_spec(sweep.spec))
         self._prior_hash = None if sweep.prior is None else sweep.prior.card.content_hash
         self._trials = {trial.trial_id: trial.model_dump(mode="json", include=_PLANNED) for trial in trials}
         self._to_come, self._planned = to_come, len(trials) + to_come
@@ -130,6 +134,7 @@ class MlflowTracker(Callback):
         self._searched = list(sweep.spec.training.searched)
         self._prior_basic: float | None = None
         self._kept_unknown: dict[str, dict[str, Any]] = {}  # finished trials, while the prior's return is unknown
+        self._policies: dict[str, dict[str, Any]] = {}  # what is recorded of their policies
         self._open: set[str] = set()  # trials whose run has been opened here and not been closed
         self._defects = self._unkept = 0
         self._spool: Spool | None = None
@@ -205,9 +210,8 @@ class MlflowTracker(Callback):
                 "or, if it is not needed any more, remove that folder"
             )
         earlier = None if found is None else found.run_key
-        name = str(self._spec["name"])
         key, base = self.run_key or earlier or uuid4().hex, self.folder.parent
-        runs = MlflowRuns(self.tracking_uri, self.experiment, key, name, base=base)
+        runs = MlflowRuns(self.tracking_uri, self.experiment, key, str(self._spec["name"]), base=base)
         if self._resume and self.run_key not in (None, earlier):
             runs.expect_earlier_runs()
         self.run_key = runs.run_key
@@ -230,13 +234,15 @@ class MlflowTracker(Callback):
         if known is not None and known.status == status:
             if said:
                 self._put(trial.trial_id, "tags", values=said)  # a run that was interrupted is killed too
-            self._put_end(trial.trial_id, state.report)  # an earlier version gave it other names
+            self._put_end(trial.trial_id, state.report)  # an earlier version gave it other names, and made no model
+            self._put_policy(trial.model_dump(mode="json"), state.report, state.checkpoint)
             return
         self._open_trial(trial.model_dump(mode="json"), unless_finished=True)
         if said:
             self._put(trial.trial_id, "tags", values=said)
         self._put_report(trial.trial_id, state.report)
         self._put_end(trial.trial_id, state.report)
+        self._put_policy(trial.model_dump(mode="json"), state.report, state.checkpoint)
         self._put_folders(trial.trial_id, state.checkpoint, unless_finished=True)
         self._close_run(trial.trial_id, status, unless_finished=True)
 
@@ -246,8 +252,8 @@ class MlflowTracker(Callback):
         *,
         interrupted: bool = False,
         tell: Tell = logger.warning,
-        files: Callable[[ParentStatus], Mapping[str, bytes]] = lambda status: {},
-    ) -> ParentStatus:
+        files: Callable[[RunStatus], Mapping[str, bytes]] = lambda status: {},
+    ) -> RunStatus:
         """Closes the sweep: summary as artifacts, the true status, and a last, bounded wait for what is not sent yet.
 
         Args:
@@ -267,35 +273,11 @@ class MlflowTracker(Callback):
                 self._close(results, status, outcomes, files)
             except Exception as error:
                 self._defect("the sweep's summary", error)
-            self._wait(tell)
+            if self._sender is not None:
+                wait_for_the_rest(self._sender, self.folder, self.tracking_uri, tell)
         finally:
             self._stop()
         return status
-
-    def _wait(self, tell: Tell) -> None:
-        if self._sender is None:
-            return
-        uri = self.tracking_uri
-        with contextlib.suppress(KeyboardInterrupt):  # the user's answer to that line
-            if not self._sender.flush(SILENT_PATIENCE_S) and FINAL_PATIENCE_S:
-                tell(
-                    f"Tracking: {self.state().spooled} records still to send to {uri}; waiting until nothing has "
-                    f"passed for {FINAL_PATIENCE_S:g} s (Ctrl-C: not at all)"
-                )
-                self._sender.flush(FINAL_PATIENCE_S)
-        state = self.state()
-        command = f"rpg track {quote(str(self.folder.parent if self.folder.name == FOLDER else self.folder))}"
-        if state.spooled:
-            why = f" ({self._sender.last_failure})" if self._sender.last_failure else ""
-            tell(
-                f"Tracking: {state.spooled} records are not in MLflow yet{why}. They are safe in {self.folder}; once "
-                f"{uri} can be used again, send them with: {command}"
-            )
-        if state.rejected:
-            tell(
-                f"Tracking: MLflow did not take {state.rejected} records, each with the reason in "
-                f"{self.folder / 'rejected.log'}; to try them again: {command}"
-            )
 
     def _stop(self) -> None:
         if self._sender is not None and self._spool is not None:
@@ -308,26 +290,26 @@ class MlflowTracker(Callback):
         spec = self._spec
         tags = {"kind": "sweep", **common_tags(self._spec, self._prior_hash), "trials_total": self._planned}
         if spec.get("description"):
-            tags["mlflow.note.content"] = spec["description"]
+            tags[TAG_NOTE] = spec["description"]
         self._open_run(PARENT, str(spec["name"]), sweep_params(spec, self._planned), tags)
-        views = experiment_tags(spec["name"], self._weights, spec["objective"]["maximize"], _now_ms())
-        self._put(PARENT, "experiment", values=views)
-        source = self._source or yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
-        self._put(PARENT, "text", text=source, path="sweep.yaml")
-        self._put(PARENT, "text", text=json.dumps(spec, indent=2), path="spec.json")
+        maximize = spec["objective"]["maximize"]
+        self._put(PARENT, "experiment", values=experiment_tags(spec["name"], self._weights, maximize, _now_ms()))
+        texts_of_it = {"sweep.yaml": self._source, "spec.json": json.dumps(spec, indent=2), **self._texts}
+        for path, content in texts_of_it.items():
+            self._put(PARENT, "text", text=content, path=path)
         self._put_plan()
 
     def _put_plan(self) -> None:
-        steps = sum(trial["env_steps"] for trial in self._trials.values())
-        plan = {"trials": self._planned, "env_steps": steps, "each": list(self._trials.values())}
-        self._put(PARENT, "text", text=json.dumps(plan, indent=1), path="plan.json")
+        each, steps = list(self._trials.values()), sum(trial["env_steps"] for trial in self._trials.values())
+        text = json.dumps({"trials": self._planned, "env_steps": steps, "each": each}, indent=1)
+        self._put(PARENT, "text", text=text, path="plan.json")
 
     def _close(
         self,
         results: Sequence[TrialResult],
-        status: ParentStatus,
+        status: RunStatus,
         outcomes: Outcomes,
-        files: Callable[[ParentStatus], Mapping[str, bytes]],
+        files: Callable[[RunStatus], Mapping[str, bytes]],
     ) -> None:
         # Also what an earlier driver has opened and this one has not come to.
         for trial_id in sorted(self._open | (set(self._trials) if self._resume else set())):
@@ -347,8 +329,7 @@ class MlflowTracker(Callback):
 
     def _summarise(self, results: Sequence[TrialResult], failures: int, files: Mapping[str, bytes]) -> None:
         rows = summarise(results)
-        best = next((row for row in rows if row.is_best), None)
-        if best is not None:
+        for best in (row for row in rows if row.is_best):
             self._put(PARENT, "tags", values={"best_setting": best.setting})
         files = {**summary_files(rows, self._spec.get("description", "")), **files}
         for path, content in files.items():
@@ -372,10 +353,11 @@ class MlflowTracker(Callback):
 
     def _open_trial(self, spec: Mapping[str, Any], **more: Any) -> None:
         tags = trial_tags(spec, common_tags(self._spec, self._prior_hash))
-        tags["mlflow.runColor"] = self._colours.of(spec["method"], spec.get("weights") or {})
+        colour = self._colours.of(spec["method"], spec.get("weights") or {})
+        tags |= {TAG_NOTE: links_back(self._spec["name"]), "mlflow.runColor": colour}
         trial_id = str(spec["trial_id"])
         self._trials.setdefault(trial_id, {name: spec.get(name) for name in sorted(_PLANNED)})
-        self._open_run(trial_id, run_name(spec, self._searched), trial_params(spec), tags, **more)
+        self._open_run(trial_id, run_name(spec, self._searched), trial_params(spec, self._searched), tags, **more)
 
     @_never_raises
     def on_trial_result(
@@ -387,8 +369,8 @@ class MlflowTracker(Callback):
     @_never_raises
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Notes a failure that Tune answers with a restart; the trial's run stays open."""
-        tags = {"restarts": trial.num_failures, "last_failure": error_text(trial)[0]}
-        self._put(trial_spec(trial)["trial_id"], "tags", values=tags)
+        said = {"restarts": trial.num_failures, "last_failure": error_text(trial)[0]}
+        self._put(trial_spec(trial)["trial_id"], "tags", values=said)
 
     @_never_raises
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -404,7 +386,7 @@ class MlflowTracker(Callback):
             return
         if is_stopped(last):
             self._put(trial_id, "tags", values={"outcome": stopped_words(last)})
-        self._put_bundle(trial_id, trial)
+        self._put_bundle(trial_id, trial, last)
         self._close_run(trial_id, "KILLED" if last.get(FINISHED) is False else "FINISHED")
 
     @_never_raises
@@ -445,6 +427,8 @@ class MlflowTracker(Callback):
             each, ended = self._kept_unknown.popitem()
             kept = kept_share(number(ended, BASIC), self._prior_basic)
             self._put_metrics(each, {} if kept is None else {KEPT: 100 * kept}, ended)
+            if each in self._policies:
+                self._put(each, "policy", **self._policies.pop(each))
 
     def _put_metrics(self, trial_id: str, values: Mapping[str, float], report: Mapping[str, Any]) -> None:
         # The report's own time, so that delivering it twice adds nothing.
@@ -476,22 +460,39 @@ class MlflowTracker(Callback):
     ) -> None:
         if run != PARENT:
             self._open.add(run)
-        texts = {key: text(value) for key, value in params.items() if value is not None and value != []}
-        self._put(run, "open", name=name, params=texts, tags=dict(tags), start_time=_now_ms(), **more)
+        self._put(run, "open", name=name, params=texts(params), tags=dict(tags), start_time=_now_ms(), **more)
 
     def _close_run(self, run: str, status: str, **condition: bool) -> None:
         self._open.discard(run)
         self._put(run, "close", status=status, end_time=_now_ms(), **condition)
 
-    def _put_bundle(self, trial_id: str, trial: Trial) -> None:
+    def _put_bundle(self, trial_id: str, trial: Trial, last: Mapping[str, Any] | None = None) -> None:
         if trial.checkpoint is not None:
-            self._put_folders(trial_id, checkpoint_address(trial.checkpoint, self._spec.get("storage")))
+            place = checkpoint_address(trial.checkpoint, self._spec.get("storage"))
+            self._put_policy(trial_spec(trial), last or {}, place)
+            self._put_folders(trial_id, place)
 
     def _put_folders(self, trial_id: str, checkpoint: str, **more: Any) -> None:
-        if "://" not in checkpoint and Path(checkpoint).is_relative_to(self.folder.parent):
-            checkpoint = str(Path(checkpoint).relative_to(self.folder.parent))  # a sweep's folder may be moved
         for folder in ARTIFACT_FOLDERS:
-            self._put(trial_id, "folder", checkpoint=checkpoint, folder=folder, path=folder, **more)
+            self._put(
+                trial_id,
+                "folder",
+                checkpoint=movable(checkpoint, self.folder.parent),
+                folder=folder,
+                path=folder,
+                **more,
+            )
+
+    def _put_policy(self, spec: Mapping[str, Any], report: Mapping[str, Any], checkpoint: str) -> None:
+        """Records the policy of a trial that was evaluated at its end; once more when its share is known."""
+        if not is_finished(report):
+            return
+        trial_id, place = str(spec["trial_id"]), movable(checkpoint, self.folder.parent)
+        data = policy_data(spec, self._searched, self._spec["name"], report_step(report))
+        data |= {"checkpoint": place, "folder": BUNDLE, "path": "model"}
+        self._put(trial_id, "policy", **data)
+        if trial_id in self._kept_unknown:
+            self._policies[trial_id] = data
 
 
 def _now_ms() -> int:

@@ -51,3 +51,10 @@ def trial_spec(trial: Trial) -> dict[str, Any]:
     """The ``TrialSpec`` that a trial runs, as data."""
     spec: dict[str, Any] = trial.config["trial"]
     return spec
+
+
+def movable(checkpoint: str, folder: Path) -> str:
+    """A checkpoint's address relative to the sweep's folder where it is inside: that folder may be moved."""
+    if "://" not in checkpoint and Path(checkpoint).is_relative_to(folder):
+        return str(Path(checkpoint).relative_to(folder))
+    return checkpoint

@@ -81,6 +81,11 @@ def view_address(experiment_id: str, sweep: str, name: str = TRADE_OFF) -> str:
     return f"#/experiments/{experiment_id}/runs?{urllib.parse.urlencode(query)}"
 
 
+def models_address(experiment_id: str) -> str:
+    """The part of the address of an experiment's table of policies behind the server's."""
+    return f"#/experiments/{experiment_id}/models?{urllib.parse.urlencode(_TRAINING)}"
+
+
 _TRAINING = {"workflowType": "machine_learning"}
 EXPERIMENTS = f"#/experiments?{urllib.parse.urlencode(_TRAINING)}"
 """The part of the address of the list of experiments behind the server's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from ray import tune
 from rich.console import Console
 from tests.algorithms.policies.networks import make_network
 from tests.platform.export.bundles import bundle_of
+from tests.platform.records import closing, metrics, opening
 from tests.platform.servers import MlflowServer, read_sweep
 
-from rpg_algorithms.policies.bundle import load_bundle, load_card
+from rpg_algorithms.policies.bundle import load_bundle, load_card, save_bundle
 from rpg_platform.bundles import SHIPPED, resolve_prior
 from rpg_platform.export import registry
 from rpg_platform.export.policy import exact
@@ -25,6 +27,7 @@ from rpg_platform.run.run import run_sweep
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.sweep import Sweep
+from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
 from rpg_platform.trial.trainable import CustomizationTrial
 
 PRIOR = "halfcheetah-spg"
@@ -112,7 +115,9 @@ def test_promotion_registers_once_and_moves_the_alias(chain: list[Path], store: 
     run = read_sweep(store, "first").children[TRIAL]
     assert first.run_id == again.run_id == client.get_model_version("cheetah", "1").run_id == run.info.run_id
     (logged,) = client.get_run(run.info.run_id).outputs.model_outputs
-    assert client.get_logged_model(logged.model_id).status == "READY"
+    model = client.get_logged_model(logged.model_id)
+    assert (model.status, model.tags["policy_of"]) == ("READY", TRIAL), "the model that the sweep recorded"
+    assert {"name": "cheetah", "version": 1} in json.loads(model.tags["mlflow.modelVersions"])
     assert (second.run_id, client.get_experiment_by_name(registry.EXPERIMENT).lifecycle_stage) == (None, "active")
 
 
@@ -153,6 +158,34 @@ def test_a_policy_without_a_run_on_a_server(mlflow_server: MlflowServer, tmp_pat
     version = MlflowClient(mlflow_server.uri).get_model_version_by_alias("from-outside", "champion")
     assert version.tags["content_hash"] == bundle.card.content_hash
     assert not registry.promote(tmp_path, "from-outside", "champion", mlflow_server.uri).created
+
+
+def test_a_version_on_a_server_is_of_the_model_that_the_sweep_recorded(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    """Under another name it is the same model; in another mode it is one of its own."""
+    checkpoint, bundle = tmp_path / "checkpoint", tmp_path / "checkpoint" / "bundle"
+    plain = bundle_of(make_network("gaussian"), bundle)
+    made_by = {"trial": "t", "sweep": "served"}
+    card = save_bundle(bundle, plain.build(), plain.card.model_copy(update={"made_by": made_by, "parents": ["b" * 64]}))
+    runs = MlflowRuns(mlflow_server.uri, "served", "k", "served")
+    place = {"checkpoint": str(checkpoint), "folder": "bundle"}
+    policy = {**place, "path": "model", "name": "one", "params": {"omega_prime": "0.2"}, "tags": {"policy_of": "t"}}
+    trial = opening("t", tags={"kind": "trial", "sweep": "served"})
+    runs.put(opening(PARENT), trial, metrics("t", 1, total=5.0), Record("t", "folder", {**place, "path": "bundle"}))
+    runs.put(Record("t", "policy", policy), closing("t"))
+    client = MlflowClient(mlflow_server.uri)
+    [recorded] = client.search_logged_models([str(runs.experiment_id)])
+    for name in ("served", "served-again"):
+        done = registry.promote(bundle, name, "champion", mlflow_server.uri)
+        version = client.get_model_version(name, done.version)
+        assert (version.source, version.run_id) == (f"models:/{recorded.model_id}", runs.run_ids["t"])
+        assert (version.tags["content_hash"], version.tags["parents"]) == (card.content_hash, "b" * 64)
+    registry.promote(bundle, "served-small", "champion", mlflow_server.uri, "deterministic")
+    assert len(client.search_logged_models([str(runs.experiment_id)])) == 2
+    model = client.get_logged_model(recorded.model_id)
+    assert [each["name"] for each in json.loads(model.tags["mlflow.modelVersions"])] == ["served", "served-again"]
+    assert [(each.key, each.value) for each in model.metrics] == [("total", 5.0)]
 
 
 def test_another_bundle_of_the_same_trial_is_not_linked(chain: list[Path], store: str) -> None:

@@ -15,6 +15,7 @@ from rpg_platform.results.report import TrialResult, is_finished
 from rpg_platform.results.rows import summarise
 from rpg_platform.results.table import rows_to_json, rows_to_markdown
 from rpg_platform.spec.sweep import TrialSpec
+from rpg_platform.tracking.overview import verdict
 
 
 @pytest.fixture
@@ -229,3 +230,17 @@ def test_several_add_ons_have_a_table_of_their_own(results: list[TrialResult]) -
     assert all(word in shown for word in ("foot", "energy", "-350.0 ±70.7", "their sum is the add-on return"))
     assert "| foot | energy |" in rows_to_markdown(rows)
     assert json.loads(rows_to_json(rows))[0]["addon_parts"]["deterministic"]["energy"]["mean"] == -1.5
+
+
+def test_the_best_is_not_sold_for_more_than_its_seeds_show(trials: dict[str, TrialSpec]) -> None:
+    """The same words as in MLflow's note, by the table's numbers; the prior may be within noise of it too."""
+    prior = next(trial for trial in trials.values() if trial.method == "prior")
+    of = {w: [t for t in trials.values() if t.weights.get("omega_prime") == w] for w in (0.05, 0.1)}
+    results: list[TrialResult] = [(prior, evaluated(3000.0, -1000.0), None)]
+    results += [(trial, evaluated(4900.0 + 400 * i, -600.0), None) for i, trial in enumerate(of[0.1])]
+    results += [(trial, evaluated(4800.0 + 400 * i, -600.0), None) for i, trial in enumerate(of[0.05])]
+    rows = summarise(results)
+    assert "★ 1: 2 seeds, within noise of 2, 3." in text_of(rows, 80)
+    assert "- ★ 1: 2 seeds, within noise of 2, 3." in rows_to_markdown(rows)
+    assert "2 seeds, within noise of ω′ 0.05 · α̂ 0.02; prior, untouched." in verdict(rows)
+    assert "★ 1: one seed, which shows little." in text_of(summarise(results[:2]), 80)

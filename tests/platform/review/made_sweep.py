@@ -6,14 +6,22 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.platform.resolved import resolved
+from tests.platform.tracking.toy_sweep import trial_of
+
 from rpg_platform.bundles import SHIPPED
+from rpg_platform.review.sources import FolderSource
+from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.storage.plans import PLANS_FILE
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.storage.trial_state import write_state
+from rpg_platform.tracking.tracker import MlflowTracker
 
 STEPS = 100_000
 RAW: dict[str, Any] = {
@@ -64,6 +72,7 @@ def training_reports(trial: TrialSpec, count: int = 20) -> list[dict[str, Any]]:
             "kl_to_prior": of["kl"] * part,
             "approx_kl": 0.01 if i > 2 else 0.0,
             "clip_fraction": 0.2,
+            "env_steps_per_s": 900.0 + 10 * i,
             "explained_variance": 0.9,
             "nonfinite_values": 0.0,
             "env_failures": 0.0,
@@ -115,3 +124,36 @@ def made_sweep(storage: Path, *, reports: int = 20, whole_lines: bool = False, *
     }
     folder.write_text("status.json", json.dumps({**status, "trials": {"total": len(trials)}}))
     return folder
+
+
+def record(folder: SweepFolder, uri: str | None = None, files: Mapping[str, bytes] | None = None) -> None:
+    """Records a made sweep in MLflow as its driver would have.
+
+    Args:
+        folder: the sweep's.
+        uri: of the store; None: the embedded one beside it.
+        files: artifacts of its run beside the usual ones.
+    """
+    spec = folder.spec()
+    trials, states = known_trials(spec, folder), folder.trials()
+    prior, plans = FolderSource(folder).prior_hash() or "a" * 64, folder.read_text(PLANS_FILE)
+    sweep = resolved(spec, folder.storage, uri=uri, prior_hash=prior, source=folder.source(), resume=True)
+    tracker = MlflowTracker(sweep, trials, texts_at_start={} if plans is None else {PLANS_FILE: plans})
+    tracker.start()
+    for trial in trials:
+        tracker.on_trial_start(0, [], trial_of(trial))
+        lines = (Path(folder.uri) / trial.trial_id / "result.json").read_text().splitlines()
+        adopted = states[trial.trial_id].finishes(trial)  # with its last report
+        for line in lines[:-1] if adopted else lines:
+            tracker.on_trial_result(0, [], trial_of(trial), json.loads(line))
+        if adopted:
+            tracker.adopt(trial, states[trial.trial_id])
+    why = {each["trial"]: each["error"] for each in json.loads(folder.read_text("status.json") or "{}")["failures"]}
+    for trial in trials:
+        if trial.trial_id in why:
+            failed: Any = trial_of(trial)
+            failed.last_result = {"failed": why[trial.trial_id]}
+            tracker.on_trial_complete(0, [], failed)
+    results = [(trial, states[trial.trial_id].report, why.get(trial.trial_id)) for trial in trials]
+    assert tracker.finish(results, files=lambda status: files or {}) == ("FAILED" if why else "FINISHED")
+    assert tracker.errors == 0

@@ -129,7 +129,7 @@ def test_sliders_choose_as_the_table_of_the_command_does(browser: Browser, folde
         [best] = [row for row in rows if row.is_best]
         assert page.locator("#star").inner_text() == f"★ {short_name(best)}"
         stars.add(best.group)
-        near = [short_name(row) for row in within_noise(rows, 20)]
+        near = [short_name(row) for row in within_noise(rows)]
         said = page.locator("#near").inner_text()
         assert [name for name in near if name in said] == near
         assert bool(near) == said.startswith("Within noise")

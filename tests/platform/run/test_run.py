@@ -30,13 +30,16 @@ from rpg_platform.cli.main import app
 from rpg_platform.evaluation.episode_file import read_episodes
 from rpg_platform.planning.cluster import CapacityError
 from rpg_platform.results.rows import summarise
+from rpg_platform.results.table import rows_to_json
+from rpg_platform.review.found import found_at, found_in
+from rpg_platform.review.planned import plan_against_what_happened
 from rpg_platform.run import progress as progress_module
 from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.location import LocationError, default_tracking_uri, storage_path, tracking_uri_of
 from rpg_platform.storage.sweep import Sweep
 from rpg_platform.storage.sweep_folder import SweepFolderError
-from rpg_platform.tracking import tracker as tracker_module
+from rpg_platform.tracking import last_wait
 from rpg_platform.trial.trainable import running_code
 
 if TYPE_CHECKING:
@@ -166,6 +169,27 @@ def test_mlflow_has_one_parent_and_its_children(swept: tuple[SweepOutcome, str],
         folders = {file.path for file in runs.client.list_artifacts(run.info.run_id)}
         assert folders >= {"bundle", "evaluation"}
         assert ("bundle_best" in folders) == (trial.method != "prior")
+        [output] = run.outputs.model_outputs
+        model = runs.client.get_logged_model(output.model_id)
+        card = load_bundle(Path(outcome.checkpoints[trial.trial_id]) / "bundle").card
+        assert model.tags["content_hash"] == card.content_hash
+        assert model.tags.get("parents", "") == ",".join(card.parents)
+        figures = {each.key: each.value for each in model.metrics}
+        assert figures == {name: run.data.metrics[name] for name in ("total", "basic", "addon", "kl", "kept_pct")}
+
+
+def test_a_report_of_mlflow_alone_is_that_of_the_folder_and_has_the_plan(swept: tuple[SweepOutcome, str]) -> None:
+    """Of a sweep that Tune ran: the same rows and trainings, and the plan that was made when it began."""
+    sweep = swept[0].sweep
+    here, there = found_in(sweep.folder), found_at(sweep.tracking_uri, sweep.spec.name)
+    assert rows_to_json(there.rows) == rows_to_json(here.rows)
+    assert repr(sorted(there.trainings.items())) == repr(sorted(here.trainings.items()))
+    for found in (here, there):
+        plan = plan_against_what_happened(found, 10.0)
+        assert plan is not None
+        lines = {row["what"]: (row["planned"], row["measured"]) for row in plan["rows"]}
+        assert (plan["drivers"], lines["trials that ended"], lines["env steps"]) == (1, (3, 3), (2048, 2048.0))
+        assert min(lines[f"{what} of a trial"][1] for what in ("env steps/s", "evaluation steps/s")) > 0
 
 
 def test_single_episodes_of_every_trial_are_on_the_same_seeds(swept: tuple[SweepOutcome, str]) -> None:
@@ -278,8 +302,8 @@ def test_failing_trial_is_named_and_the_others_finish(local_ray: None, tmp_path:
 def test_records_that_mlflow_has_not_got_make_it_fail_and_no_dashboard_is_promised(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
-    monkeypatch.setattr(tracker_module, "SILENT_PATIENCE_S", 0.1)
-    monkeypatch.setattr(tracker_module, "FINAL_PATIENCE_S", 0.1)
+    monkeypatch.setattr(last_wait, "SILENT_PATIENCE_S", 0.1)
+    monkeypatch.setattr(last_wait, "FINAL_PATIENCE_S", 0.1)
     server = Proxy(unused_port, target=0, fate=lambda path, body: 401)
     server.open()
     tracking = {"uri": f"http://127.0.0.1:{unused_port}"}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.platform.records import CARD
 from tests.platform.resolved import tracker_of
 
 from rpg_platform.results.report import TrialResult
@@ -137,7 +138,7 @@ def test_a_trial_that_finished_as_its_driver_died_is_recorded_by_the_next(
 
     checkpoint = tmp_path / "checkpoint"
     (checkpoint / "bundle").mkdir(parents=True)
-    (checkpoint / "bundle" / "card.json").write_text("{}")
+    (checkpoint / "bundle" / "card.json").write_text(CARD)
     spool = tmp_path / ("another" if left == "no spool" else "spool")
     again, _ = make(embedded_store, f"adopted {left}", spool, run_key="k", resume=True)
     again.adopt(trial, TrialState(str(checkpoint), 100, FINAL))
@@ -148,8 +149,10 @@ def test_a_trial_that_finished_as_its_driver_died_is_recorded_by_the_next(
     for key, name in ((KEY, "total"), ("a", "train/a")):
         assert found.history(run, name) == [(100, FINAL[key])]
     listed = [file.path for file in found.client.list_artifacts(run.info.run_id)]
+    assert len(run.outputs.model_outputs) == 1, "its policy is a model, also where an earlier driver made none"
     if left == "finished":
-        assert run.to_dictionary() == before.children[trial.trial_id].to_dictionary()
+        now, earlier = run.to_dictionary(), before.children[trial.trial_id].to_dictionary()
+        assert now == earlier | {"outputs": now["outputs"]}
         assert "bundle" not in listed, "it was not touched"
     else:
         assert "bundle" in listed

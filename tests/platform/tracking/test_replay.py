@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mlflow import MlflowClient
 from tests.platform.proxy import Proxy
+from tests.platform.records import CARD
 from tests.platform.resolved import tracker_of
 from typer.testing import CliRunner, Result
 
@@ -78,8 +79,8 @@ def test_what_an_outage_left_is_sent_later_and_once(
     read_sweep: ReadSweep,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rpg_platform.tracking.tracker.SILENT_PATIENCE_S", 0.1)
-    monkeypatch.setattr("rpg_platform.tracking.tracker.FINAL_PATIENCE_S", 0.1)
+    monkeypatch.setattr("rpg_platform.tracking.last_wait.SILENT_PATIENCE_S", 0.1)
+    monkeypatch.setattr("rpg_platform.tracking.last_wait.FINAL_PATIENCE_S", 0.1)
     proxy = Proxy(unused_port, mlflow_server.port)
     tracker, trials = begin(f"http://127.0.0.1:{proxy.port}", "later", tmp_path)
     said: list[str] = []
@@ -158,7 +159,7 @@ def test_a_storage_that_was_moved_is_sent_whole_to_its_own_store(tmp_path: Path,
     tracker._sender.stop()
     bundle = old / "moved" / "attempt-2" / trials[0].trial_id / "checkpoint_000001" / "bundle"
     bundle.mkdir(parents=True)
-    (bundle / "card.json").write_text("{}")
+    (bundle / "card.json").write_text(CARD)
     run: Any = SimpleNamespace(config={"trial": trials[0].model_dump(mode="json")}, last_result={"finished": True})
     run.checkpoint = SimpleNamespace(path=str(bundle.parent), filesystem=None)
     tracker.on_trial_start(0, [], run)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from mlflow.entities import Run
 from ray import tune
-from tests.platform.records import records_in
+from tests.platform.records import CARD, records_in
 from tests.platform.resolved import tracker_of
 from tests.platform.tracking.toy_sweep import (
     HAPPENED_ONCE,
@@ -213,7 +213,7 @@ def test_artifacts(sweep: Sweep, tmp_path: Path) -> None:
     assert sweep.broken in text(sweep.found.parent, "summary/summary.md")
     for trial_id, run in sweep.found.children.items():
         made_at = 2 if trial_id == sweep.broken else STEPS  # the last good one
-        assert json.loads(text(run, "bundle/card.json")) == {"made_at": made_at}
+        assert json.loads(text(run, "bundle/card.json")) == {"made_at": made_at, **json.loads(CARD)}
         assert text(run, "config/algorithm_config.json") == "{}"
     error = text(sweep.found.children[sweep.broken], "error.txt")
     assert "the toy broke at step 3" in error
@@ -319,8 +319,8 @@ def test_a_dead_tracker_does_not_stop_training(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rpg_platform.tracking.tracker.SILENT_PATIENCE_S", 0.1)
-    monkeypatch.setattr("rpg_platform.tracking.tracker.FINAL_PATIENCE_S", 0.2)
+    monkeypatch.setattr("rpg_platform.tracking.last_wait.SILENT_PATIENCE_S", 0.1)
+    monkeypatch.setattr("rpg_platform.tracking.last_wait.FINAL_PATIENCE_S", 0.2)
     spec, trials = toy_sweep(weights={"omega_prime": 0.1, "alpha_hat": 0.02}, baselines=[])
     uri = f"http://me:secret@127.0.0.1:{unused_port}"
     tracker = tracker_of(uri, "away", spec, trials, spool_folder(str(tmp_path), "tune"))

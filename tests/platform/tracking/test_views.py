@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -15,14 +14,14 @@ import pytest
 from playwright.sync_api import Page, expect
 from tests.browser import chromium
 from tests.platform.resolved import resolved
-from tests.platform.review.made_sweep import figures, made_sweep
+from tests.platform.review.made_sweep import figures, made_sweep, record
 from tests.platform.servers import TrackedSweep, read_sweep
-from tests.platform.tracking.toy_sweep import trial_of
 
 from rpg_platform.results.colours import Colours
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.tracking.policies import model_name
 from rpg_platform.tracking.spool import spool_folder
 from rpg_platform.tracking.tracker import MlflowTracker
 
@@ -36,20 +35,7 @@ OUTSIDE: list[str] = []
 def folder(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
     """A finished sweep in a storage whose own store has it."""
     folder = made_sweep(tmp_path_factory.mktemp("results"), reports=6, seeds=1)
-    spec = folder.spec()
-    sweep = resolved(spec, folder.storage, prior_hash="a" * 64, resume=True)
-    trials, states = known_trials(spec, folder), folder.trials()
-    tracker = MlflowTracker(sweep, trials)
-    tracker.start()
-    for trial in trials:
-        tracker.on_trial_start(0, [], trial_of(trial))
-        lines = (Path(folder.uri) / trial.trial_id / "result.json").read_text().splitlines()
-        for line in lines[:-1]:
-            tracker.on_trial_result(0, [], trial_of(trial), json.loads(line))
-        tracker.adopt(trial, states[trial.trial_id])
-    results = [(trial, states[trial.trial_id].report, None) for trial in trials]
-    assert tracker.finish(results, files=lambda status: {"summary/report.html": b"<p>a report</p>"}) == "FINISHED"
-    assert tracker.errors == 0
+    record(folder, files={"summary/report.html": b"<p>a report</p>"})
     return folder
 
 
@@ -128,9 +114,20 @@ def test_the_printed_address_is_the_trade_off_and_a_run_is_one_click_away(
     page.get_by_role("link", name=str(run.info.run_name), exact=True).first.click()
     expect(page.get_by_role("heading", name=str(run.info.run_name))).to_be_visible(timeout=WAIT_MS)
     look(page, "run")
-    page.go_back()
-    page.goto(address)  # MLflow forgets a view on the way back; the description has its address too
-    expect(page.get_by_text("addon vs. basic").first).to_be_visible(timeout=WAIT_MS)
+    # MLflow forgets a view on the browser's own way back; the links in the run's description lead to it, in a new tab.
+    with page.expect_popup() as popup:
+        page.get_by_role("link", name="Trade-off", exact=True).first.click()
+    back = popup.value
+    expect(back.get_by_text("addon vs. basic").first).to_be_visible(timeout=WAIT_MS)
+    expect(back.get_by_text(re.compile(rf"^{count} matching runs"))).to_be_visible(timeout=WAIT_MS)
+    expect(back.locator(".scatterlayer .point").nth(count - 1)).to_be_attached(timeout=WAIT_MS)
+    back.close()
+    with page.expect_popup() as popup:
+        page.get_by_role("link", name="Policies", exact=True).first.click()
+    policies = popup.value
+    expect(policies.get_by_text(model_name(str(run.info.run_name))).first).to_be_visible(timeout=WAIT_MS)
+    look(policies, "policies")
+    policies.close()
     assert OUTSIDE == [], "nothing is asked of other hosts"
 
 

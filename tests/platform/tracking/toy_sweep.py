@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
+from tests.platform.records import CARD
 
 from rpg_platform.results.report import TrialResult
 from rpg_platform.spec.checks import expand
@@ -69,7 +70,7 @@ def toy_trainable() -> type[tune.Trainable]:
             folder = Path(checkpoint_dir)
             (folder / "count").write_text(str(self.count))
             (folder / "bundle").mkdir()
-            (folder / "bundle" / "card.json").write_text(json.dumps({"made_at": self.count}))
+            (folder / "bundle" / "card.json").write_text(json.dumps({"made_at": self.count, **json.loads(CARD)}))
             (folder / "config").mkdir()
             (folder / "config" / "algorithm_config.json").write_text("{}")
 

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mlflow import MlflowClient
+from tests.platform.records import CARD
 from tests.platform.resolved import tracker_of
 
 from rpg_platform.spec.checks import expand
@@ -32,6 +33,7 @@ from rpg_platform.tracking import sender, spool
 TRIALS, STEPS, KEYS = 3, 5, 4
 REQUESTS = ("create_run", "create_experiment", "log_batch", "update_run", "set_terminated", "log_text")
 REQUESTS += ("log_artifact", "log_artifacts", "search_runs", "get_run", "set_tag")
+REQUESTS += ("search_logged_models", "create_logged_model", "log_outputs", "finalize_logged_model")
 FILES = ("acknowledge", "remember", "reject", "write_json", "_open_database", "_checkpoint")
 CLEAN, DIED = 0, -signal.SIGKILL
 
@@ -104,6 +106,15 @@ class Points:
         spool.Spool._execute = execute  # type: ignore[method-assign]
 
 
+def last_report(index: int) -> dict[str, Any]:
+    return {
+        "finished": True,
+        "env_steps": 10.0 * STEPS,
+        "timestamp": 2_000_000,
+        "eval/deterministic/total_return_mean": 7.0 + index,
+    }
+
+
 def note(folder: Path, line: str) -> None:
     descriptor = os.open(folder / "appended", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(descriptor, f"{line}\n".encode())
@@ -132,7 +143,7 @@ def drive(folder: Path, uri: str, experiment: str, points: Points, incarnation: 
             continue  # what is behind; but a trial that has not ended is started again
         checkpoint = SimpleNamespace(path=str(folder.parent / "checkpoint"), filesystem=None)
         config = {"trial": trials[index].model_dump(mode="json")}
-        trial = SimpleNamespace(config=config, checkpoint=checkpoint, last_result={"finished": True})
+        trial = SimpleNamespace(config=config, checkpoint=checkpoint, last_result=last_report(index))
         now = 1_000_000 + 1_000 * incarnation + step
         values = {f"m{key}": float(100 * index + step) + key / 10 for key in range(KEYS)}
         note(folder, f"will {told} {now}")
@@ -174,7 +185,7 @@ def main() -> None:
     folder, uri, experiment, mode, count, seed = sys.argv[1:]
     bundle = Path(folder) / "checkpoint" / "bundle"
     bundle.mkdir(parents=True, exist_ok=True)
-    (bundle / "card.json").write_text("{}")
+    (bundle / "card.json").write_text(CARD)
     ends: dict[str, list[int]] = {}
     if mode == "every":
         for last in range(1, 1 + int(count)):

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.platform.records import records_in
+from mlflow.entities import Run
+from tests.platform.records import CARD, records_in
 from tests.platform.servers import MlflowServer, free_port
 from tests.platform.whole.crash_driver import CLEAN, DIED, KEYS, STEPS, TRIALS, specs
 
@@ -54,6 +55,20 @@ def ends_of(process: subprocess.Popen[str], timeout_s: float = 600) -> dict[str,
     return ends
 
 
+def check_policy(found: TrackedSweep, run: Run, figure: tuple[str, int, int, float]) -> None:
+    """A trial's policy is one model, whole, with the run's figures and the line of its parents."""
+    [model] = found.client.search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", max_results=10
+    )
+    assert model.status == "READY"
+    card = json.loads(CARD)
+    assert (model.tags["content_hash"], model.tags["parents"]) == (card["content_hash"], ",".join(card["parents"]))
+    assert (model.params["alpha"], model.params["seed"]) == ("0.1", run.data.params["seed"])
+    assert [(each.key, each.step, each.timestamp, each.value) for each in model.metrics] == [figure]
+    outputs = found.client.get_run(run.info.run_id).outputs.model_outputs
+    assert [each.model_id for each in outputs] == [model.model_id]
+
+
 def check(folder: Path, found: TrackedSweep) -> None:
     """Every step of every figure is there once, as it was reported; no run is there twice; every status is right."""
     _, trials = specs()
@@ -76,7 +91,12 @@ def check(folder: Path, found: TrackedSweep) -> None:
 
     surely, perhaps = points("reported"), points("will")
     for trial in ids:
-        there = found.points(found.children[trial])
+        run = found.children[trial]
+        there = found.points(run)
+        last = [point for point in there if not point[0].startswith("train/")]
+        assert last == [("total", 10 * STEPS, 2_000_000_000, 7.0 + ids.index(trial))]
+        check_policy(found, run, last[0])
+        del there[last[0]]
         assert set(there.values()) == {1}
         assert set(there) <= set(perhaps[trial])
         # A step that was reported once more, as the notes did not say that it had been, has one point.

@@ -120,6 +120,9 @@ function drawHead() {
   if (known(A.seconds)) words.push(clock(A.seconds));
   if (A.state !== "finished") words.push(A.state);
   $("state").textContent = words.join(" · ") + ` · written ${A.made}`;
+  if (A.unknown.length) {
+    $("state").after(element("p", { class: "quiet", id: "unknown" }, `Read from MLflow alone, which does not know ${A.unknown.join("; ")}.`));
+  }
 }
 function stat(label, value, row, name, better) {
   const box = element("div", { class: "figure" }, element("span", {}, label), element("b", {}, value));
@@ -355,19 +358,32 @@ function drawUse() {
   const box = $("use"), best = ranked()[0];
   box.replaceChildren();
   if (best && best !== PRIOR) box.append(element("p", {}, `Take ★ ${best.name}:`), ...commandsFor(best));
-  box.append(element("p", {}, "Train more seeds; see the table; open the dashboard:"),
-    command([D.commands.extend, D.commands.show, D.commands.ui].join("\n")));
-  if (A.state !== "finished") box.append(element("p", {}, "Go on with what has no result:"), command(D.commands.resume));
+  const next = [["Train more seeds", D.commands.extend], ["see the table", D.commands.show], ["open the dashboard", D.commands.ui]]
+    .filter(([, line]) => line);
+  const words = next.map(([what]) => what).join("; ");
+  box.append(element("p", {}, `${words[0].toUpperCase()}${words.slice(1)}:`), command(next.map(([, line]) => line).join("\n")));
+  if (A.state !== "finished" && D.commands.resume) box.append(element("p", {}, "Go on with what has no result:"), command(D.commands.resume));
   const facts = [`rpg ${(A.code || "").replace("rpg ", "")}`, `evaluation: ${A.episodes} episodes from seed ${A.evaluation_seed}`,
     `${Math.round(A.trained_env_steps).toLocaleString("en-US")} env steps trained`];
   if (A.prior_hash) facts.push(`prior ${A.prior_hash.slice(0, 12)}`);
-  if (A.plan) facts.push(A.plan);
   box.append(element("p", { class: "quiet" }, facts.join(" · ")));
+  if (D.plan) box.append(planTable());
   box.append(element("details", {}, element("summary", {}, "The specification"), command(D.yaml)));
   if (A.failures.length) {
     box.append(element("details", { open: "" }, element("summary", {}, `${A.failures.length} without a result`),
       element("ul", {}, ...A.failures.map((each) => element("li", {}, element("code", {}, each.trial), `: ${each.error}`)))));
   }
+}
+
+function planTable() {
+  const shown = (row, x) => (!known(x) ? "–" : row.unit === "s" ? clock(x) : text(x, Math.abs(x) < 10 && !Number.isInteger(x) ? 2 : 0));
+  const share = (row) => (known(row.planned) && known(row.measured) && row.planned > 0 ? percent(row.measured / row.planned) : "–");
+  const head = ["", "planned", "happened", "share"].map((words) => element("th", { scope: "col" }, words));
+  const lines = D.plan.rows.map((row) => element("tr", {}, element("td", { class: "left" }, row.what),
+    ...[shown(row, row.planned), shown(row, row.measured), share(row)].map((words) => element("td", {}, words))));
+  const later = D.plan.drivers > 1 ? ` of what was left when the last of ${D.plan.drivers} drivers began` : "";
+  return element("div", { class: "wide" }, element("table", { id: "plan" }, element("caption", { class: "quiet" }, `The plan${later}, and what happened`),
+    element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...lines)));
 }
 
 // ---- everything ------------------------------------------------------------------------------------
