@@ -28,7 +28,7 @@ class Found:
         results: every known trial with the report of its newest complete checkpoint, and why it failed.
         rows: the settings, as ``rows.summarise`` orders them.
         status: what the driver wrote last of how it goes; empty where it never did.
-        checkpoints: trial id → its newest complete checkpoint, a local path or a URI.
+        checkpoints: trial id → the checkpoint that its row's figures are of, else its newest: a local path or a URI.
     """
 
     folder: SweepFolder
@@ -62,9 +62,15 @@ def found_in(folder: SweepFolder, objective: Objective | None = None) -> Found:
     for trial in known_trials(spec, folder):
         state = states.get(trial.trial_id)
         error = None if state is not None and state.finishes(trial) else why.get(trial.trial_id)
-        results.append((trial, None if state is None else state.report, error))
-    checkpoints = {name: state.checkpoint for name, state in states.items()}
-    return Found(folder, spec, tuple(results), tuple(summarise(results, objective)), status, checkpoints)
+        results.append((trial, None if state is None else state.report_for(trial), error))
+    rows = summarise(results, objective)
+    at = {row.group: row.evaluated_at for row in rows}
+    checkpoints = {
+        trial.trial_id: states[trial.trial_id].checkpoint_at(at[trial.group])
+        for trial, _, _ in results
+        if trial.trial_id in states
+    }
+    return Found(folder, spec, tuple(results), tuple(rows), status, checkpoints)
 
 
 def _status(folder: SweepFolder) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ from ray.tune import Callback
 
 from rpg_platform.results.colours import colours_of, searched_weights
 from rpg_platform.results.endings import Outcomes, RunStatus, outcomes_of
-from rpg_platform.results.names import run_name
+from rpg_platform.results.names import at_words, run_name
 from rpg_platform.results.report import (
     FAILED,
     FINAL,
@@ -47,7 +47,7 @@ from rpg_platform.spec.logins import without_login
 from rpg_platform.spec.trials import PRIOR_TRIAL
 from rpg_platform.tracking.identity import read_identity, write_identity
 from rpg_platform.tracking.overview import figures_of, note_of, summary_files
-from rpg_platform.tracking.run_tags import common_tags, sweep_params, text, trial_params, trial_tags
+from rpg_platform.tracking.run_tags import common_tags, marks_of, sweep_params, text, trial_params, trial_tags
 from rpg_platform.tracking.runs import PARENT, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState
 from rpg_platform.tracking.spool import FOLDER, Spool, SpoolError, spool_folder
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     from rpg_platform.spec.sweep import TrialSpec
     from rpg_platform.storage.sweep import Sweep
-    from rpg_platform.storage.sweep_folder import TrialState
+    from rpg_platform.storage.trial_state import TrialState
 
 logger = logging.getLogger(__name__)
 
@@ -332,7 +332,8 @@ class MlflowTracker(Callback):
         # Also what an earlier driver has opened and this one has not come to.
         for trial_id in sorted(self._open | (set(self._trials) if self._resume else set())):
             self._close_run(trial_id, outcomes.status_of(trial_id), if_running=trial_id not in self._open)
-        self._put(PARENT, "tags", values=outcomes.tags())
+        for run, tags in {PARENT: outcomes.tags(), **marks_of(results, self._searched)}.items():
+            self._put(run, "tags", values=tags)
         if self._to_come:
             self._put_plan()
         made: Mapping[str, bytes] = {}
@@ -349,7 +350,7 @@ class MlflowTracker(Callback):
         rows = summarise(results)
         best = next((row for row in rows if row.is_best), None)
         if best is not None:
-            self._put(PARENT, "tags", values={"best_setting": best.setting})
+            self._put(PARENT, "tags", values={"best_setting": best.setting + at_words(best)})
         files = {**summary_files(rows, self._spec.get("description", "")), **files}
         for path, content in files.items():
             self._put(PARENT, "file", base64=base64.b64encode(content).decode("ascii"), path=path)
