@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
-from tests.browser import chromium
+from tests.browser import chromium, look
 from tests.platform.review.made_sweep import made_sweep
 
 from rpg_platform.results.difference import within_noise
@@ -19,6 +19,7 @@ from rpg_platform.results.names import short_name
 from rpg_platform.results.rows import summarise
 from rpg_platform.review.found import found_in
 from rpg_platform.review.report import write_report
+from rpg_platform.spec.extension import extended
 from rpg_platform.spec.sections import Objective
 from rpg_platform.storage.sweep_folder import SweepFolder
 
@@ -175,9 +176,12 @@ def test_a_point_leads_to_its_run(browser: Browser, folder: SweepFolder) -> None
     page.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1280, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1280, "light"), (1280, "dark")])
 def test_narrow_and_dark(browser: Browser, folder: SweepFolder, width: int, scheme: str) -> None:
-    """Nothing sticks out of a narrow window; the contrast is 7 to 1; charts have words for a screen reader."""
+    """Nothing sticks out of a narrow window; the contrast is 7 to 1; charts have words for a screen reader.
+
+    The whole page is left as a picture, every chart of it drawn.
+    """
     found = opened(browser, folder, width, scheme)
     page = found.page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -187,6 +191,10 @@ def test_narrow_and_dark(browser: Browser, folder: SweepFolder, width: int, sche
     assert (paper < ink) == (scheme == "dark")
     for chart in page.locator(".chart:visible").all():
         assert len(chart.get_attribute("aria-label") or "") > 20
+    page.wait_for_selector("#terms .main-svg")
+    assert page.locator(".chart:visible").count() == page.locator(".chart:visible:has(.main-svg)").count() == 11
+    width_of_png = int.from_bytes(look(page, f"report-{width}-{scheme}", whole=True)[16:20])
+    assert width_of_png == width
     assert found.complaints == []
     page.close()
 
@@ -212,3 +220,19 @@ def test_a_sweep_of_one_setting_and_one_without_a_result(browser: Browser, tmp_p
         assert said in page.locator("#verdict").inner_text()
         assert found.complaints == []
         page.close()
+
+
+def test_figures_of_a_smaller_budget_say_so(browser: Browser, tmp_path: Path) -> None:
+    """An extension that was stopped before it began: every setting but the prior is marked, and a line says why."""
+    folder = made_sweep(tmp_path)
+    folder.go_on_with(extended(folder.spec(), env_steps=400_000))
+    write_report(found_in(folder), {})
+    found = opened(browser, folder)
+    assert {name.endswith(" @100k") for name in cells(found.page) if name != "prior, untouched"} == {True}
+    assert len(cells(found.page)) == 8
+    said = found.page.locator("#verdict").inner_text()
+    assert "7 settings are shown as of fewer env steps than the rest (marked @)" in said
+    assert "the extension to 400,000 has not ended" in said
+    assert found.page.locator("#star").inner_text().endswith(" @100k")
+    assert found.complaints == []
+    found.page.close()
