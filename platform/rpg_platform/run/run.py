@@ -121,7 +121,9 @@ def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, consol
     states = {trial.trial_id: states[trial.trial_id] for trial in trials if trial.trial_id in states}
     finished = {t.trial_id for t in trials if t.trial_id in states and states[t.trial_id].finishes(t)}
     tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    reports = {t.trial_id: states[t.trial_id].report_for(t) for t in trials if t.trial_id in states}
     tracker = MlflowTracker(sweep, trials, run_key=folder.run_key(), to_come=search.to_come)
+    tracker.evaluated = [name for name, report in reports.items() if EARLIER in report]
     progress = Progress(
         trials,
         console,
@@ -141,7 +143,6 @@ def _run(sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, consol
     tracker.start()
     for trial in (each for each in trials if each.trial_id in finished):
         tracker.adopt(trial, states[trial.trial_id])
-    reports = {t.trial_id: states[t.trial_id].report_for(t) for t in trials if t.trial_id in states}
     checkpoints = {name: states[name].checkpoint for name in finished}
     results: list[TrialResult] = [(trial, reports.get(trial.trial_id), None) for trial in trials]
     interrupted = True

@@ -13,10 +13,10 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
+from typing import TYPE_CHECKING, Any, ParamSpec
 from uuid import uuid4
 
 import yaml
@@ -24,7 +24,7 @@ from ray.tune import Callback
 
 from rpg_platform.results.colours import colours_of, searched_weights
 from rpg_platform.results.endings import Outcomes, RunStatus, outcomes_of
-from rpg_platform.results.names import at_words, run_name
+from rpg_platform.results.names import run_name
 from rpg_platform.results.report import (
     FAILED,
     FINAL,
@@ -46,7 +46,7 @@ from rpg_platform.results.rows import summarise
 from rpg_platform.spec.logins import without_login
 from rpg_platform.spec.trials import PRIOR_TRIAL
 from rpg_platform.tracking.identity import read_identity, write_identity
-from rpg_platform.tracking.overview import figures_of, note_of, summary_files
+from rpg_platform.tracking.overview import figures_of, note_of, summary_files, tags_of
 from rpg_platform.tracking.run_tags import common_tags, marks_of, sweep_params, text, trial_params, trial_tags
 from rpg_platform.tracking.runs import PARENT, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ParentStatus: TypeAlias = RunStatus
 Tell = Callable[[str], None]
 
 ARTIFACT_FOLDERS = ("bundle", "bundle_best", "evaluation", "config")
@@ -113,6 +112,9 @@ class MlflowTracker(Callback):
         run_key: tells this sweep from another of its name, and reopens its runs. None: the spool's own, or a new one.
         to_come: how many trials more a search will make.
     """
+
+    evaluated: Collection[str] = ()
+    """Trials that were evaluated at a smaller budget: their policy of then stays their run's until the new end."""
 
     def __init__(
         self, sweep: Sweep, trials: Sequence[TrialSpec], *, run_key: str | None = None, to_come: int = 0
@@ -246,8 +248,8 @@ class MlflowTracker(Callback):
         *,
         interrupted: bool = False,
         tell: Tell = logger.warning,
-        files: Callable[[ParentStatus], Mapping[str, bytes]] = lambda status: {},
-    ) -> ParentStatus:
+        files: Callable[[RunStatus], Mapping[str, bytes]] = lambda status: {},
+    ) -> RunStatus:
         """Closes the sweep: summary as artifacts, the true status, and a last, bounded wait for what is not sent yet.
 
         Args:
@@ -325,9 +327,9 @@ class MlflowTracker(Callback):
     def _close(
         self,
         results: Sequence[TrialResult],
-        status: ParentStatus,
+        status: RunStatus,
         outcomes: Outcomes,
-        files: Callable[[ParentStatus], Mapping[str, bytes]],
+        files: Callable[[RunStatus], Mapping[str, bytes]],
     ) -> None:
         # Also what an earlier driver has opened and this one has not come to.
         for trial_id in sorted(self._open | (set(self._trials) if self._resume else set())):
@@ -348,9 +350,7 @@ class MlflowTracker(Callback):
 
     def _summarise(self, results: Sequence[TrialResult], failures: int, files: Mapping[str, bytes]) -> None:
         rows = summarise(results)
-        best = next((row for row in rows if row.is_best), None)
-        if best is not None:
-            self._put(PARENT, "tags", values={"best_setting": best.setting + at_words(best)})
+        self._put(PARENT, "tags", values=tags_of(rows))
         files = {**summary_files(rows, self._spec.get("description", "")), **files}
         for path, content in files.items():
             self._put(PARENT, "file", base64=base64.b64encode(content).decode("ascii"), path=path)
@@ -485,7 +485,7 @@ class MlflowTracker(Callback):
         self._put(run, "close", status=status, end_time=_now_ms(), **condition)
 
     def _put_bundle(self, trial_id: str, trial: Trial) -> None:
-        if trial.checkpoint is not None:
+        if trial.checkpoint is not None and (trial_id not in self.evaluated or is_finished(trial.last_result)):
             self._put_folders(trial_id, checkpoint_address(trial.checkpoint, self._spec.get("storage")))
 
     def _put_folders(self, trial_id: str, checkpoint: str, **more: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -92,6 +93,8 @@ def test_every_figure_is_that_of_the_trials_files(browser: Browser, folder: Swee
     assert found.complaints == []
     assert [url for url in found.requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert "<b>markup</b>" in found.page.locator("#subtitle").inner_text()  # as text
+    # What is the same for all trials is not there thousands of times.
+    assert Path(folder.uri, "report.html").read_text().count(folder.uri) == 1
     found.page.close()
 
 
@@ -207,6 +210,7 @@ def luminance(colour: str) -> float:
 
 
 def test_a_sweep_of_one_setting_and_one_without_a_result(browser: Browser, tmp_path: Path) -> None:
+    tmp_path = tmp_path / "it's here"  # a command that can be pasted quotes it
     one = made_sweep(tmp_path, name="one", weights={"omega_prime": 0.2, "alpha_hat": 0.02}, baselines=[], seeds=1)
     none = made_sweep(tmp_path, name="none", seeds=1)
     for file in [*Path(none.uri).glob("*/result.json"), *Path(none.uri).glob("*/checkpoint_*/trial.json")]:
@@ -218,6 +222,10 @@ def test_a_sweep_of_one_setting_and_one_without_a_result(browser: Browser, tmp_p
         page.goto(Path(folder.uri, "report.html").as_uri())
         page.wait_for_selector("#verdict *")
         assert said in page.locator("#verdict").inner_text()
+        if folder is one:
+            export, promote = page.locator("#use pre").first.inner_text().splitlines()
+            checkpoint = f"{one.uri}/rpg-omega_prime=0.2-alpha_hat=0.02-seed=0/checkpoint_000000"
+            assert (shlex.split(export)[2], shlex.split(promote)[2]) == (checkpoint, checkpoint)
         assert found.complaints == []
         page.close()
 

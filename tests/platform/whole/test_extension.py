@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ import pytest
 from rich.console import Console
 from tests.platform.commands import LIMIT_S, here, started
 
+from rpg_algorithms.policies.bundle import load_card
 from rpg_platform.results.names import short_name
 from rpg_platform.results.picture import tradeoff_figure
 from rpg_platform.review.found import found_in
@@ -105,3 +107,7 @@ def test_an_extension_that_is_stopped_keeps_the_last_complete_evaluation(
         assert runs.history(run, "total") == [(1024, totals[trial])]
         assert run.info.run_name == f"{short_name(row).removesuffix(' @1.02k')} · seed 0 @1.02k"
         assert run.data.tags["evaluated_at"] == "1024 env steps"
+        # So is the policy that the run has: what was trained on has no figures.
+        with tempfile.TemporaryDirectory() as out:
+            runs.client.download_artifacts(run.info.run_id, "bundle", out)
+            assert load_card(Path(out, "bundle")).made_by["env_steps"] == 1024
