@@ -66,11 +66,14 @@ function drawNow(id) { const make = waiting.get(id); waiting.delete(id); make();
 function inView(id) { const { top, bottom } = $(id).getBoundingClientRect(); return bottom > 0 && top < innerHeight; }
 function drawWaiting() { // what is in view at once; the rest one by one, so that the page answers in between
   for (const id of [...waiting.keys()].filter(inView)) drawNow(id);
-  if (waiting.size && !isPlanned) {
-    isPlanned = true;
-    (window.requestIdleCallback || setTimeout)(() => { isPlanned = false; if (waiting.size) { drawNow(waiting.keys().next().value); drawWaiting(); } });
-  }
+  plan();
 }
+function plan() {
+  if (isPlanned || !waiting.size) return;
+  isPlanned = true;
+  (window.requestIdleCallback || setTimeout)(() => { isPlanned = false; if (waiting.size) drawNow(waiting.keys().next().value); plan(); });
+}
+addEventListener("scroll", () => { if (waiting.size) drawWaiting(); }, { passive: true });
 addEventListener("beforeprint", () => { for (const id of [...waiting.keys()]) drawNow(id); });
 function bars(values, of) {
   const span = of.map((e) => (known(e[3]) ? [e[0] - e[3], e[4] - e[0]] : known(e[1]) ? [e[1], e[1]] : [0, 0]));
