@@ -118,5 +118,5 @@ lock: ## choose the newest versions that pyproject.toml allows
 
 .PHONY: clean
 clean: ## remove builds and caches (not .venv)
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist test-artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +

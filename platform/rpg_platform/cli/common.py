@@ -53,6 +53,7 @@ def policy_folder(policy: str, storage: str | None = None, rule: str | None = No
         ValueError: there is no such policy, or a rule is given for what is no sweep.
     """
     from rpg_platform.bundles import resolve_prior
+    from rpg_platform.results.names import at_words
     from rpg_platform.review.choice import ChoiceError, choose
     from rpg_platform.storage.location import storage_path
 
@@ -62,7 +63,7 @@ def policy_folder(policy: str, storage: str | None = None, rule: str | None = No
             raise ChoiceError(f"--rule chooses among a sweep's settings, and {policy!r} is no sweep in {where}")
         return resolve_prior(policy)
     chosen = choose(policy, where, rule)
-    said = f"{policy}: {chosen.row.setting}, seed of the highest objective: {chosen.trial_id}"
+    said = f"{policy}: {chosen.row.setting}{at_words(chosen.row)}, seed of the highest objective: {chosen.trial_id}"
     Console(stderr=True).print(said, soft_wrap=True, highlight=False, markup=False)
     return resolve_prior(chosen.checkpoint)
 

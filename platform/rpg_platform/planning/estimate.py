@@ -20,7 +20,7 @@ from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.trials import arms, searched, trials_of
 from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.storage.sweep import Sweep
-from rpg_platform.storage.sweep_folder import TrialState
+from rpg_platform.storage.trial_state import TrialState
 from rpg_platform.trial.room import free_bytes
 from rpg_platform.trial.sizes import Networks, bundle_bytes, checkpoint_bytes, networks_of, reports, trial_bytes
 

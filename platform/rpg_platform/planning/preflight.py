@@ -13,7 +13,8 @@ from rpg_platform.planning.estimate import SweepPlan, make_plan
 from rpg_platform.planning.rates import Rate, keep_rate, known_rate, rate_key
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.storage.sweep import Sweep
-from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
+from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.storage.trial_state import TrialState
 from rpg_platform.trial.room import RESERVE, by_disk, existing, free_bytes, free_text, size_text
 
 

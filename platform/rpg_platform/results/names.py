@@ -23,12 +23,11 @@ SYMBOLS: Mapping[str, str] = {
 
 
 def short_name(row: Row) -> str:
-    """A setting to read: ``ω′ 0.2 · α̂ 0.02``, the method in front where it is not RPG."""
+    """A setting to read: ``ω′ 0.2 · α̂ 0.02``, the method in front where it is not RPG; see ``at_words``."""
     if row.is_prior:
         return PRIOR_NAME
-    return _named(
-        row.method, row.weights, row.setting.split(" ")[1 + len(row.weights) :]
-    )  # what differs beside weights
+    beside_weights = row.setting.split(" ")[1 + len(row.weights) :]
+    return _named(row.method, row.weights, beside_weights) + at_words(row)
 
 
 def run_name(trial: Mapping[str, Any], searched: Iterable[str] = ()) -> str:
@@ -43,6 +42,16 @@ def run_name(trial: Mapping[str, Any], searched: Iterable[str] = ()) -> str:
     training = trial.get("training") or {}
     more = [f"{name}={training[name]}" for name in searched if name in training]
     return " · ".join([_named(trial["method"], trial.get("weights") or {}, more), f"seed {trial['seed']}"])
+
+
+def at_words(row: Row) -> str:
+    """`` @53k`` where figures were made after fewer env steps than the budget, as its extension has not ended."""
+    return f" @{steps_words(row.evaluated_at)}" if row.seeds and row.evaluated_at < row.env_steps else ""
+
+
+def steps_words(count: float) -> str:
+    """A number of env steps to read, in three digits."""
+    return f"{count / 1e6:.3g}M" if count >= 1e6 else f"{count / 1e3:.3g}k" if count >= 1e3 else f"{count:.0f}"
 
 
 def _named(method: str, weights: Mapping[str, Any], more: Sequence[str]) -> str:

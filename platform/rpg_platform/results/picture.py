@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rpg_platform.results.colours import LIGHTEST
-from rpg_platform.results.names import main_method, short_name, varied_weights
+from rpg_platform.results.names import at_words, main_method, short_name, varied_weights
 from rpg_platform.results.ranking import pareto_set
 from rpg_platform.results.report import Mode
 from rpg_platform.results.rows import Estimate, Row
@@ -208,9 +208,11 @@ def _bars(rows: Sequence[Row]) -> str:
     spreads = {row.spread for row in rows}
     words = {"seeds": "95 % interval over seeds", "episodes": "standard deviation over episodes"}
     size = "size: KL to the prior; bars: "
+    earlier = sum(bool(at_words(row)) for row in rows)
+    end = f"; {earlier} settings at fewer env steps than their extended budget (@)" if earlier else ""
     if len(spreads) == 1:
-        return f"{size}{words[spreads.pop()]}"
-    return f"{size}{words['seeds']}; of a single seed {words['episodes']}"
+        return f"{size}{words[spreads.pop()]}{end}"
+    return f"{size}{words['seeds']}; of a single seed {words['episodes']}{end}"
 
 
 def _total_lines(figure: Figure) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 from rpg_platform.spec.measures import BY_NAME, MEASURES, PER_MODE
@@ -33,6 +33,8 @@ FAILED = "failed"
 """In the last report of a trial that gave up: why."""
 STOPPED_BY = "stopped_by"
 """In the last report of a trial that a scheduler ended early: which scheduler."""
+EARLIER = "earlier"
+"""In the last report of a trial whose budget was extended, as it is read again: its last reports at smaller budgets."""
 
 FINAL: Final = "eval"
 BEST: Final = "eval_best"
@@ -142,6 +144,33 @@ def is_finished(report: Report | None, error: str | None = None) -> bool:
     if error is not None or report is None:
         return False
     return bool(report.get(FINISHED)) or mean_key(FINAL, "deterministic", "total_return") in report
+
+
+def evaluations(trial: TrialSpec, report: Report | None, error: str | None = None) -> dict[int, Report]:
+    """A trial's final evaluations: env steps → the report that has it.
+
+    That at the end of its budget has the budget's env steps; the others are of smaller budgets, which were extended.
+    """
+    earlier = (report or {}).get(EARLIER, ())
+    found = {int(env_steps(each)): each for each in earlier}
+    if report is not None and is_finished(report, error):
+        found[trial.env_steps] = report
+    return found
+
+
+def with_earlier(report: Report, trial: TrialSpec, earlier: Sequence[Report]) -> dict[str, Any]:
+    """The last report that a trial left, as one of a trial with a budget that may have been extended since.
+
+    Args:
+        report: as the trial left it; an evaluation at a smaller budget does not finish it any more.
+        trial: with its budget of today.
+        earlier: its last reports at still smaller budgets.
+    """
+    if is_finished(report) and env_steps(report) < trial.env_steps:
+        ends = (f"{FINAL}/", f"{BEST}/")
+        rest = {key: value for key, value in report.items() if not key.startswith(ends)}
+        return {**rest, FINISHED: False, EARLIER: [report, *earlier]}
+    return {**report, EARLIER: list(earlier)} if earlier else dict(report)
 
 
 def is_stopped(report: Report | None) -> bool:

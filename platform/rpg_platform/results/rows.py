@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics as stdlib_statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from rpg_platform.results.report import (
     addon_names,
     cut_episodes,
     env_steps,
+    evaluations,
     has_best,
     is_finished,
     is_stopped,
@@ -173,7 +174,9 @@ class Row:
         kl_to_prior: nats per state; NaN without a prior.
         basic_kept: deterministic basic return as a share of the prior's; None without a prior, or if the
             prior's is not positive, where a share means nothing.
-        env_steps: training steps of one trial.
+        env_steps: training steps of one trial, its budget.
+        evaluated_at: after how many env steps the figures were made: the budget or, where that was extended and its
+            end not reached yet, less: the last at which most of the setting's seeds were evaluated.
         failures: trials of this setting that have no final evaluation.
         objective: by what rows are ordered and which constraints hold, as in the specification.
         best_checkpoint: the same figures of the best checkpoints; None where none was looked for.
@@ -201,6 +204,7 @@ class Row:
     kl_to_prior: Estimate
     basic_kept: float | None
     env_steps: int
+    evaluated_at: int
     failures: tuple[Failure, ...]
     objective: Mapping[str, Any]
     best_checkpoint: BestCheckpoint | None = None
@@ -254,7 +258,7 @@ def summarise(results: Iterable[TrialResult], objective: Objective | None = None
 def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: float, objective: Objective) -> Row:
     spec = trials[0][0]
     stopped = _stops(trials)
-    done = [] if stopped else _done(trials)
+    at, done = (spec.env_steps, []) if stopped else _done(trials)
     reports = [result for _, result in done]
     final = _evaluations(reports, FINAL)
     basic = final["deterministic"].basic_return.mean
@@ -271,10 +275,12 @@ def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: f
         kl_to_prior=_estimate(reports, FINAL, "sampled", "kl_to_prior"),
         basic_kept=kept_share(basic, prior_basic),
         env_steps=spec.env_steps,
+        evaluated_at=at,
         failures=tuple(
             Failure(trial.trial_id, trial.seed, _why(trial, result, error))
             for trial, result, error in trials
-            if not is_finished(result, error) and (error is not None or not is_stopped(result))
+            if not is_finished(result, error)
+            and (error is not None or not (is_stopped(result) or at in evaluations(trial, result)))
         ),
         objective=objective.model_dump(mode="json", exclude_none=True),
         best_checkpoint=_best_checkpoint(reports),
@@ -286,8 +292,15 @@ def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: f
     )
 
 
-def _done(trials: Sequence[TrialResult]) -> list[tuple[TrialSpec, Mapping[str, Any]]]:
-    return [(trial, result) for trial, result, error in trials if result is not None and is_finished(result, error)]
+def _done(trials: Sequence[TrialResult]) -> tuple[int, list[tuple[TrialSpec, Report]]]:
+    """The evaluations to compare, all made after as many env steps: the most seeds' that there are, of equals the last.
+
+    Of a sweep whose budget was extended some seeds may be evaluated at the new one and others not yet.
+    """
+    made = [(trial, evaluations(trial, result, error)) for trial, result, error in trials]
+    counts = Counter(steps for _, each in made for steps in each)
+    at = max(counts, key=lambda steps: (counts[steps], steps), default=trials[0][0].env_steps)
+    return at, [(trial, each[at]) for trial, each in made if at in each]
 
 
 def _stops(trials: Sequence[TrialResult]) -> tuple[Stop, ...]:
@@ -402,7 +415,7 @@ def _ranked(rows: Sequence[Row], objective: Objective) -> list[Row]:
 def _scores(trials: Sequence[TrialResult], objective: Objective) -> Array:
     """``[S, 1]``: the objective of each finished seed, where it is finite."""
     key = mean_key(FINAL, objective.mode, objective.maximize)
-    found = [] if _stops(trials) else [number(result, key) for _, result in _done(trials)]
+    found = [] if _stops(trials) else [number(result, key) for _, result in _done(trials)[1]]
     return _column([each for each in found if math.isfinite(each)])
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rpg_platform.results.difference import certainty_words
-from rpg_platform.results.names import short_name
+from rpg_platform.results.names import at_words, short_name, steps_words
 from rpg_platform.results.report import Mode, as_json
 from rpg_platform.results.rows import KL, Estimate, Failure, Improvement, Row
 from rpg_platform.results.statistics import MANY_RUNS, Interval
@@ -143,7 +143,7 @@ def _figures(rows: Sequence[Row], mode: Mode, metric_name: str) -> _Grid:
     lines = [
         (
             _marks(i, row),
-            f"» {row.setting}" if row.is_prior else row.setting,
+            f"» {row.setting}" if row.is_prior else f"{row.setting}{at_words(row)}",
             str(len(row.seeds)),
             *(column[i] for column in columns),
             NOTHING if row.basic_kept is None else f"{100 * row.basic_kept:.0f} %",
@@ -236,11 +236,7 @@ def _best(row: Row, mode: Mode, measure: str, decimals: int) -> str:
     figure = best.evaluation(mode)[measure]
     if not math.isfinite(figure.mean):
         return NOTHING
-    return f"{_span(figure.mean, figure.mean_interval, decimals)} @{_steps(best.env_steps.mean)}"
-
-
-def _steps(count: float) -> str:
-    return f"{count / 1e6:.3g}M" if count >= 1e6 else f"{count / 1e3:.3g}k" if count >= 1e3 else f"{count:.0f}"
+    return f"{_span(figure.mean, figure.mean_interval, decimals)} @{steps_words(best.env_steps.mean)}"
 
 
 def _span(value: float, interval: Interval | None, decimals: int) -> str:
@@ -295,6 +291,8 @@ def _caption(rows: Sequence[Row], mode: Mode) -> str:
         words.append(f"{IS_BEST} best: highest {which}{' within the constraints' if objective['constraints'] else ''}.")
     if any(row.is_pareto for row in rows):
         words.append(f"{IS_PARETO} Pareto front of basic and add-on return.")
+    if budgets := {row.env_steps for row in rows if at_words(row)}:
+        words.append(f"@: after so many env steps; its extension to {max(budgets):,} has not been evaluated yet.")
     if any(estimate.n < len(row.seeds) for row in rows for estimate in row.evaluation(mode).values()):
         words.append("(k/n): only k of n seeds have a finite figure.")
     if cut := sum(row.cut_episodes for row in rows):

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from rpg_platform.results.report import FINAL, is_finished, mean_key, number
+from rpg_platform.results.report import FINAL, evaluations, mean_key, number
 from rpg_platform.results.rows import Row
 from rpg_platform.review.found import Found, found_in
 from rpg_platform.spec.measures import BY_NAME, MEASURES
@@ -89,11 +89,8 @@ def choose(text: str, storage: str, rule: str | None = None) -> Choice:
 def best_seed(found: Found, row: Row) -> str:
     """The trial that stands for a setting: of its finished seeds the one with the highest objective."""
     key = mean_key(FINAL, row.objective["mode"], row.objective["maximize"])
-    done = {
-        trial.trial_id: number(report, key)
-        for trial, report, error in found.results
-        if trial.group == row.group and report is not None and is_finished(report, error)
-    }
+    own = ((each[0].trial_id, evaluations(*each)) for each in found.results if each[0].group == row.group)
+    done = {name: number(made[row.evaluated_at], key) for name, made in own if row.evaluated_at in made}
     return max(done, key=lambda name: (-math.inf if math.isnan(done[name]) else done[name], name))
 
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rpg_platform.results.difference import difference
-from rpg_platform.results.report import FINAL, Mode, is_finished, mean_key, number
+from rpg_platform.results.names import at_words
+from rpg_platform.results.report import FINAL, Mode, evaluations, mean_key, number
 from rpg_platform.results.statistics import Interval, improvement_interval, probability_of_improvement
 from rpg_platform.review.choice import Choice, ChoiceError, choose
 from rpg_platform.spec.measures import MEASURES
@@ -110,8 +111,9 @@ def compared(first: str, second: str, storage: str) -> Comparison:
 
 def _scores(choice: Choice, mode: Mode, measure: str) -> Any:
     key = mean_key(FINAL, mode, measure)
-    own = ((report, error) for trial, report, error in choice.found.results if trial.group == choice.row.group)
-    return np.array([number(r, key) for r, error in own if r is not None and is_finished(r, error)])[:, None]
+    at = choice.row.evaluated_at
+    own = [evaluations(*each) for each in choice.found.results if each[0].group == choice.row.group]
+    return np.array([number(made[at], key) for made in own if at in made])[:, None]
 
 
 def _changes(a: Choice, b: Choice) -> Iterator[tuple[str, tuple[Any, Any]]]:
@@ -125,6 +127,7 @@ def _facts(choice: Choice) -> dict[str, Any]:
     trial = next(t for t, _, _ in choice.found.results if t.trial_id == choice.trial_id)
     said = trial.model_dump(mode="json", exclude={"trial_id", "sweep", "seed"})
     report = next(r for t, r, _ in choice.found.results if t.trial_id == choice.trial_id) or {}
+    said["env_steps"] = choice.row.evaluated_at
     return {**said, "seeds": list(choice.row.seeds), "version": str(report.get("code", "")).split(" from ")[0]}
 
 
@@ -137,7 +140,7 @@ def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _label(choice: Choice) -> str:
-    return f"{choice.found.spec.name}#{choice.rank} {choice.row.setting}"
+    return f"{choice.found.spec.name}#{choice.rank} {choice.row.setting}{at_words(choice.row)}"
 
 
 def comparison_table(found: Comparison) -> RenderableType:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import base64
 import math
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rpg_platform.results.difference import difference, objective_of, within_noise
-from rpg_platform.results.names import SYMBOLS, main_method, short_name, varied_weights, weight_words
+from rpg_platform.results.names import at_words, main_method, short_name, varied_weights
 from rpg_platform.results.ranking import violations
 from rpg_platform.results.report import MODES, as_json, is_finished
 from rpg_platform.results.rows import Estimate, Row, figures_of
@@ -47,7 +45,6 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
     spec, rows = found.spec, found.rows
     trained = found.trainings
     trials = _trials_by_group(found)
-    near = {row.group for row in within_noise(rows)}
     about = _about(found, metric_name, run_ids)
     made: dict[str, Any] = as_json(
         {
@@ -63,7 +60,7 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
                 if m.heading
             ],
             "weights": varied_weights(rows),
-            "rows": [_row(row, trials[row.group], near, trained, found, run_ids) for row in rows],
+            "rows": [_row(row, trials[row.group], trained, found, run_ids) for row in rows],
             "importance": importance(rows),
             "curves": _curves(rows, trials, trained),
             "commands": found.source.commands(spec),
@@ -96,6 +93,7 @@ def _about(found: Found, metric_name: str, run_ids: Mapping[str, str]) -> dict[s
     reports = [report for _, report, _ in found.results if report]
     return {
         "name": spec.name,
+        "folder": found.source.place,
         "description": spec.description,
         "task": task_label(spec.task),
         "prior": spec.prior,
@@ -129,7 +127,6 @@ def _failed(found: Found) -> list[tuple[str, str]]:
 def _row(
     row: Row,
     trials: Sequence[str],
-    near: set[str],
     trained: Mapping[str, Training],
     found: Found,
     run_ids: Mapping[str, str],
@@ -137,41 +134,34 @@ def _row(
     health = [(name, trained[name].health) for name in trials if name in trained and not row.is_prior]
     worst = {key: _worst([each[key] for _, each in health], key) for key in (health[0][1] if health else {})}
     prior = next((each for each in found.rows if each.is_prior and each.seeds), None)
-    episodes = found.spec.evaluation.episodes
-    gain = None if prior is None or row is prior else difference(objective_of(row), objective_of(prior), episodes)
     return {
         "group": row.group,
         "name": short_name(row),
-        "setting": row.setting,
         "method": row.method,
         "weights": {k: v if isinstance(v, (int, float)) else None for k, v in row.weights.items()},
-        "weight_words": {SYMBOLS.get(k, k): weight_words(v) for k, v in row.weights.items()},
         "seeds": row.seeds,
-        "spread": row.spread,
         "is_prior": row.is_prior,
-        "is_best": row.is_best,
-        "is_near": row.group in near,
         "violations": [str(each) for each in row.violations],
         "other_violations": _beside_the_sliders(row, found.spec.objective, prior),
-        "kept": row.basic_kept,
-        "gain": gain,
         "kl_estimated": row.kl_estimated,
         "kl": _estimate(row.kl_to_prior),
         **{each: {name: _estimate(row.evaluation(each)[name]) for name in PER_MODE} for each in MODES},
-        "parts": {name: _estimate(each) for name, each in row.addon_parts.get(row.objective["mode"], {}).items()},
         "trials": [
-            {"id": name, "run": run_ids.get(name), "path": _quoted(found.checkpoints.get(name))} for name in trials
+            [name.removeprefix(row.group), run_ids.get(name), _path_of(found.checkpoints.get(name), found, name)]
+            for name in trials
         ],
         "health": worst,
         "warnings": warnings_of(worst) if worst else [],
-        "failures": len(row.failures),
-        "stopped": len(row.stopped),
-        "env_steps": row.env_steps,
+        "evaluated_at": row.evaluated_at if at_words(row) else None,
     }
 
 
-def _quoted(path: str | None) -> str | None:
-    return None if path is None else shlex.quote(path)
+def _path_of(checkpoint: str | None, found: Found, trial_id: str) -> str | None:
+    """A checkpoint, inside the sweep's place with the trial's name as ``{id}``: there are thousands."""
+    inside = found.source.place
+    if checkpoint is None or not checkpoint.startswith(inside):
+        return checkpoint
+    return checkpoint.removeprefix(inside).replace(trial_id, "{id}", 1)
 
 
 def _beside_the_sliders(row: Row, objective: Objective, prior: Row | None) -> list[str]:
@@ -241,10 +231,9 @@ def _curves(
     chosen = _to_draw([row for row in rows if any(name in trained for name in trials[row.group])])
     lines = sum(len(trials[row.group]) for row in chosen) * 8
     points = max(_CURVE_POINTS[0], min(_CURVE_POINTS[1], _CURVE_NUMBERS // max(1, lines)))
-    drawn = {
+    drawn: dict[str, list[dict[str, Any]]] = {
         row.group: [
             {
-                "id": name,
                 **thinned(trained[name], points),
                 "checked": [
                     list(trained[name].validation_steps),
@@ -260,7 +249,10 @@ def _curves(
         for row in chosen
         if not row.is_prior
     }
-    return {"of": sum(not row.is_prior for row in rows), "settings": _rounded(drawn)}
+    steps: dict[tuple[float, ...], int] = {}  # nearly all trials report at the same ones
+    for curve in (each for curves in drawn.values() for each in curves):
+        curve["steps"] = steps.setdefault(tuple(curve["steps"]), len(steps))
+    return {"of": sum(not row.is_prior for row in rows), "steps": list(steps), "settings": _rounded(drawn)}
 
 
 def _to_draw(rows: Sequence[Row]) -> list[Row]:

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from rpg_platform.results.names import SYMBOLS, varied_weights
+from rpg_platform.results.names import SYMBOLS, at_words, varied_weights
 from rpg_platform.results.picture import tradeoff_figure
 from rpg_platform.results.rows import Estimate, Row
 from rpg_platform.review.content import MOST_CURVES
@@ -144,7 +144,8 @@ def _curves(rows: Sequence[Row], groups: Mapping[str, str], trained: Mapping[str
             steps = max((x for x, _ in lines), key=len)
             both = np.array([np.interp(steps, x, y, left=np.nan, right=np.nan) for x, y in lines])
             with np.errstate(invalid="ignore"):
-                axis.plot(steps, np.nanmean(both, axis=0), color=colour, linewidth=1.2, label=row.setting)
+                label = row.setting + at_words(row)
+                axis.plot(steps, np.nanmean(both, axis=0), color=colour, linewidth=1.2, label=label)
                 if len(lines) > 1:
                     low, high = np.nanmin(both, axis=0), np.nanmax(both, axis=0)
                     axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)

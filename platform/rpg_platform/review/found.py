@@ -27,7 +27,7 @@ class Found:
         results: every known trial with its last report, and why it failed.
         rows: the settings, as ``rows.summarise`` orders them.
         status: what the driver wrote last of how it goes; empty where it never did.
-        checkpoints: trial id → its newest complete checkpoint, a local path or a URI.
+        checkpoints: trial id → the checkpoint that its row's figures are of, else its newest: a local path or a URI.
     """
 
     source: Source
@@ -84,4 +84,4 @@ def _found(source: Source, objective: Objective | None) -> Found:
     spec = source.spec()
     results = source.results(spec)
     rows = tuple(summarise(results, objective))
-    return Found(source, spec, tuple(results), rows, source.status(), source.checkpoints())
+    return Found(source, spec, tuple(results), rows, source.status(), source.checkpoints(results, rows))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from rpg_platform.results.endings import ENDS
 from rpg_platform.results.report import (
+    EARLIER,
     FINAL,
     FINISHED,
     HEADLINE,
@@ -18,9 +19,11 @@ from rpg_platform.results.report import (
     STOPPED_BY,
     Mode,
     TrialResult,
+    evaluations,
     report_of_metrics,
     stopped_by,
 )
+from rpg_platform.results.rows import Row
 from rpg_platform.review.curves import Training, stored_trainings, trainings
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
@@ -28,7 +31,8 @@ from rpg_platform.spec.trials import arms, make_trials, searched, trials_of
 from rpg_platform.storage.heartbeat import STATUS_FILE
 from rpg_platform.storage.location import tracking_uri_of
 from rpg_platform.storage.plans import PLANS_FILE, plans_in
-from rpg_platform.storage.sweep_folder import PRIOR_FOLDER, SweepFolder, TrialState
+from rpg_platform.storage.sweep_folder import PRIOR_FOLDER, SweepFolder
+from rpg_platform.storage.trial_state import TrialState
 from rpg_platform.tracking.run_tags import PACKAGE
 from rpg_platform.tracking.runs import PARENT
 from rpg_platform.tracking.spool import remembered, spool_folder
@@ -42,6 +46,10 @@ class Source(Protocol):
     def unknown(self) -> tuple[str, ...]:
         """What this source cannot know, in words."""
 
+    @property
+    def place(self) -> str:
+        """What the places of its own checkpoints begin with."""
+
     def spec(self) -> SweepSpec:
         """What was asked for."""
 
@@ -51,8 +59,8 @@ class Source(Protocol):
     def results(self, spec: SweepSpec) -> list[TrialResult]:
         """Every known trial with its last report, and why it failed."""
 
-    def checkpoints(self) -> Mapping[str, str]:
-        """Trial id → where its newest policy lies, as ``commands`` takes it."""
+    def checkpoints(self, results: Sequence[TrialResult], rows: Sequence[Row]) -> Mapping[str, str]:
+        """Trial id → where the policy lies that its row's figures are of, else its newest, as ``commands`` takes it."""
 
     def trainings(self, results: list[TrialResult], mode: Mode) -> Mapping[str, Training]:
         """Trial id → its training, validated in that mode."""
@@ -81,6 +89,11 @@ class FolderSource:
 
     unknown = ()
 
+    @property
+    def place(self) -> str:
+        """See ``Source``."""
+        return f"{self.folder.uri}/"
+
     @cached_property
     def _states(self) -> Mapping[str, TrialState]:
         return self.folder.trials()
@@ -98,19 +111,21 @@ class FolderSource:
         return _object(self.folder.read_text(STATUS_FILE))
 
     def results(self, spec: SweepSpec) -> list[TrialResult]:
-        """See ``Source``; the report is that of the newest complete checkpoint."""
+        """See ``Source``; the report is that of the newest complete checkpoint, with those of smaller budgets."""
         why = {each["trial"]: str(each["error"]) for each in self.status().get("failures", [])}
         states = self._states
         found: list[TrialResult] = []
         for trial in known_trials(spec, self.folder):
             state = states.get(trial.trial_id)
             error = None if state is not None and state.finishes(trial) else why.get(trial.trial_id)
-            found.append((trial, None if state is None else state.report, error))
+            found.append((trial, None if state is None else state.report_for(trial), error))
         return found
 
-    def checkpoints(self) -> Mapping[str, str]:
+    def checkpoints(self, results: Sequence[TrialResult], rows: Sequence[Row]) -> Mapping[str, str]:
         """See ``Source``."""
-        return {name: state.checkpoint for name, state in self._states.items()}
+        at, states = {row.group: row.evaluated_at for row in rows}, self._states
+        known = [trial for trial, _, _ in results if trial.trial_id in states]
+        return {trial.trial_id: states[trial.trial_id].checkpoint_at(at[trial.group]) for trial in known}
 
     def trainings(self, results: list[TrialResult], mode: Mode) -> Mapping[str, Training]:
         """See ``Source``."""
@@ -159,6 +174,7 @@ class StoreSource:
         "where the sweep's folder lies: to extend or resume it, write the report from there",
         "the checkpoints of trials that have not finished",
     )
+    place = "runs:/"
 
     def spec(self) -> SweepSpec:
         """See ``Source``.
@@ -200,6 +216,10 @@ class StoreSource:
         # What an earlier budget came to is no figure of a training that went on.
         metrics = {key: value for key, value in run.data.metrics.items() if not _is_final(key) or steps[key] == last}
         report = report_of_metrics(metrics, float(last), mode)
+        before = max((step for key, step in steps.items() if _is_final(key) and step < last), default=None)
+        if before is not None and metrics.keys().isdisjoint(key for key in steps if _is_final(key)):
+            finals = {key: value for key, value in run.data.metrics.items() if _is_final(key) and steps[key] == before}
+            report[EARLIER] = [report_of_metrics(finals, float(before), mode) | {FINISHED: True}]
         if run.info.status == "FINISHED":
             report[FINISHED] = True
         if (by := stopped_by(tags.get("outcome", ""))) is not None:
@@ -220,10 +240,13 @@ class StoreSource:
                 known |= {each.trial_id: each for each in trials_of(spec, point) if each.trial_id == trial_id}
         return list(known.values())
 
-    def checkpoints(self) -> Mapping[str, str]:
+    def checkpoints(self, results: Sequence[TrialResult], rows: Sequence[Row]) -> Mapping[str, str]:
         """See ``Source``; of the trials that were evaluated, which left their policies."""
-        trials = self.stored.trials.items()
-        return {name: f"runs:/{run.info.run_id}/bundle" for name, run in trials if run.info.status == "FINISHED"}
+        return {
+            trial.trial_id: f"runs:/{self.stored.trials[trial.trial_id].info.run_id}/bundle"
+            for trial, report, error in results
+            if trial.trial_id in self.stored.trials and evaluations(trial, report, error)
+        }
 
     def trainings(self, results: list[TrialResult], mode: Mode) -> Mapping[str, Training]:
         """See ``Source``."""

@@ -23,7 +23,7 @@ from rpg_platform.planning.preflight import check_hidden_modules, plan_of
 from rpg_platform.planning.shared_storage import check_shared
 from rpg_platform.planning.words import head_lines
 from rpg_platform.results.endings import ENDS, RunStatus
-from rpg_platform.results.report import ENV_STEPS, FAILED, TrialResult, is_over
+from rpg_platform.results.report import EARLIER, ENV_STEPS, FAILED, TrialResult, is_over, with_earlier
 from rpg_platform.review.found import found_in
 from rpg_platform.review.page import REPORT_FILE
 from rpg_platform.review.report import LiveReport, write_report
@@ -36,7 +36,8 @@ from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.spec.sweep import TrialSpec, trial_id_of
 from rpg_platform.storage.plans import PLANS_FILE, keep_plan
 from rpg_platform.storage.sweep import Sweep
-from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
+from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.storage.trial_state import TrialState
 from rpg_platform.tracking.tracker import MlflowTracker
 from rpg_platform.tracking.variables import variables
 from rpg_platform.trial.config import check_trials
@@ -124,7 +125,9 @@ def _run(
     states = {trial.trial_id: states[trial.trial_id] for trial in trials if trial.trial_id in states}
     finished = {t.trial_id for t in trials if t.trial_id in states and states[t.trial_id].finishes(t)}
     tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    reports = {t.trial_id: states[t.trial_id].report_for(t) for t in trials if t.trial_id in states}
     tracker = MlflowTracker(sweep, trials, run_key=folder.run_key(), to_come=search.to_come, texts_at_start=texts)
+    tracker.evaluated = [name for name, report in reports.items() if EARLIER in report]
     progress = Progress(
         trials,
         console,
@@ -144,7 +147,6 @@ def _run(
     tracker.start()
     for trial in (each for each in trials if each.trial_id in finished):
         tracker.adopt(trial, states[trial.trial_id])
-    reports = {name: dict(states[name].report) for name in finished}
     checkpoints = {name: states[name].checkpoint for name in finished}
     results: list[TrialResult] = [(trial, reports.get(trial.trial_id), None) for trial in trials]
     interrupted = True
@@ -160,8 +162,7 @@ def _run(
                 watching = watchers(plan, folder, stop, tell)
                 callbacks = [*search.callbacks, tracker, progress, stop, watchdog, *watching]
                 grid = _tuner(sweep, search.for_tuner(todo), kept, callbacks, stop).fit()
-            begun = {name: dict(state.report) for name, state in states.items() if not state.finished}
-            results, newer = _collect(search.trials, begun | reports, grid)
+            results, newer = _collect(search.trials, reports, grid)
             checkpoints |= newer
             why = progress.failures()  # as the tracker has it too
             results = [(t, report, error and (why.get(t.trial_id) or error)) for t, report, error in results]
@@ -252,7 +253,9 @@ def _collect(
         if result.error is not None:
             error = str(result.error).strip().splitlines()[-1]
         reported = ENV_STEPS in (result.metrics or {})  # Tune gives one that never started an empty report
-        rows.append((trial, result.metrics if reported else reports.get(trial.trial_id), error))
+        before = reports.get(trial.trial_id)
+        earlier = (before or {}).get(EARLIER, ())
+        rows.append((trial, with_earlier(result.metrics, trial, earlier) if reported else before, error))
         if result.checkpoint is not None:
             checkpoints[trial.trial_id] = result.checkpoint.path
     return rows, checkpoints

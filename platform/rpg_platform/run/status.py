@@ -22,7 +22,8 @@ from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.spec.trials import count_trials
 from rpg_platform.storage.heartbeat import STATUS_FILE, WRITE_EVERY_S, dead_after_s, silent_for_s, this_process
-from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError, TrialState
+from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError
+from rpg_platform.storage.trial_state import TrialState
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from rpg_platform.search.scheduler import EarlyStopping, EarlyStoppingNotes
 from rpg_platform.search.searcher import SettingSearcher
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.storage.sweep import Sweep
-from rpg_platform.storage.sweep_folder import TrialState
+from rpg_platform.storage.trial_state import TrialState
 
 Report = Mapping[str, Any]
 

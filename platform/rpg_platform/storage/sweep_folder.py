@@ -30,18 +30,18 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pyarrow import fs as filesystems
 
-from rpg_platform.results.report import STOPPED_BY, is_finished
-from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.results.report import STOPPED_BY
+from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.heartbeat import STATUS_FILE, alive
 from rpg_platform.storage.location import file_system, storage_path
-from rpg_platform.storage.trial_state import STATE_FILE
+from rpg_platform.storage.trial_state import STATE_FILE, TrialState
 from rpg_platform.wording import suggestion
 
 if TYPE_CHECKING:
@@ -64,36 +64,6 @@ _LOCK_ATTEMPTS, _LOCK_PAUSE_S = 5, 0.05
 
 class SweepFolderError(ValueError):
     """A sweep's folder that is missing, taken, in use or damaged; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class TrialState:
-    """How far a trial has come, by its newest complete checkpoint.
-
-    Attributes:
-        checkpoint: local path or URI.
-        env_steps: env steps that it has trained.
-        report: its last report; ``finished`` in it is true after the evaluation at the end of its budget, and
-            ``stopped_by`` says what ended it before that, for good.
-    """
-
-    checkpoint: str
-    env_steps: int
-    report: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def finished(self) -> bool:
-        """Whether it was evaluated at the end of its budget."""
-        return is_finished(self.report)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a scheduler ended it early: an outcome of its own, which is not run again."""
-        return STOPPED_BY in self.report
-
-    def finishes(self, trial: TrialSpec) -> bool:
-        """Whether there is nothing left to do of ``trial``, whose budget may have been extended."""
-        return self.stopped or (self.finished and self.env_steps >= trial.env_steps)
 
 
 class SweepFolder:
@@ -319,17 +289,27 @@ class SweepFolder:
         return dict(found)
 
     def _newest(self, found: list[tuple[int, int, str]], sizes: Mapping[str, int]) -> TrialState | None:
-        for _, _, folder in sorted(found, reverse=True):
-            try:
-                state = json.loads(self._read(f"{folder}/{STATE_FILE}"))
-                files: Mapping[str, int] = state["files"]
-                if not files or any(sizes.get(f"{folder}/{name}") != size for name, size in files.items()):
-                    continue  # a trial that failed leaves a checkpoint without files
-                address = self._address(posixpath.join(self._root, folder))
-                return TrialState(address, int(state["env_steps"]), state["report"])
-            except (ValueError, KeyError, TypeError, OSError):
-                continue  # a checkpoint that was being written when everything ended; the one before it counts
-        return None
+        """The newest complete checkpoint; with it those at the ends of earlier attempts that were evaluated."""
+        newest: dict[int, TrialState] = {}
+        for attempt, _, folder in sorted(found, reverse=True):
+            if attempt not in newest and (state := self._complete(folder, sizes)) is not None:
+                newest[attempt] = state
+        if not newest:
+            return None
+        last, *before = newest.values()
+        earlier = tuple(each for each in before if each.finished and each.env_steps < last.env_steps)
+        return replace(last, earlier=earlier)
+
+    def _complete(self, folder: str, sizes: Mapping[str, int]) -> TrialState | None:
+        try:
+            state = json.loads(self._read(f"{folder}/{STATE_FILE}"))
+            files: Mapping[str, int] = state["files"]
+            if not files or any(sizes.get(f"{folder}/{name}") != size for name, size in files.items()):
+                return None  # a trial that failed leaves a checkpoint without files
+            address = self._address(posixpath.join(self._root, folder))
+            return TrialState(address, int(state["env_steps"]), state["report"])
+        except (ValueError, KeyError, TypeError, OSError):
+            return None  # a checkpoint that was being written when everything ended; the one before it counts
 
     # --- what a search has decided
 

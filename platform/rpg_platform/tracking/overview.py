@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rpg_platform.results.difference import certainty_words, objective_of
-from rpg_platform.results.names import short_name
+from rpg_platform.results.names import at_words, short_name
 from rpg_platform.results.report import KEPT
 from rpg_platform.results.rows import Row
 from rpg_platform.results.table import figures_to_markdown, rows_to_json, rows_to_markdown
@@ -42,6 +42,12 @@ def figures_of(rows: Sequence[Row], failures: int) -> dict[str, float]:
         found |= {"kl": best.kl_to_prior.mean, "seeds": len(best.seeds)}
     found["failures"] = failures
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+def tags_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The tags of a sweep's own run that its results give."""
+    best = _best(rows)
+    return {} if best is None else {"best_setting": best.setting + at_words(best)}
 
 
 def note_of(rows: Sequence[Row], spec: dict[str, Any], failures: int, files: set[str]) -> str:

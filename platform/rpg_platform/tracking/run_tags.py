@@ -8,11 +8,13 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import rpg_platform
+from rpg_platform.results.names import run_name, steps_words
+from rpg_platform.results.report import TrialResult, evaluations
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.task import task_label
 
@@ -76,6 +78,27 @@ def trial_tags(spec: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, 
         **{f"weights.{name}": text(value) for name, value in (spec.get("weights") or {}).items()},
         "algorithm": (method and method.algorithm) or "none",
     }
+
+
+def marks_of(results: Iterable[TrialResult], searched: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Trial id → tags that say of which env steps its headline figures are, of trials whose budget was extended.
+
+    A run's name ends with it (``@53k``) until there is an evaluation at the new budget.
+
+    Args:
+        results: trials with their last reports and errors.
+        searched: the training settings in which trials differ.
+    """
+    marks = {}
+    for trial, report, error in results:
+        made = evaluations(trial, report, error)
+        if not made.keys() - {trial.env_steps}:
+            continue
+        last = max(made)
+        mark = f" @{steps_words(last)}" if last < trial.env_steps else ""
+        name = run_name(trial.model_dump(mode="json"), searched) + mark
+        marks[trial.trial_id] = {"mlflow.runName": name, "evaluated_at": f"{last} env steps"}
+    return marks
 
 
 def text(value: object) -> str:

@@ -12,7 +12,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 from uuid import uuid4
 
@@ -44,9 +44,9 @@ from rpg_platform.spec.trials import PRIOR_TRIAL
 from rpg_platform.spec.yaml_file import dump_spec
 from rpg_platform.tracking.identity import read_identity, write_identity
 from rpg_platform.tracking.last_wait import Tell, wait_for_the_rest
-from rpg_platform.tracking.overview import figures_of, links_back, note_of, summary_files
+from rpg_platform.tracking.overview import figures_of, links_back, note_of, summary_files, tags_of
 from rpg_platform.tracking.policies import policy_data
-from rpg_platform.tracking.run_tags import common_tags, sweep_params, texts, trial_params, trial_tags
+from rpg_platform.tracking.run_tags import common_tags, marks_of, sweep_params, texts, trial_params, trial_tags
 from rpg_platform.tracking.runs import PARENT, TAG_NOTE, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState
 from rpg_platform.tracking.spool import Spool, SpoolError, spool_folder
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     from rpg_platform.spec.sweep import TrialSpec
     from rpg_platform.storage.sweep import Sweep
-    from rpg_platform.storage.sweep_folder import TrialState
+    from rpg_platform.storage.trial_state import TrialState
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,9 @@ class MlflowTracker(Callback):
         to_come: how many trials more a search will make.
         texts_at_start: artifacts of the sweep's run from its start, by their path.
     """
+
+    evaluated: Collection[str] = ()
+    """Trials that were evaluated at a smaller budget: their policy of then stays their run's until the new end."""
 
     def __init__(
         self,
@@ -314,7 +317,8 @@ class MlflowTracker(Callback):
         # Also what an earlier driver has opened and this one has not come to.
         for trial_id in sorted(self._open | (set(self._trials) if self._resume else set())):
             self._close_run(trial_id, outcomes.status_of(trial_id), if_running=trial_id not in self._open)
-        self._put(PARENT, "tags", values=outcomes.tags())
+        for run, tags in {PARENT: outcomes.tags(), **marks_of(results, self._searched)}.items():
+            self._put(run, "tags", values=tags)
         if self._to_come:
             self._put_plan()
         made: Mapping[str, bytes] = {}
@@ -329,8 +333,7 @@ class MlflowTracker(Callback):
 
     def _summarise(self, results: Sequence[TrialResult], failures: int, files: Mapping[str, bytes]) -> None:
         rows = summarise(results)
-        for best in (row for row in rows if row.is_best):
-            self._put(PARENT, "tags", values={"best_setting": best.setting})
+        self._put(PARENT, "tags", values=tags_of(rows))
         files = {**summary_files(rows, self._spec.get("description", "")), **files}
         for path, content in files.items():
             self._put(PARENT, "file", base64=base64.b64encode(content).decode("ascii"), path=path)
@@ -467,21 +470,15 @@ class MlflowTracker(Callback):
         self._put(run, "close", status=status, end_time=_now_ms(), **condition)
 
     def _put_bundle(self, trial_id: str, trial: Trial, last: Mapping[str, Any] | None = None) -> None:
-        if trial.checkpoint is not None:
+        if trial.checkpoint is not None and (trial_id not in self.evaluated or is_finished(trial.last_result)):
             place = checkpoint_address(trial.checkpoint, self._spec.get("storage"))
             self._put_policy(trial_spec(trial), last or {}, place)
             self._put_folders(trial_id, place)
 
     def _put_folders(self, trial_id: str, checkpoint: str, **more: Any) -> None:
+        place = movable(checkpoint, self.folder.parent)
         for folder in ARTIFACT_FOLDERS:
-            self._put(
-                trial_id,
-                "folder",
-                checkpoint=movable(checkpoint, self.folder.parent),
-                folder=folder,
-                path=folder,
-                **more,
-            )
+            self._put(trial_id, "folder", checkpoint=place, folder=folder, path=folder, **more)
 
     def _put_policy(self, spec: Mapping[str, Any], report: Mapping[str, Any], checkpoint: str) -> None:
         """Records the policy of a trial that was evaluated at its end; once more when its share is known."""

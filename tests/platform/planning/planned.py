@@ -11,7 +11,7 @@ from rpg_platform.planning.estimate import SweepPlan, make_plan
 from rpg_platform.planning.rates import Rate
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.storage.sweep import Sweep
-from rpg_platform.storage.sweep_folder import TrialState
+from rpg_platform.storage.trial_state import TrialState
 
 PRIOR = "halfcheetah-spg"
 RATE = Rate(1_000.0, 4_000.0, 2.0, "measured here", 1.8e9)

@@ -18,7 +18,7 @@ from rpg_platform.planning.preflight import plan_of
 from rpg_platform.planning.words import head_lines
 from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.spec.sweep import TrialSpec
-from rpg_platform.storage.sweep_folder import TrialState
+from rpg_platform.storage.trial_state import TrialState
 from rpg_platform.trial.sizes import networks_of, reports, trial_bytes
 
 

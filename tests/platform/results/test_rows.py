@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from tests.platform.results.trials import evaluated, text_of, trials_of
 
-from rpg_platform.results.report import TrialResult
+from rpg_platform.results.endings import ending
+from rpg_platform.results.names import at_words, short_name
+from rpg_platform.results.report import TrialResult, with_earlier
 from rpg_platform.results.rows import Row, summarise
 from rpg_platform.results.statistics import (
     bootstrap_interval,
@@ -23,6 +25,7 @@ from rpg_platform.results.statistics import (
 from rpg_platform.results.table import rows_to_json, rows_to_markdown
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import TrialSpec
+from rpg_platform.tracking.run_tags import marks_of
 
 BASELINES = ["greedy", {"kl": {"kl_coefficient": {"grid": [0.1, 0.3]}}}]
 WITHIN = {"kl_to_prior": {"max": 3}, "basic_return": {"min_fraction_of_prior": 0.9}}
@@ -304,3 +307,41 @@ def test_trials_of_older_specifications_have_the_default_objective(tradeoff: lis
     raw = tradeoff[0][0].model_dump(mode="json")
     del raw["objective"]
     assert TrialSpec.model_validate(raw).objective == Objective()
+
+
+# ---- an extended budget --------------------------------------------------------------------------
+def test_a_settings_figures_are_all_of_one_budget() -> None:
+    """Its last that most seeds were evaluated at; whatever is of less than the budget says so wherever it is named."""
+    trials = list(trials_of(budget={"env_steps": 500_000}, seeds=3).values())
+    prior, first, others = trials[0], trials[1:4], trials[4:]
+    small = [evaluated(100.0 + seed, -10.0) for seed in range(3)]  # of 200,000 env steps
+    large = evaluated(900.0, -10.0) | {"env_steps": 500_000.0, "finished": True}
+    begun = {"env_steps": 250_000.0, "finished": False}
+    begins = [(prior, evaluated(50.0, -10.0) | {"env_steps": 0.0}, None), *((each, large, None) for each in others)]
+    stopped: list[TrialResult] = [
+        (first[0], with_earlier(large, first[0], [small[0]]), None),
+        (first[1], with_earlier(begun, first[1], [small[1]]), None),
+        (first[2], with_earlier(small[2], first[2], []), "the node died"),
+    ]
+    rows = summarise([*begins, *stopped])
+    [row] = [row for row in rows if row.group == first[0].group]
+    assert (row.seeds, row.evaluated_at, row.deterministic.basic_return.mean) == ((0, 1, 2), 200_000, 101.0)
+    assert [each.trial_id for each in row.failures] == [first[2].trial_id]  # one that was stopped failed in nothing
+    assert [ending(report, error) for _, report, error in stopped] == ["finished", "unfinished", "failed"]
+    assert [at_words(row) for row in rows] == ["", " @200k", ""]  # the others are at the budget
+    assert short_name(row) == "ω′ 0.05 · α̂ 0.02 @200k"
+    for text in (text_of(rows, 160), rows_to_markdown(rows)):
+        assert "rpg omega_prime=0.05 alpha_hat=0.02 @200k" in text
+        assert "its extension to 500,000 has not been evaluated yet" in " ".join(text.split())
+    assert marks_of(stopped, [])[first[1].trial_id] == {
+        "mlflow.runName": "ω′ 0.05 · α̂ 0.02 · seed 1 @200k",
+        "evaluated_at": "200000 env steps",
+    }
+
+    # All seeds have got there: the mark is taken back, in MLflow too; and a sweep that was never extended has none.
+    ended: list[TrialResult] = [(t, with_earlier(large, t, [s]), None) for t, s in zip(first, small, strict=True)]
+    [row] = [row for row in summarise([*begins, *ended]) if row.group == first[0].group]
+    assert (row.seeds, row.evaluated_at, row.deterministic.basic_return.mean) == ((0, 1, 2), 500_000, 900.0)
+    assert at_words(row) == ""
+    assert marks_of(ended, [])[first[1].trial_id]["mlflow.runName"] == "ω′ 0.05 · α̂ 0.02 · seed 1"
+    assert marks_of(begins, []) == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
-from tests.browser import chromium
+from tests.browser import chromium, look
 from tests.platform.review.made_sweep import made_sweep
 
 from rpg_platform.results.difference import within_noise
@@ -19,6 +20,7 @@ from rpg_platform.results.names import short_name
 from rpg_platform.results.rows import summarise
 from rpg_platform.review.found import found_in
 from rpg_platform.review.report import write_report
+from rpg_platform.spec.extension import extended
 from rpg_platform.spec.sections import Objective
 from rpg_platform.storage.sweep_folder import SweepFolder
 
@@ -91,6 +93,8 @@ def test_every_figure_is_that_of_the_trials_files(browser: Browser, folder: Swee
     assert found.complaints == []
     assert [url for url in found.requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert "<b>markup</b>" in found.page.locator("#subtitle").inner_text()  # as text
+    # What is the same for all trials is not there thousands of times.
+    assert Path(folder.uri, "report.html").read_text().count(folder.uri) == 1
     found.page.close()
 
 
@@ -175,9 +179,12 @@ def test_a_point_leads_to_its_run(browser: Browser, folder: SweepFolder) -> None
     page.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1280, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1280, "light"), (1280, "dark")])
 def test_narrow_and_dark(browser: Browser, folder: SweepFolder, width: int, scheme: str) -> None:
-    """Nothing sticks out of a narrow window; the contrast is 7 to 1; charts have words for a screen reader."""
+    """Nothing sticks out of a narrow window; the contrast is 7 to 1; charts have words for a screen reader.
+
+    The whole page is left as a picture, every chart of it drawn.
+    """
     found = opened(browser, folder, width, scheme)
     page = found.page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -187,6 +194,10 @@ def test_narrow_and_dark(browser: Browser, folder: SweepFolder, width: int, sche
     assert (paper < ink) == (scheme == "dark")
     for chart in page.locator(".chart:visible").all():
         assert len(chart.get_attribute("aria-label") or "") > 20
+    page.wait_for_selector("#terms .main-svg")
+    assert page.locator(".chart:visible").count() == page.locator(".chart:visible:has(.main-svg)").count() == 11
+    width_of_png = int.from_bytes(look(page, f"report-{width}-{scheme}", whole=True)[16:20])
+    assert width_of_png == width
     assert found.complaints == []
     page.close()
 
@@ -199,6 +210,7 @@ def luminance(colour: str) -> float:
 
 
 def test_a_sweep_of_one_setting_and_one_without_a_result(browser: Browser, tmp_path: Path) -> None:
+    tmp_path = tmp_path / "it's here"  # a command that can be pasted quotes it
     one = made_sweep(tmp_path, name="one", weights={"omega_prime": 0.2, "alpha_hat": 0.02}, baselines=[], seeds=1)
     none = made_sweep(tmp_path, name="none", seeds=1)
     for file in [*Path(none.uri).glob("*/result.json"), *Path(none.uri).glob("*/checkpoint_*/trial.json")]:
@@ -210,5 +222,25 @@ def test_a_sweep_of_one_setting_and_one_without_a_result(browser: Browser, tmp_p
         page.goto(Path(folder.uri, "report.html").as_uri())
         page.wait_for_selector("#verdict *")
         assert said in page.locator("#verdict").inner_text()
+        if folder is one:
+            export, promote = page.locator("#use pre").first.inner_text().splitlines()
+            checkpoint = f"{one.uri}/rpg-omega_prime=0.2-alpha_hat=0.02-seed=0/checkpoint_000000"
+            assert (shlex.split(export)[2], shlex.split(promote)[2]) == (checkpoint, checkpoint)
         assert found.complaints == []
         page.close()
+
+
+def test_figures_of_a_smaller_budget_say_so(browser: Browser, tmp_path: Path) -> None:
+    """An extension that was stopped before it began: every setting but the prior is marked, and a line says why."""
+    folder = made_sweep(tmp_path)
+    folder.go_on_with(extended(folder.spec(), env_steps=400_000))
+    write_report(found_in(folder), {})
+    found = opened(browser, folder)
+    assert {name.endswith(" @100k") for name in cells(found.page) if name != "prior, untouched"} == {True}
+    assert len(cells(found.page)) == 8
+    said = found.page.locator("#verdict").inner_text()
+    assert "7 settings are shown as of fewer env steps than the rest (marked @)" in said
+    assert "the extension to 400,000 has not ended" in said
+    assert found.page.locator("#star").inner_text().endswith(" @100k")
+    assert found.complaints == []
+    found.page.close()

@@ -41,7 +41,7 @@ PLAN = {
 }
 FAILED = "kl-kl_coefficient=0.1-seed=1"
 OF_THE_PLACE = {"commands"}
-UNKNOWN_TO_MLFLOW = {"mlflow", "is_embedded", "made", "seconds", "unknown", "run"}
+UNKNOWN_TO_MLFLOW = {"folder", "mlflow", "is_embedded", "made", "seconds", "unknown", "run"}
 
 
 def end(folder: SweepFolder, trial_id: str, more: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def content(found: Found) -> dict[str, Any]:
             row["measured"] = None  # to the last second
     made["about"] = {key: value for key, value in made["about"].items() if key not in UNKNOWN_TO_MLFLOW}
     for row in made["rows"]:
-        row["trials"] = [each["id"] for each in row["trials"]]
+        row["trials"] = [tail for tail, _, _ in row["trials"]]
     return made
 
 

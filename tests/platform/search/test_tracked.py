@@ -11,7 +11,7 @@ from tests.platform.resolved import tracker_of
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.location import default_tracking_uri
-from rpg_platform.storage.sweep_folder import TrialState
+from rpg_platform.storage.trial_state import TrialState
 
 if TYPE_CHECKING:
     from tests.platform.servers import TrackedSweep

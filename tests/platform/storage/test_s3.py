@@ -108,15 +108,15 @@ def test_a_sweep_lives_in_an_object_store(
     assert set(tracked.children) == {FIRST, SECOND}
     assert {run.info.status for run in (tracked.parent, *tracked.children.values())} == {"FINISHED"}
     for run in tracked.children.values():
-        history = tracked.history(run, "eval/deterministic/total_return_mean")
+        history = tracked.history(run, "total")
         assert [step for step, _ in history] == [STEPS]
-        steps = [step for step, _ in tracked.history(run, "policy_loss")]
+        steps = [step for step, _ in tracked.history(run, "health/policy_loss")]
         assert len(steps) == len(set(steps))
         assert STEPS in steps
         files = {file.path for file in tracked.client.list_artifacts(run.info.run_id)}
         assert files >= {"bundle", "evaluation"}
 
-    steps = [step for step, _ in tracked.history(tracked.children[SECOND], "policy_loss")]
+    steps = [step for step, _ in tracked.history(tracked.children[SECOND], "health/policy_loss")]
     assert set(range(reached + PER_REPORT, STEPS + 1, PER_REPORT)) <= set(steps)
     [listed] = json.loads(finish(rpg("status", "--storage", bucket, "--json", cwd=tmp_path)))
     assert listed == status
@@ -126,7 +126,7 @@ def test_a_sweep_lives_in_an_object_store(
     assert {state.env_steps for state in folder.trials().values()} == {STEPS + 2048}
     tracked = read_sweep(mlflow_server.uri, "in S3")
     for run in tracked.children.values():
-        history = tracked.history(run, "eval/deterministic/total_return_mean")
+        history = tracked.history(run, "total")
         assert [step for step, _ in history] == [STEPS, STEPS + 2048]
     assert "Sent now    0" in finish(rpg("track", folder.uri, cwd=tmp_path))  # it finds the spool, which is empty
 

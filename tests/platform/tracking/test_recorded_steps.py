@@ -14,7 +14,7 @@ from tests.platform.resolved import tracker_of
 from rpg_platform.results.report import TrialResult
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
-from rpg_platform.storage.sweep_folder import TrialState
+from rpg_platform.storage.trial_state import TrialState
 from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
 from rpg_platform.tracking.tracker import MlflowTracker
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from tests.browser import chromium
+from tests.browser import chromium, look
 from tests.platform.resolved import resolved
 from tests.platform.review.made_sweep import figures, made_sweep, record
 from tests.platform.servers import TrackedSweep, read_sweep
@@ -88,12 +88,6 @@ def is_outside(url: str, address: str) -> bool:
     return url.startswith("http") and not url.startswith(address.split("#")[0])
 
 
-def look(page: Page, name: str) -> None:
-    """Keeps a picture where $RPG_SCREENSHOTS says."""
-    if os.environ.get("RPG_SCREENSHOTS"):
-        page.screenshot(path=f"{os.environ['RPG_SCREENSHOTS']}/{name}.png")
-
-
 def test_the_printed_address_is_the_trade_off_and_a_run_is_one_click_away(
     page: Page, address: str, tracked: TrackedSweep
 ) -> None:
@@ -109,11 +103,11 @@ def test_the_printed_address_is_the_trade_off_and_a_run_is_one_click_away(
     assert {f"rgb({int(c[1:3], 16)}, {int(c[3:5], 16)}, {int(c[5:7], 16)})" for c in ends} <= colours
     assert "traces" not in page.url.lower()
     assert page.get_by_text("Detect issues").count() == 0, "a page of the GenAI mode"
-    look(page, "trade-off")
+    look(page, "dashboard-trade-off")
     run = next(run for run in tracked.children.values() if run.data.params["method"] == "rpg")
     page.get_by_role("link", name=str(run.info.run_name), exact=True).first.click()
     expect(page.get_by_role("heading", name=str(run.info.run_name))).to_be_visible(timeout=WAIT_MS)
-    look(page, "run")
+    look(page, "dashboard-run")
     # MLflow forgets a view on the browser's own way back; the links in the run's description lead to it, in a new tab.
     with page.expect_popup() as popup:
         page.get_by_role("link", name="Trade-off", exact=True).first.click()
@@ -140,7 +134,7 @@ def test_the_description_leads_to_the_other_views(
     page.goto("about:blank")
     page.goto(address.split("#")[0] + link.group(1))
     expect(page.get_by_text(chart).first).to_be_visible(timeout=WAIT_MS)
-    look(page, view.lower().replace(" ", "-"))
+    look(page, "dashboard-" + view.lower().replace(" ", "-"))
 
 
 def test_the_sweeps_run_begins_with_the_verdict(page: Page, address: str, tracked: TrackedSweep) -> None:
@@ -154,7 +148,7 @@ def test_the_sweeps_run_begins_with_the_verdict(page: Page, address: str, tracke
     expect(picture).to_be_visible(timeout=WAIT_MS)
     assert picture.evaluate("image => image.naturalWidth") == 800
     assert picture.evaluate("image => image.getBoundingClientRect().width") <= 800
-    look(page, "sweep")
+    look(page, "dashboard-sweep")
     link = page.get_by_role("link", name="Trade-off").first.get_attribute("href")
     assert link == "#" + address.partition("#")[2]
     experiment = tracked.client.get_experiment(run.info.experiment_id)

@@ -8,7 +8,12 @@ const LINES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"]
 const MAIN = D.weights[0] || null, SECOND = D.weights.find((w, i) => i > 0 && w.values.length <= 6) || null;
 const OTHER = D.weights[1] || null;
 const CONFIG = { displayModeBar: false, responsive: true };
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const COLOURS = new Map(); // of the scheme that is shown
+function colour(name) {
+  if (!COLOURS.has(name)) COLOURS.set(name, getComputedStyle(document.documentElement).getPropertyValue(name).trim());
+  return COLOURS.get(name);
+}
+const DARK = matchMedia("(prefers-color-scheme: dark)");
 
 // ---- scales ----------------------------------------------------------------------------------------
 function share(weight, value) {
@@ -16,7 +21,7 @@ function share(weight, value) {
   return high > low ? (of(value) - of(low)) / (of(high) - of(low)) : 0.5;
 }
 function shade(t) {
-  const dark = matchMedia("(prefers-color-scheme: dark)").matches, from = dark ? 0.25 : 0, to = dark ? 1 : 0.92;
+  const from = DARK.matches ? 0.25 : 0, to = DARK.matches ? 1 : 0.92;
   const x = Math.min(1, Math.max(0, from + (to - from) * t)) * (CIVIDIS.length - 1), i = Math.min(CIVIDIS.length - 2, Math.floor(x));
   const part = (hex, k) => parseInt(hex.slice(1 + 2 * k, 3 + 2 * k), 16);
   return `rgb(${[0, 1, 2].map((k) => Math.round(part(CIVIDIS[i], k) + (x - i) * (part(CIVIDIS[i + 1], k) - part(CIVIDIS[i], k)))).join(",")})`;
@@ -46,18 +51,41 @@ function layout(title, x, y, more = {}) {
     margin: { l: 52, r: 14, t: 32, b: 50 }, showlegend: false, hovermode: "closest", hoverlabel: { font: { size: 12 } },
     xaxis: axis(x), yaxis: axis(y), ...more };
 }
+const waiting = new Map(); // id → what draws it
+let isPlanned = false;
 function draw(id, traces, made, words, clicked = true) {
   const box = $(id);
   box.setAttribute("role", "img"); box.setAttribute("aria-label", words);
-  Plotly.react(box, traces, made, CONFIG);
-  box.removeAllListeners && box.removeAllListeners("plotly_click");
-  if (clicked) box.on("plotly_click", (event) => { const group = event.points[0].customdata; if (typeof group === "string") select(group); });
+  waiting.set(id, () => {
+    Plotly.react(box, traces, made, CONFIG);
+    box.removeAllListeners && box.removeAllListeners("plotly_click");
+    if (clicked) box.on("plotly_click", (event) => { const group = event.points[0].customdata; if (typeof group === "string") select(group); });
+  });
 }
+function drawNow(id) { const make = waiting.get(id); waiting.delete(id); make(); }
+function inView(id) { const { top, bottom } = $(id).getBoundingClientRect(); return bottom > 0 && top < innerHeight; }
+function drawWaiting() { // what is in view at once; the rest one by one, so that the page answers in between
+  for (const id of [...waiting.keys()].filter(inView)) drawNow(id);
+  plan();
+}
+function plan() {
+  if (isPlanned || !waiting.size) return;
+  isPlanned = true;
+  (window.requestIdleCallback || setTimeout)(() => { isPlanned = false; if (waiting.size) drawNow(waiting.keys().next().value); plan(); });
+}
+addEventListener("scroll", () => { if (waiting.size) drawWaiting(); }, { passive: true });
+addEventListener("beforeprint", () => { for (const id of [...waiting.keys()]) drawNow(id); });
 function bars(values, of) {
   const span = of.map((e) => (known(e[3]) ? [e[0] - e[3], e[4] - e[0]] : known(e[1]) ? [e[1], e[1]] : [0, 0]));
   return { type: "data", symmetric: false, arrayminus: span.map((s) => s[0]), array: span.map((s) => s[1]), thickness: 1, width: 2, color: colour("--quiet") };
 }
+const HOVERS = { deterministic: new Map(), sampled: new Map() }; // the same words in every picture
 function hover(row) {
+  const made = HOVERS[state.mode];
+  if (!made.has(row)) made.set(row, hoverWords(row));
+  return made.get(row);
+}
+function hoverWords(row) {
   return `<b>${row.name}</b><br>total ${text(mean(row, "total_return"))}<br>basic ${text(mean(row, "basic_return"))} (kept ${percent(kept(row))})` +
     `<br>add-on ${text(mean(row, "addon_return"))}<br>KL ${text(mean(row, "kl_to_prior"), 2)} nats · ${row.seeds.length} seed${row.seeds.length === 1 ? "" : "s"}` +
     `${row.warnings.length ? `<br>⚠ ${row.warnings[0]}` : ""}<extra></extra>`;
@@ -131,7 +159,7 @@ function drawMap() {
   const box = $("map"), main = D.rows.filter((row) => hasFigures(row) && ofMain(row));
   if (!MAIN || !OTHER || !main.length) { box.hidden = true; box.parentElement.classList.add("single"); return; }
   const name = state.maximize, title = `${MEASURES[name].heading} return over both weights`;
-  const axis = (weight) => ({ title: { text: weight.symbol, font: { size: 13 } }, automargin: true, tickfont: { size: 11 } });
+  const axis = (weight) => ({ title: { text: weight.symbol, font: { size: 13 }, standoff: 6 }, automargin: true, tickfont: { size: 11 } });
   const scale = [0, 0.25, 0.5, 0.75, 1].map((t) => [t, shade(t)]);
   const best = ranked()[0];
   if (MAIN.values.length * OTHER.values.length <= 4 * main.length && MAIN.values.length <= 30 && OTHER.values.length <= 30) {
@@ -179,7 +207,7 @@ function drawResponses() {
       if (row && ofMain(row)) traces.push({ x: [row.weights[MAIN.name]], y: [mean(row, name)], mode: "markers", hoverinfo: "skip", showlegend: false, marker: { symbol: "circle-open", size: 18, color: colour(rim), line: { width } } });
     }
     const prior = PRIOR ? mean(PRIOR, name) : null, made = layout(title, "", "");
-    made.xaxis = { ...made.xaxis, title: { text: `${MAIN.symbol}${MAIN.is_log ? " (log)" : ""}`, font: { size: 12 } }, type: MAIN.is_log ? "log" : "linear",
+    made.xaxis = { ...made.xaxis, title: { text: `${MAIN.symbol}${MAIN.is_log ? " (log)" : ""}`, font: { size: 12 }, standoff: 6 }, type: MAIN.is_log ? "log" : "linear",
       tickvals: ticksOf(MAIN), ticktext: ticksOf(MAIN).map(String) };
     if (known(prior)) made.shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: prior, y1: prior, line: { dash: "dash", width: 1.5, color: colour("--prior") } }];
     if (known(prior)) made.annotations = [{ xref: "paper", x: 1, y: prior, text: "prior", showarrow: false, xanchor: "right", yanchor: "bottom", font: { size: 11, color: colour("--prior") } }];
@@ -291,25 +319,42 @@ function drawVideos() {
   $("move-section").hidden = false;
   $("move-key").textContent = `The same start, ${clips[0].mode || "deterministic"} policies. One button plays them in step.`;
   const players = clips.map((clip) => {
-    const video = element("video", { src: clip.source, muted: "", playsinline: "", loop: "", preload: "auto", "aria-label": clip.label });
+    const video = element("video", { src: clip.source, muted: "", playsinline: "", preload: "auto", "aria-label": clip.label });
     video.muted = true;
-    $("videos").append(element("figure", { style: "margin:0" }, video, element("figcaption", { class: "quiet" }, clip.label)));
+    $("videos").append(element("figure", {}, video, element("figcaption", { class: "quiet" }, clip.label)));
     return video;
   });
+  // The longest leads; one that ends before it (a fall) stays as it was until all begin again.
+  const lasts = (video) => video.duration || 0, leader = () => players.reduce((a, b) => (lasts(b) > lasts(a) ? b : a));
   const seek = $("seek"), play = $("play");
-  const length = () => Math.min(...players.map((v) => v.duration || Infinity));
-  const to = (time) => players.forEach((v) => { v.currentTime = Math.min(time, v.duration || time); });
+  let isPlaying = false;
+  const to = (time) => { for (const v of players) v.currentTime = Math.min(time, lasts(v)); };
+  const start = () => { for (const v of players) if (v.currentTime < lasts(v)) v.play().catch(() => {}); };
+  const show = (time) => {
+    seek.value = 1000 * time / (lasts(leader()) || 1);
+    seek.setAttribute("aria-valuetext", `${time.toFixed(1)} s of ${lasts(leader()).toFixed(1)} s`);
+    const x = time * clips[0].steps_per_s;
+    if ($("trace").data) Plotly.relayout("trace", { "shapes[0].x0": x, "shapes[0].x1": x });
+  };
+  const follow = () => {
+    if (!isPlaying) return;
+    const lead = leader(), now = lead.currentTime;
+    if (lead.ended) { to(0); start(); }
+    for (const v of players) if (!v.ended && !v.seeking && Math.abs(v.currentTime - Math.min(now, lasts(v))) > 0.1) v.currentTime = now;
+    show(now);
+    requestAnimationFrame(follow);
+  };
+  const stop = () => {
+    isPlaying = false; play.textContent = "Play";
+    for (const v of players) v.pause();
+  };
   play.addEventListener("click", () => {
-    if (players[0].paused) { to(players[0].currentTime); players.forEach((v) => v.play()); play.textContent = "Pause"; } else { players.forEach((v) => v.pause()); play.textContent = "Play"; }
+    if (isPlaying) { stop(); to(leader().currentTime); return; }
+    isPlaying = true; play.textContent = "Pause";
+    to(leader().ended ? 0 : leader().currentTime);
+    start(); follow();
   });
-  seek.addEventListener("input", () => { players.forEach((v) => v.pause()); play.textContent = "Play"; to(seek.value / 1000 * length()); });
-  players[0].addEventListener("timeupdate", () => {
-    if (!players[0].paused) {
-      seek.value = 1000 * players[0].currentTime / length();
-      players.slice(1).forEach((v) => { if (Math.abs(v.currentTime - players[0].currentTime) > 0.12) v.currentTime = players[0].currentTime; });
-    }
-    if ($("trace").data) Plotly.relayout("trace", { "shapes[0].x0": players[0].currentTime * clips[0].steps_per_s, "shapes[0].x1": players[0].currentTime * clips[0].steps_per_s });
-  });
+  seek.addEventListener("input", () => { stop(); const time = seek.value / 1000 * lasts(leader()); to(time); show(time); });
 }
 function drawTrace() {
   const clips = (D.videos || []).filter((clip) => clip.trace && clip.trace.length);
@@ -333,6 +378,8 @@ function drawTexts() {
 }
 function drawCharts() {
   drawTradeoff(); drawMap(); drawResponses(); drawCurves(); drawTrace();
+  drawWaiting();
 }
+for (const of of Object.values(D.curves.settings)) for (const curve of of) curve.steps = D.curves.steps[curve.steps];
 drawImportance();
 start();

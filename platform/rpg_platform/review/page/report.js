@@ -24,14 +24,23 @@ function digits(values) {
   const largest = Math.max(0, ...values.filter(known).map(Math.abs));
   return largest >= 1000 ? 0 : largest >= 100 ? 1 : largest >= 10 ? 2 : 3;
 }
+const FORMATS = [0, 1, 2, 3].map((decimals) => new Intl.NumberFormat("en-US",
+  { minimumFractionDigits: decimals, maximumFractionDigits: decimals }));
 function text(x, decimals = digits([x])) {
-  return known(x) ? x.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals })
-    .replace("-", "−") : "–";
+  return known(x) ? FORMATS[decimals].format(x).replace("-", "−") : "–";
 }
 const signed = (x, decimals) => (x > 0 ? "+" : "") + text(x, decimals);
 const percent = (x) => (known(x) ? `${text(100 * x, 0)} %` : "–");
 
+const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`); // for a shell
+
 // ---- figures of a row ------------------------------------------------------------------------------
+for (const row of D.rows) {
+  row.trials = row.trials.map(([tail, run, path]) => {
+    const id = row.group + tail;
+    return { id, run, path: path && quoted(/^\/|:\/\//.test(path) ? path : A.folder + path.replace("{id}", id)) };
+  });
+}
 const NOTHING = [null, null, 0, null, null];
 function figure(row, name) {
   return name === "kl_to_prior" ? row.kl : row[state.mode][name] || NOTHING;
@@ -183,6 +192,11 @@ function warningsOf(best) {
   for (const line of best.warnings) said.push(`${best.name}: ${line}.`);
   const others = D.rows.filter((row) => row !== best && row.warnings.length);
   if (others.length) said.push(`${others.length} other setting${others.length > 1 ? "s" : ""} trained unsteadily: see the health table.`);
+  const earlier = D.rows.filter((row) => row.evaluated_at !== null);
+  if (earlier.length) {
+    said.push(`${earlier.length} setting${earlier.length > 1 ? "s are" : " is"} shown as of fewer env steps than the rest (marked @): ` +
+      `the extension to ${A.env_steps.toLocaleString("en-US")} has not ended. Go on: ${D.commands.resume}.`);
+  }
   if (A.failures.length) said.push(`${A.failures.length} trial${A.failures.length > 1 ? "s" : ""} without a result, listed at the end.`);
   if (A.stopped) said.push(`${A.stopped} trials were ended early by the scheduler and are not compared.`);
   return said;
@@ -289,9 +303,12 @@ function commandsFor(row) {
 
 // ---- the table -------------------------------------------------------------------------------------
 function columns() {
-  const spread = (name) => (row) => {
-    const e = figure(row, name), shown = D.rows.map((r) => mean(r, name));
-    return [text(e[0], digits(shown)), known(e[1]) && e[0] !== null ? ` ±${text(e[1], digits(shown))}` : ""];
+  const spread = (name) => {
+    const decimals = digits(D.rows.map((r) => mean(r, name)));
+    return (row) => {
+      const e = figure(row, name);
+      return [text(e[0], decimals), known(e[1]) && e[0] !== null ? ` ±${text(e[1], decimals)}` : ""];
+    };
   };
   const cols = [
     { id: "rank", head: "#", value: (row) => -row.rank, cell: (row) => [`${row.rank}${row.star ? " ★" : ""}${row.front ? " ◇" : ""}`, ""], left: true },
@@ -392,5 +409,5 @@ function refresh() {
 }
 function start() {
   drawHead(); drawControls(); drawTexts(); drawHealth(); drawVideos(); refresh();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCharts);
+  DARK.addEventListener("change", () => { COLOURS.clear(); drawCharts(); });
 }
