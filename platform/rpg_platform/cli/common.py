@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from rpg_platform.spec.logins import without_login
+
+if TYPE_CHECKING:
+    from rpg_platform.storage.sweep_folder import SweepFolder
 
 FAILED, REFUSED = 1, 2
 
@@ -41,8 +45,11 @@ Storage = Annotated[str | None, typer.Option(help="Where results go (overrides t
 Name = Annotated[str | None, typer.Option(help="Name of this sweep (overrides the file's name).")]
 
 
-def policy_folder(policy: str, storage: str | None = None, rule: str | None = None) -> Path:
+@contextlib.contextmanager
+def policy_folder(policy: str, storage: str | None = None, rule: str | None = None) -> Iterator[Path]:
     """The bundle that a POLICY means: a shipped prior, a folder, or a sweep's setting, ``NAME`` or ``NAME#RANK``.
+
+    One in an object store is copied to this machine for as long as the context is open.
 
     Args:
         policy: as typed.
@@ -57,23 +64,34 @@ def policy_folder(policy: str, storage: str | None = None, rule: str | None = No
     from rpg_platform.review.choice import ChoiceError, choose
     from rpg_platform.storage.location import storage_path
 
-    where = storage_path(storage)
-    if not names_a_sweep(policy, where):
+    sweep = named_sweep(policy, storage)
+    if sweep is None:
         if rule is not None:
+            where = storage_path(storage)
             raise ChoiceError(f"--rule chooses among a sweep's settings, and {policy!r} is no sweep in {where}")
-        return resolve_prior(policy)
-    chosen = choose(policy, where, rule)
+        yield resolve_prior(policy)
+        return
+    chosen = choose(policy, sweep.storage, rule)
     said = f"{policy}: {chosen.row.setting}{at_words(chosen.row)}, seed of the highest objective: {chosen.trial_id}"
     Console(stderr=True).print(said, soft_wrap=True, highlight=False, markup=False)
-    return resolve_prior(chosen.checkpoint)
+    if sweep.is_local:
+        yield resolve_prior(chosen.checkpoint)
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        yield sweep.fetch_bundle(Path(copy), chosen.checkpoint)
 
 
-def names_a_sweep(policy: str, where: str) -> bool:
-    """Whether a POLICY is a sweep's setting; shipped priors and folders go before sweeps of the same name."""
+def named_sweep(policy: str, storage: str | None) -> SweepFolder | None:
+    """The sweep whose setting a POLICY is, if it is one: shipped priors and folders go before sweeps of their name."""
     from rpg_platform.bundles import SHIPPED
     from rpg_platform.review.choice import is_choice
+    from rpg_platform.storage.location import storage_path
+    from rpg_platform.storage.sweep_folder import SweepFolder
 
-    return policy not in SHIPPED and not Path(policy).expanduser().exists() and is_choice(policy, where)
+    where = storage_path(storage)
+    if policy in SHIPPED or Path(policy).expanduser().exists() or not is_choice(policy, where):
+        return None
+    return SweepFolder(where, policy.partition("#")[0])
 
 
 @contextlib.contextmanager

@@ -38,7 +38,9 @@ def evaluate(
     from rpg_platform.tasks.environments import spaces_of
 
     with refusals():
-        chosen, bundle = find_task(task), load_bundle(policy_folder(policy, storage))
+        chosen = find_task(task)
+        with policy_folder(policy, storage) as folder:
+            bundle = load_bundle(folder)
         bundle.check_spaces(*spaces_of(chosen), chosen.env_id)
         metrics = as_metrics(evaluate_both(bundle.build(), chosen, episodes, seed, max_steps=max_steps))
     if as_json:

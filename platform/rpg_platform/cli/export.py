@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from rpg_platform.cli import output
-from rpg_platform.cli.common import AsJson, Where, policy_folder, refusals, stdout_console
+from rpg_platform.cli.common import AsJson, Where, named_sweep, policy_folder, refusals, stdout_console
 
 Source = Annotated[
     str,
@@ -55,11 +55,10 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Exports a policy as TorchScript, ONNX or an MLflow model, none of which needs this package to run."""
-    with refusals():
+    with refusals(), policy_folder(policy, storage, rule) as source:
         from rpg_platform.export import files
 
         formats = tuple(files.FILES) if format_ == "all" else (format_,)
-        source = policy_folder(policy, storage, rule)
         written = files.export(str(source), formats, out, mode, precision, overwrite=overwrite)
     if as_json:
         rows = {each.format: {"path": str(each.path), "deviation": each.deviation} for each in written}
@@ -91,11 +90,10 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Registers a policy in MLflow with an alias and its lineage; the same policy again only moves the alias."""
-    with refusals():
+    with refusals(), policy_folder(policy, storage, rule) as source:
         from rpg_platform.export import registry
 
-        source = policy_folder(policy, storage, rule)
-        store = tracking_uri or registry.default_store(source)
+        store = tracking_uri or registry.default_store(source, named_sweep(policy, storage))
         done = registry.promote(source, name, alias, store, mode, precision)
     if as_json:
         fields = ("name", "version", "alias", "created", "run_id", "tracking_uri", "uri")
@@ -103,6 +101,6 @@ def promote(
         return
     console = stdout_console()
     what = "registered as" if done.created else "had been registered as"
-    console.print(f"{source}: {what} version {done.version} of {done.name}", soft_wrap=True, highlight=False)
+    console.print(f"{policy}: {what} version {done.version} of {done.name}", soft_wrap=True, highlight=False)
     console.print(f"Model       {done.uri}", soft_wrap=True, highlight=False)
     console.print(f"Run         {done.run_id or 'none in this store'}", soft_wrap=True, highlight=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rpg_platform.cli import output
-from rpg_platform.cli.common import AsJson, Where, names_a_sweep, policy_folder, refusals, stdout_console
+from rpg_platform.cli.common import AsJson, Where, named_sweep, policy_folder, refusals, stdout_console
 from rpg_platform.cli.export import Source
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ def render(
     as_json: AsJson = False,
 ) -> None:
     """Plays an episode of a policy's likeliest actions and writes it as a video, alone or beside another policy."""
-    with refusals():
+    with refusals(), ExitStack() as held:
         _check_out(out, overwrite)
         from rpg_algorithms.policies.bundle import load_card
         from rpg_platform.review.drawing import Pane, Shot, draw
 
         given = [policy, *([] if beside is None else [beside])]
-        bundles = [policy_folder(each, storage) for each in given]
+        bundles = [held.enter_context(policy_folder(each, storage)) for each in given]
         cards = [load_card(each) for each in bundles]
         names = [_name(each, card) for each, card in zip(given, cards, strict=True)]
         panes = tuple(Pane(str(bundle), name) for bundle, name in zip(bundles, names, strict=True))
@@ -92,11 +93,8 @@ def _name(given: str, card: PriorCard) -> str:
 
 def _sweeps_task(policy: str, storage: str | None) -> str | TaskSpec | None:
     """The task of the sweep that a POLICY names; None if it names none."""
-    from rpg_platform.storage.location import storage_path
-    from rpg_platform.storage.sweep_folder import SweepFolder
-
-    where = storage_path(storage)
-    return SweepFolder(where, policy.partition("#")[0]).spec().task if names_a_sweep(policy, where) else None
+    sweep = named_sweep(policy, storage)
+    return None if sweep is None else sweep.spec().task
 
 
 def _task(task: str | None, env: str | None, card: PriorCard) -> str | TaskSpec:

@@ -147,9 +147,7 @@ def train(
             raise ValueError(f"{file}: describes {count} trainings; `rpg train` runs one, `rpg sweep` runs many")
         checkpoints = _run(sweep, address, as_json)
         if out is not None:
-            from rpg_platform.trial.trainable import copy_bundle
-
-            copy_bundle(Path(checkpoints[trained[0].trial_id]), out)
+            sweep.folder.fetch_bundle(out, checkpoints[trained[0].trial_id])
             console = Console(stderr=True) if as_json else stdout_console()
             console.print(f"The policy: {out}", soft_wrap=True, highlight=False)
 

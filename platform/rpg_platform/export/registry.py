@@ -20,7 +20,8 @@ from rpg_platform.export import mlflow_model
 from rpg_platform.export.policy import Mode, Precision
 from rpg_platform.priors.ancestry import lineage_text, weights_text
 from rpg_platform.spec.logins import without_login
-from rpg_platform.storage.location import DATABASE_FILE, default_tracking_uri
+from rpg_platform.storage.location import DEFAULT_STORAGE, default_tracking_uri, tracking_uri_of
+from rpg_platform.storage.sweep_folder import SPEC_FILE, SweepFolder
 from rpg_platform.tracking.policies import MODEL_TYPE, models_of
 from rpg_platform.tracking.store import ARTIFACT_FOLDER, check_store, embedded_database
 from rpg_platform.tracking.variables import variables
@@ -102,18 +103,20 @@ def promote(
     return Promotion(name, str(version.version), alias, created, version.run_id or None, without_login(tracking_uri))
 
 
-def default_store(source: Path) -> str:
-    """Returns the embedded store that recorded the policy's sweep, or else the store of the default storage.
+def default_store(source: Path, sweep: SweepFolder | None = None) -> str:
+    """Returns the store that recorded the policy's sweep, or else the store of the default storage.
 
     Args:
-        source: the bundle's folder.
-    """
-    from rpg_platform.storage.location import DEFAULT_STORAGE
+        source: the bundle's folder, which may lie in that of the sweep.
+        sweep: the sweep, where it is known.
 
-    for folder in source.parents:
-        if (folder / DATABASE_FILE).is_file():
-            return default_tracking_uri(folder)
-    return default_tracking_uri(DEFAULT_STORAGE)
+    Raises:
+        SweepFolderError: the sweep's specification is damaged.
+    """
+    if sweep is None:
+        here = next((folder for folder in source.parents if (folder / SPEC_FILE).is_file()), None)
+        sweep = None if here is None else SweepFolder(str(here.parent), here.name)
+    return default_tracking_uri(DEFAULT_STORAGE) if sweep is None else tracking_uri_of(sweep.spec())
 
 
 def find_run(client: MlflowClient, card: PriorCard) -> Run | None:

@@ -6,12 +6,13 @@ A default, a bound, a unit and a sentence for each field.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from rpg_platform.spec.errors import fault
-from rpg_platform.spec.logins import take_login
+from rpg_platform.spec.logins import refuse_login, take_login
 from rpg_platform.spec.measures import MEASURES, RETURNS
 from rpg_platform.wording import show
 
@@ -65,20 +66,26 @@ Line: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000), _PRINTABL
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=64), _PLAIN_NAME]
 
 
-def _login_apart(value: str) -> str:
-    try:
-        return take_login(value)
-    except ValueError as error:
-        raise fault(str(error)) from None
+def _said(check: Callable[[str], str]) -> AfterValidator:
+    """A check whose ``ValueError`` says all that is to be said; what it gives back is the value."""
+
+    def checked(value: str) -> str:
+        try:
+            return check(value)
+        except ValueError as error:
+            raise fault(str(error)) from None
+
+    return AfterValidator(checked)
 
 
+StoragePlace: TypeAlias = Annotated[Line, _said(refuse_login)]
 TrackingUri: TypeAlias = Annotated[
     Line,
     matching(
         r"(?s:databricks|(https?|sqlite|postgresql|mysql|mssql|databricks)(\+.*?)?://.*)",
         "expected a URI such as http://host:5000 or sqlite:///path/mlflow.db",
     ),
-    AfterValidator(_login_apart),
+    _said(take_login),
 ]
 
 

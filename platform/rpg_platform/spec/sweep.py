@@ -30,6 +30,7 @@ from rpg_platform.spec.sections import (
     Section,
     Seed,
     Seeds,
+    StoragePlace,
     Text,
     Tracking,
     Training,
@@ -269,7 +270,9 @@ class SweepSpec(Section):
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     faults: Faults = Field(default_factory=Faults)
     tracking: Tracking = Field(default_factory=Tracking)
-    storage: Line | None = Field(default=None, description="Local path or URI of the results; null: ~/rpg_results.")
+    storage: StoragePlace | None = Field(
+        default=None, description="Local path or URI of the results; null: ~/rpg_results."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from pyarrow import fs as filesystems
 
+from rpg_platform.spec.logins import refuse_login
 from rpg_platform.spec.sweep import SweepSpec
 
 DEFAULT_STORAGE = "~/rpg_results"
@@ -36,10 +37,14 @@ def file_system(storage: str) -> tuple[Any, str]:
         storage: absolute local path, or a URI that pyarrow knows (``s3://bucket/path``, ``gs://``, ``hdfs://``).
 
     Raises:
-        LocationError: it is of a kind that cannot be read.
+        LocationError: it is of a kind that cannot be read, or holds a login.
     """
     if "://" not in storage:
         return filesystems.LocalFileSystem(), storage.rstrip("/")
+    try:
+        refuse_login(storage)
+    except ValueError as error:
+        raise LocationError(f"storage: {error}") from None
     try:
         found: tuple[Any, str] = filesystems.FileSystem.from_uri(storage.rstrip("/"))
     except (ValueError, OSError) as error:

@@ -40,7 +40,7 @@ from pyarrow import fs as filesystems
 from rpg_platform.results.report import STOPPED_BY
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.heartbeat import STATUS_FILE, alive
-from rpg_platform.storage.location import file_system, storage_path
+from rpg_platform.storage.location import LocationError, file_system, storage_path
 from rpg_platform.storage.trial_state import STATE_FILE, TrialState
 from rpg_platform.wording import suggestion
 
@@ -193,7 +193,12 @@ class SweepFolder:
 
     def _is_copy(self, stored: Mapping[str, Any], run_key: str) -> bool:
         """Whether the sweep still lies where ``sweep.json`` says, and that is another place than this one."""
-        original = SweepFolder(storage_path(stored.get("storage")), stored["name"])
+        try:
+            original = SweepFolder(storage_path(stored.get("storage")), stored["name"])
+        except (
+            LocationError
+        ):  # it holds a login, as earlier versions kept it: the address of this folder takes its place
+            return False
         return original.uri != self.uri and original.is_sweep() and original.run_key() == run_key
 
     def prior(self) -> PriorBundle | None:

@@ -8,7 +8,6 @@ same way.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -330,10 +329,3 @@ class CustomizationTrial(tune.Trainable):
 def running_code() -> str:
     """Which of perhaps several installed copies of the package this process runs: its version and its folder."""
     return f"rpg {rpg_platform.__version__} from {Path(rpg_platform.__file__).parent}"
-
-
-def copy_bundle(checkpoint: Path, out: Path) -> None:
-    """Copies the bundle of a trial's checkpoint to ``out``, replacing a bundle that is there."""
-    out.mkdir(parents=True, exist_ok=True)
-    for file in (checkpoint / "bundle").iterdir():
-        shutil.copyfile(file, out / file.name)

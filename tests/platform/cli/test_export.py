@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from tests.platform.commands import rpg
+import torch
+from mlflow import MlflowClient
+from tests.platform.commands import here, rpg
+from tests.platform.review.made_sweep import made_sweep
 from typer.testing import CliRunner
 
 from rpg_platform.cli.main import app
 from rpg_platform.export.registry import default_store
-from rpg_platform.storage.location import default_tracking_uri
+from rpg_platform.storage.location import DEFAULT_STORAGE, default_tracking_uri
+from rpg_platform.storage.sweep_folder import SweepFolder
 
 PRIOR = "halfcheetah-spg"
 
@@ -70,6 +75,39 @@ def test_refused(arguments: tuple[str, ...], message: str) -> None:
 
 
 def test_the_default_store_is_that_of_the_sweep(tmp_path: Path) -> None:
+    """The one beside it, or the server that its specification names; no other that lies in a folder above."""
     (tmp_path / "mlflow.db").touch()
-    bundle = tmp_path / "sweep" / "trial" / "checkpoint_000000" / "bundle"
-    assert default_store(bundle) == default_tracking_uri(tmp_path)
+    for name, tracking, store in (
+        ("here", {}, default_tracking_uri(tmp_path / "results")),
+        ("served", {"uri": "http://mlflow:5000"}, "http://mlflow:5000"),
+    ):
+        folder = made_sweep(tmp_path / "results", name=name, seeds=1, tracking=tracking)
+        bundle = Path(folder.trials()["prior"].checkpoint) / "bundle"
+        assert default_store(bundle) == default_store(tmp_path, folder) == store
+    assert default_store(tmp_path / "bundle") == default_tracking_uri(DEFAULT_STORAGE)
+
+
+def test_a_sweep_in_an_object_store_stands_for_its_policy(
+    bucket: str, embedded_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = made_sweep(
+        tmp_path / "results", name="far", seeds=1, baselines=[], reports=1, tracking={"uri": embedded_store}
+    )
+    remote, scratch = SweepFolder(bucket, "far"), tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    for file in (each for each in Path(local.uri).rglob("*") if each.is_file()):
+        remote.write_bytes(file.relative_to(local.uri).as_posix(), file.read_bytes())
+    where = ("--storage", bucket)
+    script = here("export", "far#2", *where, "--format", "torchscript", "--out", str(tmp_path / "far.pt"))
+    assert "far#2: rpg omega_prime=" in script.stderr
+    assert torch.isfinite(torch.jit.load(tmp_path / "far.pt")(torch.zeros(1, 17))["action"]).all()
+    said = here("promote", "far", *where, "--name", "far-cheetah", "--alias", "champion")
+    assert "far: registered as version 1 of far-cheetah" in said.stdout  # in the store that the sweep names
+    assert MlflowClient(embedded_store).get_model_version_by_alias("far-cheetah", "champion")
+    task = ("--task", "halfcheetah-foot-angle")
+    metrics = json.loads(here("evaluate", "far", *where, *task, "--episodes", "1", "--json").stdout)
+    assert metrics["eval/deterministic/basic_return_mean"] > 5000  # all of its policies are the shipped prior
+    here("render", "far#1", "--beside", "far#2", *where, "--steps", "2", "--out", str(tmp_path / "far.mp4"))
+    assert (tmp_path / "far.mp4").stat().st_size > 0
+    assert not list(scratch.iterdir())

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import onnxruntime
 import torch
-from tests.platform.priors.corpus import Entry, Source
+from tests.platform.priors.corpus import Entry, Source, before_tanh, categorical, gaussian
 from tests.platform.priors.graph_modules import ACTIONS, CONTINUOUS, DISCRETE, OBSERVATIONS, A, D, K, mlp
 from torch import Tensor, distributions, nn
 from torch.nn import functional
@@ -147,22 +147,6 @@ class SquashedMean(Squashed):
 
 
 # --- what the source says
-
-
-def gaussian(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
-    return distributions.Normal(mean, log_std.exp()).log_prob(actions).sum(-1)
-
-
-def before_tanh(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
-    """Of the tanh, by torch's own transform."""
-    base = distributions.Normal(mean.double(), log_std.double().exp())
-    squashed = distributions.TransformedDistribution(base, distributions.TanhTransform(cache_size=1))
-    transform = squashed.transforms[0]
-    return squashed.log_prob(transform(actions.double())).sum(-1).float()
-
-
-def categorical(logits: Tensor, actions: Tensor) -> Tensor:
-    return distributions.Categorical(logits=logits).log_prob(actions)
 
 
 def _own_std(outputs: Sequence[Tensor], actions: Tensor, std: float = 0.3) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,6 +171,26 @@ RECIPES: dict[str, Recipe] = {
         sb3_contrib.ARS, "gaussian", {"n_delta": 2, "delta_std": 0.5}, normalize={}, std=0.1, policy="LinearPolicy"
     ),
 }
+
+
+@functools.cache
+def trained(name: str) -> Trained:
+    """A model of ``RECIPES``, trained once in this process."""
+    if not _FOLDER:
+        _FOLDER.append(tempfile.TemporaryDirectory())  # goes when the process does
+    return train(RECIPES[name], Path(_FOLDER[0].name) / name.replace(" ", "-"))
+
+
+_FOLDER: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def observations(case: Trained, n: int = 1_000) -> NDArray[Any]:
+    """Observations as its environment gives them."""
+    space, rng = case.model.observation_space, np.random.default_rng(1)
+    if isinstance(space, gym.spaces.Discrete):
+        return rng.integers(space.n, size=n)
+    plain = 1.5 * rng.standard_normal((n, len(SPREAD)))
+    return (plain if case.recipe.env.get("plain") else CENTRE + SPREAD * plain).astype(np.float32)
 
 
 def train(recipe: Recipe, folder: Path, steps: int = 128) -> Trained:

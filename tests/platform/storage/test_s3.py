@@ -141,8 +141,8 @@ def test_a_trials_policy_is_fetched_and_a_video_put(bucket: str, tmp_path: Path)
         folder.write_bytes(f"{FIRST}/checkpoint_000000/{file.relative_to(trial).as_posix()}", file.read_bytes())
     checkpoint = folder.trials()[FIRST].checkpoint
     assert checkpoint.startswith("s3://")
-    for source in (checkpoint, None):
-        fetched = load_bundle(folder.fetch_bundle(tmp_path / f"fetched {source is None}", source))
+    for source in (checkpoint, None):  # the second over the first
+        fetched = load_bundle(folder.fetch_bundle(tmp_path / "deep" / "fetched", source))
         assert fetched.card.content_hash == load_bundle(prior).card.content_hash
     folder.write_bytes("videos/best.mp4", b"\x00mp4")
     assert (folder.read_bytes("videos/best.mp4"), folder.read_bytes("videos/prior.mp4")) == (b"\x00mp4", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.platform.commands import refused
 from tests.platform.resolved import resolved
 
 from rpg_platform.spec.errors import SpecError
@@ -163,8 +165,46 @@ def test_no_file_of_a_sweep_keeps_a_login(tmp_path: Path) -> None:
         tracker = MlflowTracker(resolved(spec, tmp_path, uri=spec.tracking.uri), [])
         kept = [file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()]
         assert not [each for each in [*kept, pickle.dumps((tracker, spec))] if b"alice" in each or b"cret" in each]
-    with pytest.raises(SpecError) as refused:
+    with pytest.raises(SpecError) as caught:
         parse_spec(text.replace("%2F", "/"), check_files=False)
-    assert "%2F" in str(refused.value)
-    assert "cret" not in str(refused.value)
+    assert "%2F" in str(caught.value)
+    assert "cret" not in str(caught.value)
     assert without_login("at http://alice:s3/c@ret@host: no") == "at http://***@host: no"
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "s3://alice:s3cret@bucket/sweeps",
+        "s3://alice:1/s3cret@bucket/sweeps",
+        "s3://s3cret@bucket/sweeps",
+        "fsspec+s3://alice:s3cret@bucket/sweeps",
+        "abfs://:s3cret@alice.blob.core.windows.net/sweeps",
+        "abfs://sweeps:s3/cret@alice.dfs.core.windows.net/",
+        "abfs://sweeps@alice.dfs.core.windows.net/?client_id=alice&client_secret=s3cret",
+        "abfs://sweeps@alice.dfs.core.windows.net/?sv=2022&sig=s3cret",
+        "s3://bucket/sweeps?endpoint_override=alice:s3cret@host:9000",
+    ],
+)
+def test_a_storage_with_a_login_is_refused_and_the_login_not_shown(storage: str, tmp_path: Path) -> None:
+    own, plain = tmp_path / "own.yaml", tmp_path / "plain.yaml"
+    plain.write_text(yaml.safe_dump(SPEC.model_dump(mode="json", exclude={"storage"})))
+    own.write_text(f"storage: {storage}\n{plain.read_text()}")
+    for arguments, where in (
+        (("sweep", str(own)), f"{own}:1:10: storage: holds a login"),
+        (("plan", str(plain), "--storage", storage), "--storage: holds a login"),
+        (("resume", "mine", "--storage", storage), "storage: holds a login"),
+        (("list", "--storage", storage), "storage: holds a login"),
+    ):
+        said = refused(*arguments)
+        assert where in said
+        assert "AWS_SECRET_ACCESS_KEY" in said
+        assert not re.search("alice|cret", said)
+    assert not re.search("s3cret", without_login(f"{storage}: not found"))
+
+
+@pytest.mark.parametrize(
+    "storage", ["s3://b/me@home", "gs://anonymous@b/x", "hdfs://me@h:8020/a@b", "/a:b@c", "s3://b?region=a"]
+)
+def test_a_storage_without_a_login_is_taken(storage: str) -> None:
+    assert SweepSpec.model_validate(SPEC.model_dump() | {"storage": storage}).storage == storage

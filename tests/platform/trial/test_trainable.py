@@ -29,7 +29,7 @@ from rpg_platform.spec.task import get_task
 from rpg_platform.storage.trial_state import read_state
 from rpg_platform.tasks.environments import make_env
 from rpg_platform.trial.config import algorithm_config
-from rpg_platform.trial.trainable import CustomizationTrial, copy_bundle, running_code
+from rpg_platform.trial.trainable import CustomizationTrial, running_code
 
 # What the card of the policy says of its alpha: the entropy temperature that it was trained at.
 ALPHA = {"rpg": 0.02, "kl": 0.1, "greedy": None, "full": 0.02, "spg": 0.1, "ppo": None, "repeat-entropy": 0.1}
@@ -268,15 +268,6 @@ def test_reused_process_is_as_good_as_a_fresh_one(make: Make) -> None:
     assert run(reused)[-1]["eval/sampled/total_return_mean"] == run(fresh)[-1]["eval/sampled/total_return_mean"]
     kept, expected = state_of(reused), state_of(fresh)
     assert [name for name in expected if not torch.equal(kept[name], expected[name])] == []
-
-
-def test_bundle_is_copied_over_an_earlier_one(tmp_path: Path) -> None:
-    checkpoint, out = tmp_path / "checkpoint", tmp_path / "deep" / "out"
-    (checkpoint / "bundle").mkdir(parents=True)
-    for content in ("first", "second"):
-        (checkpoint / "bundle" / "card.json").write_text(content)
-        copy_bundle(checkpoint, out)
-        assert (out / "card.json").read_text() == content
 
 
 # ---- the best checkpoint -------------------------------------------------------------------------

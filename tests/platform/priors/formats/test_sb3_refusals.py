@@ -6,9 +6,8 @@ import json
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from tests.platform.priors.archives import (
     zipped,
 )
 from tests.platform.priors.payloads import Payload, acts, payload
+from tests.platform.priors.sb3_models import trained
 from tests.platform.priors.sb3_zips import (
     box,
     discrete,
@@ -40,9 +40,6 @@ from rpg_platform.priors.formats.sb3 import read
 from rpg_platform.priors.formats.vecnormalize import read_vecnormalize
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 
-if TYPE_CHECKING:
-    from tests.platform.priors.sb3_models import Trained
-
 
 def imported(data: bytes, folder: Path, **options: Any) -> Imported:
     (folder / "model.zip").write_bytes(data)
@@ -58,9 +55,9 @@ def same(a: Imported, b: Imported) -> bool:
 
 
 @pytest.mark.parametrize("name", ["sac", "a2c"])
-def test_no_part_of_a_real_model_runs_anything(name: str, sb3_model: Callable[[str], Trained], tmp_path: Path) -> None:
+def test_no_part_of_a_real_model_runs_anything(name: str, tmp_path: Path) -> None:
     """A payload in every pickle of a model that SB3 saved: before what it holds, and instead of it."""
-    marker, case = tmp_path / "marker", sb3_model(name)
+    marker, case = tmp_path / "marker", trained(name)
     model, clean = case.path.read_bytes(), read(case.path, ImportOptions())
     vector = case.path.with_name("vecnormalize.pkl").read_bytes()
     (tmp_path / "vecnormalize.pkl").write_bytes(vector)
