@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.reproduction.driver import Driver, NotReadyError
 from benchmarks.reproduction.figures import number
 from benchmarks.reproduction.page import write_page
 from benchmarks.reproduction.plan import CONFIGS, ENVIRONMENTS, FINAL_EVALUATION_SEED, ROOT, SEEDS, Scope, Step
@@ -33,7 +34,7 @@ from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.spec.trials import count_trials
 from rpg_platform.spec.yaml_file import load_spec
 from rpg_platform.storage.location import default_tracking_uri
-from rpg_platform.storage.sweep_folder import TrialState
+from rpg_platform.storage.sweep_folder import SweepFolder, TrialState
 from rpg_platform.tracking.tracker import MlflowTracker
 
 QUICK = Scope(("hopper",), quick=True)
@@ -100,6 +101,20 @@ def test_intervals_are_scipys() -> None:
     assert ratio_interval(list(x), list(y)) == pytest.approx(ends)
     assert ratio_interval(list(x), list(y - y.mean())) is None
     assert mean_interval([1.0]) is None
+
+
+def test_a_sweep_waits_for_what_it_needs_and_is_never_continued_as_another(tmp_path: Path) -> None:
+    driver = Driver(QUICK, str(tmp_path), default_tracking_uri(tmp_path), print, lambda: None)
+    [prior] = QUICK.of("prior", "hopper")
+    with pytest.raises(NotReadyError, match="prior-hopper of seed 100 is not trained"):
+        driver._sweep(QUICK.of("tuning", "hopper")[0])
+    with pytest.raises(NotReadyError, match="tuning on hopper has not ended"):
+        driver._sweep(QUICK.of("final", "hopper")[-1])
+    spec = QUICK.spec(prior, str(tmp_path))
+    other = spec.model_validate(spec.model_dump(mode="json") | {"seeds": [0]})
+    SweepFolder(str(tmp_path), prior.name).create(other, None)
+    with pytest.raises(ValueError, match=r"seeds was \[0\], now .*begin another one \(--storage\)"):
+        driver._sweep(prior)
 
 
 # ---- a store -------------------------------------------------------------------------------------
@@ -196,6 +211,7 @@ def test_the_page_has_what_mlflow_has(tmp_path: Path) -> None:
     page = out.read_text()
     assert "| Hopper | priors | not run yet |" in page
     assert "2 settings, each trained with 2 seeds for 12,288 env steps" in " ".join(page.split())
+    assert "not at the chosen weights" not in page
     assert check_width(list(read_lines(out))) == []
     assert {file.name for file in out.parent.glob("images/*")} == {
         "reproduction-1-hopper.png",

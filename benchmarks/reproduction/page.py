@@ -34,9 +34,9 @@ from benchmarks.reproduction.plan import (
     Scope,
     Stage,
 )
-from benchmarks.reproduction.records import MACHINE, Store, chosen_in
+from benchmarks.reproduction.records import MACHINE, Store, Trained, chosen_in
 
-from rpg_platform.results.report import MODES, Mode
+from rpg_platform.results.report import MODES
 from rpg_platform.review.curves import LOW_EXPLAINED_VARIANCE, SPIKE_KL
 
 WIDTH = 100
@@ -48,6 +48,7 @@ _STAGES: Mapping[Stage, str] = {
     "tuning": "tuning",
     "final": "final figures",
 }
+Sound = tuple[Trained, Mapping[str, float]]
 _OTHERS = ("prior", "greedy", "kl", "full", SCRATCH)
 
 
@@ -188,10 +189,9 @@ class _Page:
             ]
             for goal in goals(self.entropy, self.final)
         ]
-        unsound = sum(_touched(health) or _is_low(health) for _, health in self.healths)
-        is_all = len(self.healths) == sum(
-            t.env_steps > 0 for step in self.scope.steps() for t in self.scope.trials(step)
-        )
+        unsound = sum(_touched(each) or _is_low(each) for each in self.healths)
+        planned = sum(t.env_steps > 0 for step in self.scope.steps() for t in self.scope.trials(step))
+        is_all = sum(trial.is_finished for trial, _ in self.healths) == planned
         verdict = ("**missed**" if unsound else "must met") + ("" if is_all else " so far")
         found = [f"{unsound} of {len(self.healths)}", verdict]
         what = f"trials that touched KL {SPIKE_KL:g} or ended with explained variance below {LOW_EXPLAINED_VARIANCE:g}"
@@ -266,6 +266,11 @@ class _Page:
         ]
         heads = ["tuned", "settings", "of them without a result", "chosen", "its total on the tuning seeds"]
         yield _table(heads, rows)
+        groups = self.final[environment]
+        others = [name for name, of in found.items() if groups[name].trials and groups[name].weights != of.weights]
+        if others:
+            names = ", ".join(NAMES[method] for method in others)
+            yield _wrapped(f"**The final figures of {names} are not at the chosen weights: tuning has changed since.**")
 
     def _final_row(self, environment: str, group: Group) -> list[str]:
         totals = [group.mean(TOTAL, mode).text() for mode in MODES]
@@ -277,16 +282,16 @@ class _Page:
             group.mean(BASIC).text(),
             group.mean("addon_return").text(),
             *totals,
-            self._median(group, "deterministic"),
+            self._median(group),
             kl,
             group.counted,
             paper(environment, group.method, TOTAL),
             self._command(2, environment),
         ]
 
-    def _median(self, group: Group, mode: Mode) -> str:
+    def _median(self, group: Group) -> str:
         episodes = [self.store.episodes(trial) for trial in group.trials if trial.is_finished]
-        totals = [found[mode].total_return for found in episodes if mode in found]
+        totals = [found["deterministic"].total_return for found in episodes if found]
         return number(float(np.median(np.concatenate(totals)))) if totals else "–"
 
     def _against(self, environment: str, groups: Mapping[str, Group], other: str) -> list[str]:
@@ -311,19 +316,19 @@ class _Page:
         )
         rows = []
         for method, words in NAMES.items():
-            own = [health for name, health in self.healths if name == method]
+            own = [each for each in self.healths if each[0].method == method]
             if own:
-                worst = max((each["kl_max"] for each in own if math.isfinite(each["kl_max"])), default=math.nan)
+                worst = max((of["kl_max"] for _, of in own if math.isfinite(of["kl_max"])), default=math.nan)
                 highest = number(worst) if math.isfinite(worst) else "–"
                 rows.append([words, str(len(own)), str(sum(map(_touched, own))), highest, str(sum(map(_is_low, own)))])
         yield _table(["method", "trials", f"touched KL {SPIKE_KL:g}", "highest KL", "explained variance low"], rows)
 
     @cached_property
-    def healths(self) -> list[tuple[str, Mapping[str, float]]]:
-        """Method and health of every training that has begun."""
+    def healths(self) -> list[Sound]:
+        """Every training that has begun, with its health."""
         trials = [trial for step in self.scope.steps() for trial in self.store.trials(step) if trial.env_steps]
-        trainings = [(trial.method, self.store.training(trial)) for trial in trials]
-        return [(method, training.health) for method, training in trainings if training is not None]
+        trainings = [(trial, self.store.training(trial)) for trial in trials]
+        return [(trial, training.health) for trial, training in trainings if training is not None]
 
     def _picture(self, experiment: int, environment: str) -> Path:
         return self.out.parent / "images" / f"reproduction-{experiment}-{environment}.png"
@@ -334,12 +339,13 @@ def _versions(tags: Mapping[str, str]) -> str:
     return ", ".join(map(" ".join, named))
 
 
-def _touched(health: Mapping[str, float]) -> bool:
-    return health["kl_max"] > SPIKE_KL
+def _touched(sound: Sound) -> bool:
+    return sound[1]["kl_max"] > SPIKE_KL
 
 
-def _is_low(health: Mapping[str, float]) -> bool:
-    return health["explained_variance"] < LOW_EXPLAINED_VARIANCE
+def _is_low(sound: Sound) -> bool:
+    """Whether a training that has ended did so with a critic that explains little."""
+    return sound[0].is_finished and sound[1]["explained_variance"] < LOW_EXPLAINED_VARIANCE
 
 
 # ---- Markdown ------------------------------------------------------------------------------------
