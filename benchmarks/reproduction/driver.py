@@ -125,7 +125,7 @@ class Driver:
         if not steps:
             raise ValueError(f"nothing to run: experiment 1 does not have {', '.join(self.scope.environments)}")
         progress = Progress(self.scope, self.storage, self._tell)
-        progress.line(f"{len(steps)} sweeps")
+        progress.line("1 sweep" if len(steps) == 1 else f"{len(steps)} sweeps")
         missing = []
         Path(self.storage).mkdir(parents=True, exist_ok=True)
         with (Path(self.storage) / LOG_FILE).open("a", encoding="utf-8") as log:
