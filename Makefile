@@ -45,7 +45,7 @@ endef
 
 .PHONY: help
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(READY) ## build .venv from the lock (every other verb does it as needed)
@@ -104,6 +104,17 @@ docs-check: $(READY) ## check the documents' links, names, verbs and line length
 .PHONY: bench
 bench: $(BENCH_READY) ## measure speed against the peers, in one run (an hour; leave the machine alone)
 	for part in speed sweeps learning scale tracking; do $(BENCH_VENV)/bin/python -m benchmarks.$$part; done
+
+# What of it to run, e.g. `make reproduce REPRODUCE_ARGS="--experiments 2 --environments ant"`.
+REPRODUCE_ARGS ?=
+
+.PHONY: reproduce
+reproduce: $(READY) ## repeat the paper's experiments and write docs/reproduction.md (days; stop it, start it again)
+	$(BIN)/python -m benchmarks.reproduce $(REPRODUCE_ARGS)
+
+.PHONY: reproduce-quick
+reproduce-quick: $(READY) ## take the same path in minutes, with tiny budgets
+	$(BIN)/python -m benchmarks.reproduce --quick $(REPRODUCE_ARGS)
 
 # The peers live in an environment of their own.
 $(BENCH_READY): requirements/bench.lock pyproject.toml | layout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from scipy.special import stdtrit
 
 from rpg_platform.results.rows import Estimate, Row
@@ -38,8 +39,62 @@ def difference_interval(
     if variance == 0:
         return (difference, difference)
     freedom = variance**2 / (of_a**2 / (n_a - 1) + of_b**2 / (n_b - 1))
-    reach = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance)
+    reach = _t(freedom, level) * math.sqrt(variance)
     return (difference - reach, difference + reach)
+
+
+def mean_interval(scores: Sequence[float], *, level: float = LEVEL) -> Interval | None:
+    """Interval of a mean by Student's t; of differences that are paired by seed that of the difference of two means.
+
+    Args:
+        scores: one a seed, finite.
+        level: its coverage.
+
+    Returns:
+        Both ends; None for fewer than two scores.
+    """
+    n = len(scores)
+    if n < 2:
+        return None
+    middle, reach = float(np.mean(scores)), _t(n - 1, level) * float(np.std(scores, ddof=1)) / math.sqrt(n)
+    return (middle - reach, middle + reach)
+
+
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], *, level: float = LEVEL
+) -> Interval | None:
+    """Fieller's interval of a ratio of two means whose scores are paired by seed.
+
+    Args:
+        numerators: one a seed, finite.
+        denominators: of the same seeds, in their order.
+        level: its coverage.
+
+    Returns:
+        Both ends; None for fewer than two seeds, or where the denominator's mean is not clear of zero, so that any
+        ratio may be.
+
+    Raises:
+        ValueError: the numbers of scores differ.
+    """
+    n = len(numerators)
+    if n != len(denominators):
+        raise ValueError(f"{n} numerators and {len(denominators)} denominators: expected pairs")
+    if n < 2:
+        return None
+    x, y = float(np.mean(numerators)), float(np.mean(denominators))
+    (xx, xy), (_, yy) = np.cov(numerators, denominators) * (_t(n - 1, level) ** 2 / n)
+    # The ratios r at which the mean of x - r y is not clear of zero: (y² - yy) r² - 2 (x y - xy) r + (x² - xx) <= 0.
+    a, b, c = y**2 - yy, x * y - xy, x**2 - xx
+    if a <= 0:
+        return None
+    root = math.sqrt(max(0.0, b**2 - a * c))
+    return (float((b - root) / a), float((b + root) / a))
+
+
+def _t(freedom: float, level: float) -> float:
+    """How many standard errors a two-sided interval of that coverage reaches."""
+    return float(stdtrit(freedom, 0.5 + level / 2))
 
 
 def difference(this: Estimate, other: Estimate, episodes: int) -> Interval | None:

@@ -49,11 +49,12 @@ class StoredSweep:
     parent: Run
     trials: Mapping[str, Run]
 
-    def artifact(self, path: str) -> bytes | None:
-        """A file among the artifacts of the sweep's run; None if it is not there."""
+    def artifact(self, path: str, trial_id: str | None = None) -> bytes | None:
+        """A file among the artifacts of a trial's run, or of the sweep's own; None if it is not there."""
+        run = self.parent if trial_id is None else self.trials[trial_id]
         with tempfile.TemporaryDirectory() as local, variables(_NO_PROGRESS_BARS):
             try:
-                return Path(self.client.download_artifacts(self.parent.info.run_id, path, local)).read_bytes()
+                return Path(self.client.download_artifacts(run.info.run_id, path, local)).read_bytes()
             except (MlflowException, OSError):
                 return None
 
