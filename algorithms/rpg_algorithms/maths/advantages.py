@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+NORMAL_95 = 1.6448536269514722  # the standard normal distribution's 95 % quantile
+
 
 def linear_recurrence(decay_t: Tensor, x_t: Tensor) -> Tensor:
     """Solves ``y_t = x_t + decay_t * y_{t+1}`` backwards in time, with ``y_T = 0``.
@@ -86,6 +88,24 @@ def running_returns(reward_t: Tensor, done_t: Tensor, gamma: float, carry: Tenso
     x = torch.cat(((reward_t[0] + gamma * carry)[None], reward_t[1:]))
     returns = linear_recurrence(decay.flip(0), x.flip(0)).flip(0)
     return returns, returns[-1] * (~done_t[-1]).to(reward_t.dtype)
+
+
+def spread(x: Tensor) -> Tensor:
+    """How far the elements of ``x`` lie apart, hardly moved by its tails: the scale of discounted returns.
+
+    The standard deviation of the normal distribution that has the 5 % and 95 % quantiles of ``x``, but at least a
+    tenth of its own standard deviation. Returns have heavy tails: in a fall log pi is in the thousands, and a bonus may
+    come so rarely that no quantile sees it.
+
+    Args:
+        x: ``[B]``.
+
+    Returns:
+        Scalar, float64, at least 0.
+    """
+    x = x.double()
+    low, high = torch.quantile(x, torch.tensor([0.05, 0.95], dtype=x.dtype, device=x.device))
+    return torch.maximum((high - low) / (2 * NORMAL_95), x.std(correction=0) / 10)
 
 
 def standardize(x: Tensor, epsilon: float = 1e-8) -> Tensor:

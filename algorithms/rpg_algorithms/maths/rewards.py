@@ -48,6 +48,20 @@ def spg_reward(reward_t: Tensor, logp_t: Tensor, alpha: float | Tensor) -> Tenso
     return reward_t + entropy_term(logp_t, alpha)
 
 
+def floored(prior_logp: Tensor, median: Tensor, floor: float) -> Tensor:
+    """Log pi, no lower than ``floor`` nats under its median over the batch.
+
+    The tail of a Gaussian's log-density says no more than "never": in a fall it is hundreds of nats down, in directions
+    that the environment clips, and one such state would outweigh thousands of others.
+
+    Args:
+        prior_logp: ``[...]`` log pi, nats.
+        median: scalar, of the whole batch.
+        floor: nats; the prior's own actions lie within 10 of their median.
+    """
+    return prior_logp.clamp_min(median - floor)
+
+
 def rpg_reward(
     addon_t: Tensor,
     prior_logp_t: Tensor,

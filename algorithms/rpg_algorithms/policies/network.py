@@ -1,4 +1,4 @@
-"""The policy network, its specification, and the running moments that normalise observations and scale rewards.
+"""The policy network, its specification, and the running figures that scale observations and rewards.
 
 One network class serves the policy in training, the frozen prior and the policy in a bundle on disk.
 
@@ -23,6 +23,7 @@ from rpg_algorithms.policies.spaces import number_to_json
 ActivationName = Literal["relu", "tanh", "elu", "silu"]
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
 OBSERVATION_EPSILON = 1e-8
+SMALLEST_SPREAD = 1e-8
 _BOUNDS = ("action_low", "action_high")
 
 
@@ -232,6 +233,46 @@ class RunningMoments(nn.Module):
     def update(self, batch: Tensor) -> None:
         """Merges ``batch`` ``[B, *shape]``."""
         self.merge(self.sums(batch))
+
+
+class RunningScale(nn.Module):
+    """A running scale that forgets: the geometric mean of spreads over about the last ``HORIZON`` samples.
+
+    Geometric, so that one batch with a spread a hundred times as large (of a fall, say) moves it by a fifth.
+
+    Attributes:
+        log: logarithm of the scale, float64.
+        count: samples that it stands for.
+    """
+
+    HORIZON = 100_000
+
+    log: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("log", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @property
+    def value(self) -> Tensor:
+        """The scale; 1 before the first spread."""
+        return self.log.exp()
+
+    @torch.no_grad()
+    def merge(self, spread: Tensor, samples: int) -> float:
+        """Merges the spread of so many samples; one of zero tells nothing and is left out.
+
+        Returns:
+            The scale before it over the scale after it; 1 for the first.
+        """
+        if float(spread) <= SMALLEST_SPREAD:
+            return 1.0
+        before, is_first = self.log.clone(), float(self.count) == 0
+        self.count.clamp_max_(self.HORIZON).add_(samples)
+        self.log.lerp_(spread.log(), samples / self.count)
+        return 1.0 if is_first else float((before - self.log).exp())
 
 
 class PolicyNetwork(nn.Module):

@@ -55,15 +55,23 @@ class _Episodes:
     addon: NDArray[np.float64]
     metrics: NDArray[np.float64]  # [P + M, N]: the add-on reward's parts, then the step metrics
     started: NDArray[np.float64]
+    first: NDArray[np.bool_]  # whether it is still the first since all were reset
+    cuts: dict[int, list[int]]  # time steps since then → the environments to restart then, if it still is
+    age: int = 0  # time steps since then
 
     @classmethod
-    def fresh(cls, num_envs: int, num_metrics: int) -> _Episodes:
+    def fresh(cls, num_envs: int, num_metrics: int, time_limit: int | None) -> _Episodes:
+        cuts: dict[int, list[int]] = {}
+        for n in range(1, num_envs if time_limit else 0):
+            cuts.setdefault(-(-n * (time_limit or 0) // num_envs), []).append(n)
         return cls(
             np.zeros(num_envs, np.int64),
             np.zeros(num_envs),
             np.zeros(num_envs),
             np.zeros((num_metrics, num_envs)),
             np.full(num_envs, time.perf_counter()),
+            np.ones(num_envs, np.bool_),
+            cuts,
         )
 
 
@@ -80,6 +88,7 @@ class _Buffers:
     truncated: NDArray[np.bool_]
     infos: dict[str, NDArray[np.float64]]
     final_obs: list[tuple[int, int, NDArray[np.float32]]]  # (t, n, observation) of every end of an episode
+    cut: set[tuple[int, int]]  # (t, n) of the ends that ``_cut`` made, which count as no episode
 
     @classmethod
     def allocate(cls, t: int, n: int, policy: NumpyPolicy, info_keys: frozenset[str]) -> _Buffers:
@@ -97,13 +106,14 @@ class _Buffers:
             np.empty((t, n), np.bool_),
             {key: np.zeros((t, n)) for key in info_keys},
             [],
+            set(),
         )
 
     def first(self, t: int) -> _Buffers:
         """Returns the first ``t`` time steps."""
-        arrays = {k: v[:t] for k, v in vars(self).items() if k not in ("obs", "infos", "final_obs")}
+        arrays = {k: v[:t] for k, v in vars(self).items() if k not in ("obs", "infos", "final_obs", "cut")}
         infos = {k: v[:t] for k, v in self.infos.items()}
-        return _Buffers(obs=self.obs[: t + 1], **arrays, infos=infos, final_obs=self.final_obs)
+        return _Buffers(obs=self.obs[: t + 1], **arrays, infos=infos, final_obs=self.final_obs, cut=self.cut)
 
     def next_obs(self) -> NDArray[np.float32]:
         """Returns the observations ``[T, N, D]`` after each step; where an episode ended, its final observation."""
@@ -182,7 +192,8 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         seeds = env_seeds(self._seed, steps, self.num_envs) if seeded else None
         obs, _ = self._try_env_reset(seed=seeds)
         self._obs = flatten_observations(self.env.single_observation_space, obs)
-        self._episodes = _Episodes.fresh(self.num_envs, len(self._parts) + len(self._step_metrics))
+        limit = None if whole_episodes else self.env.time_limit
+        self._episodes = _Episodes.fresh(self.num_envs, len(self._parts) + len(self._step_metrics), limit)
         self._needs_initial_reset = False
 
     def set_state(self, state: Any) -> None:
@@ -260,6 +271,8 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
             buffers.basic[t], buffers.terminated[t], buffers.truncated[t] = reward, terminated, truncated
             rows[t + 1] = flatten_observations(space, stepped)
             done = terminated | truncated
+            if self._episodes.cuts:
+                self._cut(buffers, t, done)
             if done.any():
                 ended += int(done.sum())
                 buffers.final_obs += [(t, n, final) for n, final in final_observations(space, infos, done)]
@@ -268,6 +281,21 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
             t += 1
         self._obs = rows[t]
         return t
+
+    def _cut(self, b: _Buffers, t: int, done: NDArray[np.bool_]) -> None:
+        """Cuts first episodes off at different ages, once: environments that began together would also end together.
+
+        A batch would otherwise hold the same part of all episodes, and every second one no end at all.
+        """
+        eps = self._episodes
+        eps.age += 1
+        eps.first &= ~done
+        which = [n for n in eps.cuts.pop(eps.age, ()) if eps.first[n]]
+        if which:
+            b.final_obs += [(t, n, b.obs[t + 1, n].copy()) for n in which]
+            b.truncated[t, which] = True
+            b.cut.update((t, n) for n in which)
+            b.obs[t + 1] = flatten_observations(self.env.single_observation_space, self.env.restart(which))
 
     def _try_env_reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
         """Resets all environments; makes them anew if that fails, a few times (the stock runner: without end)."""
@@ -371,17 +399,18 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
             length = int(eps.length[n] + t + 1 - start[n])
             total = carried[:, n] + sums[:, t, n] - offset[:, n]
             sums_of_parts, sums_of_metrics = total[2 : 2 + len(self._parts)], total[2 + len(self._parts) :]
-            self._finished.append(
-                {"length": length, "basic": total[0], "addon": total[1], "seconds": now - eps.started[n]}
-                | {f"addon_{name}_return": part for name, part in zip(self._parts, sums_of_parts, strict=True)}
-                | {name: s / length for name, s in zip(self._step_metrics, sums_of_metrics, strict=True)}
-            )
+            if (t, n) not in b.cut:
+                self._finished.append(
+                    {"length": length, "basic": total[0], "addon": total[1], "seconds": now - eps.started[n]}
+                    | {f"addon_{name}_return": part for name, part in zip(self._parts, sums_of_parts, strict=True)}
+                    | {name: s / length for name, s in zip(self._step_metrics, sums_of_metrics, strict=True)}
+                )
             carried[:, n], offset[:, n], start[n] = 0.0, sums[:, t, n], t + 1
             eps.length[n], eps.started[n] = 0, now
         carried += sums[:, -1] - offset
         eps.length += done.shape[0] - start
         eps.basic, eps.addon, eps.metrics = carried[0], carried[1], carried[2:]
-        return len(ends)
+        return len(ends) - len(b.cut)
 
     def get_metrics(self) -> Any:
         """Metrics of the episodes that ended since the last call, in RLlib's form."""

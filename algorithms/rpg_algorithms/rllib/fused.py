@@ -131,9 +131,17 @@ class FusedUpdate:
     # --- an epoch
 
     def epoch(
-        self, obs: Tensor, actions: Tensor, logp_old: Tensor, advantage: Tensor, target: Tensor, size: int, count: int
-    ) -> Tensor:
-        """Takes ``count`` steps on consecutive minibatches of ``size``.
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        logp_old: Tensor,
+        advantage: Tensor,
+        target: Tensor,
+        size: int,
+        count: int,
+        kl_limit: float = math.inf,
+    ) -> tuple[Tensor, int]:
+        """Takes steps on consecutive minibatches until one's approximate KL exceeds the limit.
 
         Args:
             obs: ``[B', D]`` normalised, shuffled observations, of which the first ``count * size`` are used.
@@ -143,9 +151,11 @@ class FusedUpdate:
             target: ``[B']`` value targets.
             size: minibatch size.
             count: number of minibatches.
+            kl_limit: no step is taken on a minibatch with a larger KL(pi_old || pi_theta), nats, nor after it.
 
         Returns:
-            ``[count, 6]``: policy loss, value loss, approximate KL, clip fraction, entropy and gradient norm.
+            ``[looked at, 6]``: policy loss, value loss, approximate KL, clip fraction, entropy and gradient norm; and
+            the number of steps taken.
         """
         if not self.flat.moments_are_ours():
             self.flat.adopt_moments()
@@ -161,16 +171,29 @@ class FusedUpdate:
             ad = ad - ad.mean(1, keepdims=True)
             ad /= ad.std(1, ddof=1, keepdims=True) + np.float32(1e-8)
         log = _Log.allocate(count, size)
+        taken = count
         with FlatAdam(self.flat) as adam:
             for i in range(count):
                 self._gradient(x[i], a[i], lo[i], ad[i], tg[i], log, i)
+                if kl_limit < math.inf and self._kl(log.log_ratio[i]) > kl_limit:
+                    taken = i
+                    break
                 if self._average is not None:
                     self._average(self.flat.grad)
                 log.norm[i] = self._clip()
                 adam.step(self._scratch)
         if squash is not None:
             log.entropy[:] = (squash - lo - log.log_ratio).mean(1)  # -log pi of what was sampled
-        return torch.from_numpy(log.statistics(self.settings.clip))
+        return torch.from_numpy(log.statistics(self.settings.clip)[: taken + 1]), taken
+
+    def _kl(self, log_ratio: Array) -> float:
+        """The approximate KL of a minibatch (k3), of all learners'."""
+        kl = float((np.expm1(log_ratio) - log_ratio).mean())
+        if self._average is None:
+            return kl
+        shared = torch.tensor([kl])
+        self._average(shared)
+        return float(shared)
 
     def _gradient(
         self, x: Array, action: Array, logp_old: Array, advantage: Array, target: Array, log: _Log, i: int
@@ -276,8 +299,8 @@ class _Log:
     @classmethod
     def allocate(cls, count: int, size: int) -> _Log:
         """Allocates memory for ``count`` minibatches of ``size``."""
-        log_ratio, surrogate, squared = np.empty((3, count, size), np.float32)
-        entropy, norm = np.empty((2, count), np.float32)
+        log_ratio, surrogate, squared = np.zeros((3, count, size), np.float32)
+        entropy, norm = np.zeros((2, count), np.float32)
         return cls(log_ratio, surrogate, squared, entropy, norm)
 
     def statistics(self, clip: float) -> Array:

@@ -27,7 +27,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
-from rpg_algorithms.maths.advantages import generalized_advantages, running_returns, standardize
+from rpg_algorithms.maths.advantages import generalized_advantages, running_returns, spread, standardize
 from rpg_algorithms.maths.objectives import (
     approximate_kl,
     clip_fraction,
@@ -36,13 +36,12 @@ from rpg_algorithms.maths.objectives import (
     ppo_loss,
     value_loss,
 )
-from rpg_algorithms.maths.rewards import entropy_term, prior_term, rpg_reward, spg_reward
+from rpg_algorithms.maths.rewards import entropy_term, floored, prior_term, rpg_reward, spg_reward
 from rpg_algorithms.policies.comparison import compare
 from rpg_algorithms.rllib.fused import FusedUpdate, UpdateSettings
 from rpg_algorithms.rllib.module import ActorCriticModule
 from rpg_algorithms.rllib.rollout import NonFiniteError, RolloutBatch, TensorRollout, merge_rollouts
 
-REWARD_EPSILON = 1e-8
 STATISTICS = ("policy_loss", "vf_loss", "approx_kl", "clip_fraction", "entropy", "grad_norm")
 
 
@@ -248,7 +247,9 @@ class SPGLearner(TorchLearner):
         reward = self.transform_reward(rollout, prior_logp, weights)
         statistics |= self.reward_terms(rollout, prior_logp, weights)
         if config.scale_rewards:
-            reward = reward / self._update_reward_scale(reward, rollout.done)
+            scale = self._update_reward_scale(reward, rollout.done)
+            statistics["reward_scale"] = scale
+            reward = reward / scale.to(reward.dtype)
         value = module.values(obs).view(shape)
         next_value = self._next_values(rollout, value)
         advantage = generalized_advantages(
@@ -277,16 +278,18 @@ class SPGLearner(TorchLearner):
         return next_value
 
     def _update_reward_scale(self, reward: Tensor, done: Tensor) -> Tensor:
-        """Merges the discounted returns into their moments and returns their standard deviation.
+        """Merges the spread of the discounted returns into the running scale and returns it.
 
-        This one factor divides the whole transformed reward, so its weights keep their ratio.
+        This one factor divides the whole transformed reward, so its weights keep their ratio. The critic's values, of
+        rewards that were divided by the scale before, move with it.
         """
-        moments = self.actor_critic.reward_moments
+        module = self.actor_critic
         if self._return_carry is None or self._return_carry.shape != reward.shape[1:]:
             self._return_carry = torch.zeros_like(reward[0])
         returns, self._return_carry = running_returns(reward, done, self.config.gamma, self._return_carry)
-        moments.merge(self._summed(moments.sums(returns.flatten())))
-        return (moments.var + REWARD_EPSILON).sqrt().to(reward.dtype)
+        everybody = self._gathered(returns.flatten())
+        module.rescale_values(module.reward_scale.merge(spread(everybody), len(everybody)))
+        return module.reward_scale.value
 
     def _update_observation_moments(self, rollout: TensorRollout) -> None:
         """Merges this rollout's observations after the update, so the whole update used one normalisation."""
@@ -298,33 +301,57 @@ class SPGLearner(TorchLearner):
     # --- minibatch steps
 
     def _optimise(self, samples: Samples, warming_up: bool, minibatches: int) -> tuple[dict[str, float], int]:
-        """Epochs of minibatch steps; returns mean statistics and the number of steps taken."""
+        """Epochs of minibatch steps; returns mean statistics and the number of samples taken.
+
+        Once a minibatch's KL exceeds ``target_kl``, the critic goes on alone: it needs all steps to follow the returns.
+        """
         config, size = self.config, min(self.config.minibatch_size or len(samples), len(samples))
         minibatches = minibatches or len(samples) // size
         history: list[Tensor] = []
+        alone = warming_up
         for _ in range(config.num_epochs):
             order = torch.randperm(len(samples), generator=self._generator).to(samples.target.device)
-            shuffled = samples.take(order)
-            if self._fused is not None and not warming_up:
-                history.append(self._fused.epoch(*shuffled.fields(), size, minibatches))
-            else:
-                parts = (shuffled.rows(i * size, (i + 1) * size) for i in range(minibatches))
-                history.append(torch.stack([self._minibatch_step(part, warming_up) for part in parts]))
-            if config.target_kl is not None and not warming_up:
-                epoch_kl = self._averaged(history[-1][:, STATISTICS.index("approx_kl")].mean())
-                if float(epoch_kl) > config.target_kl:
-                    break
+            shuffled, taken = samples.take(order), 0
+            if not alone:
+                table, taken = self._epoch(shuffled, size, minibatches)
+                history.append(table)
+                alone = taken < minibatches
+            rows = [self._critic_step(shuffled.rows(i * size, (i + 1) * size)) for i in range(taken, minibatches)]
+            if warming_up:
+                history.append(torch.stack(rows))
         table = torch.cat(history)
         result = dict(zip(STATISTICS, table.mean(0).tolist(), strict=True))
-        result["epochs"] = float(len(history))
+        result["epochs"] = len(table) / minibatches
         result["approx_kl_max"] = float(table[:, STATISTICS.index("approx_kl")].max())
-        return result, len(table) * size
+        return result, config.num_epochs * minibatches * size
 
-    def _minibatch_step(self, batch: Samples, warming_up: bool) -> Tensor:
-        """One gradient step; returns ``STATISTICS`` as one tensor."""
+    def _epoch(self, shuffled: Samples, size: int, minibatches: int) -> tuple[Tensor, int]:
+        """Takes steps of policy and critic until a minibatch's KL exceeds ``target_kl``.
+
+        Returns:
+            ``STATISTICS`` of every minibatch that was looked at, and the number of steps taken.
+        """
+        limit = float("inf") if self.config.target_kl is None else self.config.target_kl
+        if self._fused is not None:
+            return self._fused.epoch(*shuffled.fields(), size, minibatches, limit)
+        rows: list[Tensor] = []
+        for i in range(minibatches):
+            loss, statistics = self.minibatch_loss(shuffled.rows(i * size, (i + 1) * size), warming_up=False)
+            is_far = limit < float("inf") and float(self._averaged(statistics[2].clone())) > limit
+            rows.append(torch.stack((*statistics, torch.zeros(()) if is_far else self._step(loss))).detach())
+            if is_far:
+                return torch.stack(rows), i
+        return torch.stack(rows), minibatches
+
+    def _critic_step(self, batch: Samples) -> Tensor:
+        """One gradient step of the critic alone; returns ``STATISTICS``."""
+        loss, statistics = self.minibatch_loss(batch, warming_up=True)
+        return torch.stack((*statistics, self._step(loss))).detach()
+
+    def _step(self, loss: Tensor) -> Tensor:
+        """One gradient step; returns the gradient's norm before it is clipped."""
         optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
         optimizer.zero_grad(set_to_none=True)
-        loss, statistics = self.minibatch_loss(batch, warming_up)
         loss.backward()  # type: ignore[no-untyped-call]
         params = [p for p in optimizer.param_groups[0]["params"] if p.grad is not None]
         if self.distributed:
@@ -332,7 +359,7 @@ class SPGLearner(TorchLearner):
         limit = float("inf") if self.config.grad_clip is None else self.config.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(params, limit)
         optimizer.step()
-        return torch.stack((*statistics, norm)).detach()
+        return norm
 
     def minibatch_loss(self, batch: Samples, warming_up: bool) -> tuple[Tensor, list[Tensor]]:
         """PPO's loss on a minibatch: the critic's alone while it warms up.
@@ -399,6 +426,14 @@ class SPGLearner(TorchLearner):
             torch.distributed.all_reduce(x)
         return x
 
+    def _gathered(self, x: Tensor) -> Tensor:
+        """All learners' samples ``[B]``, below each other."""
+        if not self.distributed:
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.config.num_learners)]
+        torch.distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
     def _averaged(self, x: Tensor) -> Tensor:
         return self._summed(x) / self.config.num_learners if self.distributed else x
 
@@ -423,6 +458,9 @@ class RPGLearner(SPGLearner):
     ) -> Tensor:
         """r_RPG: the basic reward does not enter."""
         assert prior_logp is not None
+        if self.config.prior_logp_floor is not None:
+            median = self._gathered(prior_logp.flatten()).median()
+            prior_logp = floored(prior_logp, median, self.config.prior_logp_floor)
         addon = weights["addon_weight"] * rollout.addon
         return rpg_reward(addon, prior_logp, rollout.logp, weights["omega_prime"], weights["alpha_hat"])
 

@@ -15,7 +15,7 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from rpg_algorithms.maths.distributions import DistributionName, make_distribution
 from rpg_algorithms.policies.bundle import PriorBundle
@@ -23,7 +23,7 @@ from rpg_algorithms.policies.network import (
     ActivationName,
     NetworkSpec,
     PolicyNetwork,
-    RunningMoments,
+    RunningScale,
     make_mlp,
     spec_for_spaces,
 )
@@ -65,7 +65,7 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         policy: the policy being trained, with its observation normaliser.
         critic: V(s) on the policy's normalised observations. Not on env runners.
         prior: the frozen prior, or None. Not on env runners.
-        reward_moments: running moments of the discounted return, which scale the rewards. Not on env runners.
+        reward_scale: running spread of the discounted return, which rewards are divided by. Not on env runners.
     """
 
     prior: PolicyNetwork | None
@@ -84,7 +84,7 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         self.critic = make_mlp(
             spec.observation_size, tuple(critic_hidden or spec.hidden), 1, critic_activation or spec.activation
         )
-        self.reward_moments = RunningMoments()
+        self.reward_scale = RunningScale()
         self.prior = None
         if prior_spec is not None:
             spec.check_compatible(prior_spec, "prior")
@@ -92,7 +92,7 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     def get_non_inference_attributes(self) -> list[str]:
         """Returns the attributes that env runners do without."""
-        return ["critic", "reward_moments", "prior"]
+        return ["critic", "reward_scale", "prior"]
 
     def load_prior(self, bundle: PriorBundle, start_from_prior: bool) -> None:
         """Puts the bundle's weights into ``prior`` and, to start from it, into ``policy`` as well."""
@@ -102,7 +102,7 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
             self.policy.load_state_dict(self.prior.state_dict())
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Returns the state as numpy arrays. Running moments stay float64, which RLlib's own conversion would round."""
+        """Returns the state as numpy arrays. Running figures stay float64, which RLlib's own conversion would round."""
         state: dict[str, Any] = super().get_state(*args, **kwargs)
         for name, tensor in self.state_dict().items():
             if tensor.dtype == torch.float64 and name in state:
@@ -110,7 +110,12 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         return state
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Loads a state, running moments in float64."""
+        """Loads a state, running figures in float64; one of version 0.1.0 has another scale of rewards."""
+        if "reward_moments.var" in state:
+            state = dict(state)
+            count, var = (torch.as_tensor(np.array(state.pop(f"reward_moments.{name}"))) for name in ("count", "var"))
+            del state["reward_moments.mean"]
+            state |= {"reward_scale.log": var.double().clamp_min(1e-16).log() / 2, "reward_scale.count": count}
         super().set_state(state)
         exact = {
             name: torch.as_tensor(np.array(state[name]))
@@ -123,6 +128,14 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         """V(s) ``[B]`` at normalised observations ``[B, D]``."""
         result: Tensor = self.critic(normalized_obs).squeeze(-1)
         return result
+
+    @torch.no_grad()
+    def rescale_values(self, factor: float) -> None:
+        """Multiplies V everywhere, for rewards that are divided by another scale from now on (PopArt, 1602.07714)."""
+        last = self.critic[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(factor)
+        last.bias.mul_(factor)
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any | None = None) -> Tensor:
         """Returns V(s) ``[B]`` of the raw ``batch["obs"]``, for RLlib's value API."""

@@ -34,6 +34,7 @@ class RPGConfig(SPGConfig):
         self.alpha_hat: Weight | None = None
         self.omega: Weight | None = None
         self.kl_coefficient: Weight | None = None
+        self.prior_logp_floor: float | None = 20.0
         self.addon_weight = 1.0
 
     def get_default_learner_class(self) -> type[RPGLearner]:
@@ -47,6 +48,7 @@ class RPGConfig(SPGConfig):
         alpha_hat: Weight | None = NotProvided,
         omega: Weight | None = NotProvided,
         kl_coefficient: Weight | None = NotProvided,
+        prior_logp_floor: float | None = NotProvided,
         **kwargs: Any,
     ) -> Self:
         """Sets the training settings.
@@ -56,6 +58,8 @@ class RPGConfig(SPGConfig):
             alpha_hat: entropy temperature of the customised policy, reward per nat.
             omega: weight of the prior's unknown reward; needs a prior whose card records its alpha.
             kl_coefficient: beta, the one weight of the KL-regularised objective, reward per nat.
+            prior_logp_floor: how far below its batch's median log pi counts in the reward, nats (see
+                ``maths.rewards.floored``); None for any distance.
             **kwargs: see ``SPGConfig.training``. ``alpha`` and ``basic_weight`` do not apply.
 
         Returns:
@@ -73,6 +77,7 @@ class RPGConfig(SPGConfig):
             ("alpha_hat", alpha_hat),
             ("omega", omega),
             ("kl_coefficient", kl_coefficient),
+            ("prior_logp_floor", prior_logp_floor),
         ):
             if value is not NotProvided:
                 setattr(self, name, value)
@@ -122,6 +127,8 @@ class RPGConfig(SPGConfig):
             self._value_error("prior=None: RPG customises a prior; give training(prior=<bundle>)")
         if self.addon_reward is None:
             self._value_error("addon_reward=None: RPG needs the reward of the added requirement")
+        if self.prior_logp_floor is not None and not self.prior_logp_floor > 0:
+            self._value_error(f"prior_logp_floor={self.prior_logp_floor!r}: expected a positive number or None")
         super().validate()
 
 

@@ -68,7 +68,7 @@ class SPGConfig(AlgorithmConfig):
         self.entropy_coeff = 0.0
         self.vf_loss_coeff = 0.5
         self.vf_clip_param: float | None = None
-        self.target_kl: float | None = None
+        self.target_kl: float | None = 0.1
         self.normalize_advantages: AdvantageNormalization = "minibatch"
         self.scale_rewards = True
         self.adam_epsilon = 1e-5
@@ -157,11 +157,11 @@ class SPGConfig(AlgorithmConfig):
             entropy_coeff: weight of an entropy bonus in the loss, besides the one in the reward.
             vf_loss_coeff: weight of the critic's squared error.
             vf_clip_param: upper bound of a sample's squared error; None for none.
-            target_kl: stop the epochs of an update once the mean approximate KL of an epoch exceeds this, nats; None
-                for never.
+            target_kl: once the approximate KL of a minibatch exceeds this, nats, the critic alone takes the update's
+                remaining steps; None for never.
             normalize_advantages: standardise advantages per ``minibatch``, over the whole ``batch``, or not (``none``).
-            scale_rewards: divide the whole transformed reward by the running standard deviation of its discounted
-                return.
+            scale_rewards: divide the whole transformed reward by the running spread of its discounted return (see
+                ``maths.advantages.spread``).
             adam_epsilon: Adam's epsilon.
             update_engine: the engine of the minibatch steps: ``fused`` (numpy without autograd, for perceptrons on the
                 CPU), ``eager`` (autograd, for any network and for GPUs) or ``auto``, which takes fused where it can.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -67,6 +67,16 @@ class _SelectedInfos:
         return super()._add_info(vector_infos, chosen, env_num) if chosen else vector_infos  # type: ignore[misc]
 
 
+def time_limit(env: gym.Env[Any, Any]) -> int | None:
+    """Steps after which an environment's outermost ``TimeLimit`` ends an episode; None where it has none."""
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, TimeLimit):
+            return int(layer._max_episode_steps)
+        layer = layer.env
+    return None
+
+
 def _without_time_limit(env: gym.Env[Any, Any]) -> tuple[Callable[[Any], Any], int]:
     """Returns the innermost ``step`` that equals ``env.step`` except for the time limit, and the limit (0 for none).
 
@@ -92,6 +102,23 @@ class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
         """Resets all environments and their clocks."""
         self._elapsed = [0] * self.num_envs
         return super().reset(*args, **kwargs)
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which an episode is cut off; None where the environment sets no limit."""
+        return time_limit(self.envs[0])
+
+    def restart(self, which: Sequence[int]) -> Any:
+        """Begins new episodes in these environments alone; returns the observations of all."""
+        rows: Any = self._observations
+        for i in which:
+            self._env_obs[i], _ = self.envs[i].reset()
+            self._elapsed[i] = 0
+            if self._is_array:
+                rows[i] = self._env_obs[i]
+        if not self._is_array:
+            self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
+        return self._observations
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Steps all environments without the stock class's copies; the next step overwrites the returned arrays."""
@@ -120,7 +147,17 @@ class _SyncEnvs(_SelectedInfos, SyncVectorEnv):
 
 
 class _AsyncEnvs(_SelectedInfos, AsyncVectorEnv):
-    pass
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which an episode is cut off; None where the environment sets no limit, or none that it tells."""
+        spec = self.get_attr("spec")[0]
+        return None if spec is None else spec.max_episode_steps
+
+    def restart(self, which: Sequence[int]) -> Any:
+        """Begins new episodes in these environments alone; returns the observations of all."""
+        mask = np.zeros(self.num_envs, np.bool_)
+        mask[list(which)] = True
+        return self.reset(options={"reset_mask": mask})[0]
 
 
 def make_vector_env(make_env: Callable[[], gym.Env[Any, Any]], num_envs: int, mode: str, infos: frozenset[str]) -> Any:
@@ -204,7 +241,20 @@ class EnvPool:
             fresh, _ = self._pool.reset(np.flatnonzero(done).astype(np.int32))
             obs = obs.copy()
             obs[done] = fresh
+        self._obs = obs
         return obs, reward, terminated, truncated, infos
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which an episode is cut off."""
+        return int(self._pool.spec.config.max_episode_steps)
+
+    def restart(self, which: Sequence[int]) -> Any:
+        """Begins new episodes in these environments alone; returns the observations of all."""
+        fresh, _ = self._pool.reset(np.asarray(which, np.int32))
+        self._obs = self._obs.copy()
+        self._obs[list(which)] = fresh
+        return self._obs
 
     def close(self) -> None:
         """Ends the pool's threads."""

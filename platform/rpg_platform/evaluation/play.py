@@ -26,10 +26,10 @@ from rpg_algorithms.policies.comparison import compare
 from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 from rpg_algorithms.policies.spaces import flatten_observations
-from rpg_algorithms.rllib.vector_env import final_observations, make_vector_env, write_infos
+from rpg_algorithms.rllib.vector_env import final_observations, make_vector_env, time_limit, write_infos
 from rpg_platform.results.report import FINAL, MODES, Mode, Where, cut_key, mean_key, std_key
 from rpg_platform.spec.measures import MEASURES, PER_MODE
-from rpg_platform.tasks.environments import make_env, time_limit
+from rpg_platform.tasks.environments import make_env
 from rpg_platform.tasks.task import StepFunction, Task
 
 logger = logging.getLogger(__name__)

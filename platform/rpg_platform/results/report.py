@@ -224,7 +224,8 @@ _OF_EPISODES = {*PER_MODE, "addon"}
 _COUNTERS = {"nonfinite_values", "env_failures", "env_runner_restarts"}
 _HEALTH = {
     *_COUNTERS,
-    *("clip_fraction", "explained_variance", "approx_kl", "policy_loss", "vf_loss", "learning_rate"),
+    *("clip_fraction", "explained_variance", "approx_kl", "approx_kl_peak", "kl_to_prior_peak"),
+    *("policy_loss", "vf_loss", "learning_rate", "reward_scale"),
 }
 _MACHINES = {ENV_STEPS_PER_S, EVALUATION_STEPS_PER_S, "time_total_s"}
 _OWN_PLACE = (f"{FINAL}/", f"{BEST}/", f"{VALIDATION}/")

@@ -23,7 +23,8 @@ RETURNS = ("total_return", "addon_return", "basic_return")
 TERMS = ("reward_addon_term", "reward_prior_term", "reward_entropy_term", "reward_basic_term")
 CURVES = (*RETURNS, "kl_to_prior", *TERMS)
 """What is drawn over env steps."""
-_HEALTH = ("clip_fraction", "approx_kl", "explained_variance", "nonfinite_values", "env_failures")
+_PEAKS = ("approx_kl_peak", "kl_to_prior_peak")
+_HEALTH = ("clip_fraction", "approx_kl", "explained_variance", "nonfinite_values", "env_failures", *_PEAKS)
 SPIKE_KL = 50.0
 """Nats per state: a training that touched this KL to the prior had left it altogether."""
 LOW_EXPLAINED_VARIANCE = 0.3
@@ -143,8 +144,8 @@ def health_of(columns: Mapping[str, Array]) -> dict[str, float]:
     late = columns["explained_variance"][-max(1, len(moved) // 10) :]
     total = columns["total_return"][np.isfinite(columns["total_return"])]
     return {
-        "kl_max": _reduce(np.max, columns["kl_to_prior"]),
-        "step_kl_max": _reduce(np.max, columns["approx_kl"]),
+        "kl_max": _reduce(np.max, np.fmax(columns["kl_to_prior"], columns["kl_to_prior_peak"])),
+        "step_kl_max": _reduce(np.max, np.fmax(columns["approx_kl"], columns["approx_kl_peak"])),
         "clip_fraction": _reduce(np.median, columns["clip_fraction"][moved]),
         "explained_variance": _reduce(np.median, late),
         "return_dip": _dip(total),

@@ -126,7 +126,14 @@ class Training(Section):
     vf_loss_coeff: float = Field(default=0.5, ge=0, description="Weight of the value loss.")
     grad_clip: float | None = Field(default=0.8, gt=0, description="Bound on the gradient's norm; null: none.")
     target_kl: float | None = Field(
-        default=None, gt=0, description="Stop an iteration's updates beyond this approximate KL, nats; null: never."
+        default=0.1,
+        gt=0,
+        description="Beyond this approximate KL, nats, only the critic takes an iteration's other steps; null: never.",
+    )
+    prior_logp_floor: float | None = Field(
+        default=20.0,
+        gt=0,
+        description="RPG counts log pi of the prior no lower than so many nats under its median; null: any value.",
     )
     critic_warmup_iterations: Annotated[Whole, Field(ge=0)] | None = Field(
         default=None,
@@ -135,7 +142,7 @@ class Training(Section):
     )
     start_from_prior: bool = Field(default=True, description="Start from the prior's weights rather than fresh ones.")
     scale_rewards: bool = Field(
-        default=True, description="Divide the whole soft or residual reward by its return's running deviation."
+        default=True, description="Divide the whole soft or residual reward by its return's running spread."
     )
     normalize_advantages: NormalizeAdvantages = Field(
         default="minibatch", description="Over what advantages are normalised."

@@ -17,7 +17,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rpg_platform.tasks.environments import make_env, sizes_of, time_limit
+from rpg_algorithms.rllib.vector_env import time_limit
+from rpg_platform.tasks.environments import make_env, sizes_of
 from rpg_platform.tasks.expressions import Expression, ExpressionError, Sizes
 from rpg_platform.tasks.task import StepFunction, Task, TaskError
 from rpg_platform.tasks.transitions import (

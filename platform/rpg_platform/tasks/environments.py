@@ -42,16 +42,6 @@ def make_env(task: Task) -> gym.Env[Any, Any]:
     return env
 
 
-def time_limit(env: gym.Env[Any, Any]) -> int | None:
-    """Steps after which an environment's outermost ``TimeLimit`` ends an episode; None where it has none."""
-    layer: Any = env
-    while isinstance(layer, gym.Wrapper):
-        if isinstance(layer, gym.wrappers.TimeLimit):
-            return int(layer._max_episode_steps)
-        layer = layer.env
-    return None
-
-
 def spaces_of(task: Task) -> tuple[gym.Space[Any], gym.Space[Any]]:
     """Observation and action space of a task's environment, which is made and closed for this.
 

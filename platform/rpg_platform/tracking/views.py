@@ -46,6 +46,9 @@ _LEARNING = (
 )
 _HEALTH = (
     "health/approx_kl",
+    "health/approx_kl_peak",
+    "health/kl_to_prior_peak",
+    "health/reward_scale",
     "health/clip_fraction",
     "health/explained_variance",
     "train/entropy",

@@ -44,6 +44,8 @@ def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) ->
     # Environments that raise are made anew; so is the process of an env runner that died, without a minute's pause.
     config.fault_tolerance(restart_failed_sub_environments=True, delay_between_env_runner_restarts_s=1.0)
     config.debugging(seed=trial.seed, log_level="ERROR")
+    if METHODS[trial.method].algorithm == "rpg":
+        config.training(prior_logp_floor=settings.prior_logp_floor)
     config.training(
         **cast(dict[str, Any], weights),
         prior=prior,

@@ -62,8 +62,11 @@ _LEARNER_KEYS = {
     "policy_loss": "policy_loss",
     "vf_loss": "vf_loss",
     "vf_explained_var": "explained_variance",
+    "reward_scale": "reward_scale",
     "default_optimizer_learning_rate": "learning_rate",
 }
+_PEAKS = {"kl_to_prior": "kl_to_prior_peak", "approx_kl_max": "approx_kl_peak"}
+"""Of what a report has the highest value of all its iterations, and under which key."""
 _EPISODE_KEYS = {
     "episode_basic_return_mean": "basic_return",
     "episode_addon_return_mean": "addon_return",
@@ -167,14 +170,19 @@ class CustomizationTrial(tune.Trainable):
         return report
 
     def _train(self, algo: SPG) -> dict[str, Any]:
-        """One report's worth of iterations; the last one's result."""
+        """One report's worth of iterations; the last one's result, with the peaks of all."""
         result: dict[str, Any] = {}
+        peaks: dict[str, float] = {}
         for _ in range(iterations_per_report(self.trial)):
             if self._env_steps >= self.trial.env_steps:
                 break
             result = self._iterate(algo)
             self._env_steps = int(result["env_runners"][_STEPS])
-        return result
+            learner = result["learners"][DEFAULT_MODULE_ID]
+            for key, name in _PEAKS.items():
+                if key in learner:
+                    peaks[name] = max(peaks.get(name, 0.0), float(learner[key]))
+        return result | {"peaks": peaks}
 
     def _iterate(self, algo: SPG) -> dict[str, Any]:
         """One iteration; RLlib comes back without one while env runners are being replaced, and is asked again."""
@@ -192,6 +200,7 @@ class CustomizationTrial(tune.Trainable):
         parts = {f"episode_addon_{n}_return_mean": f"addon/{n}_return" for n in part_names(self.task.addon)}
         for source, names in ((learner, _LEARNER_KEYS), (episodes, _EPISODE_KEYS | parts)):
             report |= {name: float(source[key]) for key, name in names.items() if key in source}
+        report |= result.get("peaks", {})
         report["nonfinite_values"] = float(result.get("nonfinite_values", 0.0))
         report["env_failures"] = float(episodes.get("num_env_step_failures", 0.0))
         report["env_runner_restarts"] = float(result.get("fault_tolerance", {}).get("num_remote_worker_restarts", 0.0))

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rpg_algorithms.maths.advantages import generalized_advantages, linear_recurrence, running_returns, standardize
+from rpg_algorithms.maths.advantages import (
+    generalized_advantages,
+    linear_recurrence,
+    running_returns,
+    spread,
+    standardize,
+)
 
 
 def column(*values: float) -> Tensor:
@@ -130,3 +136,19 @@ def test_standardize() -> None:
     expected = (np.array([[1, 2], [3, 6]]) - 3.0) / np.sqrt(14.0 / 3.0)
     assert standardize(x).numpy() == pytest.approx(expected, rel=1e-5)
     assert torch.equal(standardize(torch.full((4,), 2.0)), torch.zeros(4))  # constant advantages carry no signal
+
+
+# --- the scale of returns
+
+
+def test_the_spread_is_a_deviation_that_tails_hardly_move() -> None:
+    normal = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    assert spread(3.0 * normal + 7.0).item() == pytest.approx(3.0, rel=0.02)
+    falls = torch.cat((normal, torch.full((4_000,), -500.0)))  # 2 %: their standard deviation is 70
+    assert spread(falls).item() == pytest.approx(falls.std().item() / 10, rel=1e-3)
+    assert spread(torch.cat((normal, torch.full((4_000,), -50.0)))).item() == pytest.approx(1.05, abs=0.05)
+    # A bonus so rare that no quantile sees it still counts, and what never changes has no spread.
+    bonus = torch.zeros(1000)
+    bonus[0] = 100.0
+    assert spread(bonus).item() == pytest.approx(bonus.std(correction=0).item() / 10)
+    assert spread(torch.full((100,), 3.0)).item() == 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rpg_algorithms.maths.rewards import entropy_term, prior_term, rpg_reward, spg_reward
+from rpg_algorithms.maths.rewards import entropy_term, floored, prior_term, rpg_reward, spg_reward
 
 REWARD = torch.tensor([[1.0, -2.0]])
 LOGP = torch.tensor([[-0.5, 2.0]])  # a density may exceed one
@@ -46,3 +46,8 @@ def test_weights_may_be_tensors_with_a_population_axis() -> None:
     assert found.shape == (2, 1, 2)
     for i, weight in enumerate((0.1, 0.4)):
         assert torch.allclose(found[i], rpg_reward(REWARD, PRIOR_LOGP, LOGP, weight, 2 * weight))
+
+
+def test_the_floor_bounds_the_tail_alone() -> None:
+    prior_logp = torch.tensor([5.0, 3.0, -10.0, -900.0])
+    assert floored(prior_logp, torch.tensor(4.0), 20.0).tolist() == [5.0, 3.0, -10.0, -16.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,17 @@ def replay(
 ) -> list[dict[str, float]]:
     """Steps plain environments with the rollout's actions from the same seeds and compares every row.
 
+    Environment n of N is cut off at n/N of its time limit, once, unless its first episode has ended before.
+
     Returns the episodes that ended, recomputed: basic and add-on return, length, mean of ``height``.
     """
     finals = {tuple(i): obs for i, obs in zip(rollout.final_index.tolist(), rollout.final_obs, strict=True)}
     episodes = []
-    for n in range(rollout.basic.shape[1]):
+    num_envs = rollout.basic.shape[1]
+    for n in range(num_envs):
         env = gym.make(env_id, **env_config)
+        assert env.spec is not None
+        cut = math.ceil(n * (env.spec.max_episode_steps or 0) / num_envs)
         obs, _ = env.reset(seed=env_seeds(seed, 0, rollout.basic.shape[1])[n])
         sums = np.zeros(4)
         for t in range(rollout.basic.shape[0]):
@@ -97,6 +103,8 @@ def replay(
             assert np.array_equal(rollout.obs[t, n], np.asarray(obs, np.float32)), (t, n)
             next_obs, reward, terminated, truncated, info = env.step(action)
             assert rollout.basic[t, n] == np.float32(reward)
+            is_cut = t + 1 == cut and not (terminated or truncated)
+            truncated |= is_cut
             assert (rollout.terminated[t, n], rollout.truncated[t, n]) == (terminated, truncated)
             row = [np.asarray(x, np.float32)[None] for x in (obs, action, next_obs)]
             expected = addon(*row, {key: np.array([info[key]]) for key in addon.info_keys})[0]
@@ -107,7 +115,11 @@ def replay(
             sums += [reward, expected, 1.0, next_obs[0]]
             obs = next_obs
             if terminated or truncated:
-                episodes.append({"basic": sums[0], "addon": sums[1], "length": sums[2], "height": sums[3] / sums[2]})
+                cut = 0
+                if not is_cut:
+                    episodes.append(
+                        {"basic": sums[0], "addon": sums[1], "length": sums[2], "height": sums[3] / sums[2]}
+                    )
                 sums = np.zeros(4)
                 obs, _ = env.reset()
         assert np.array_equal(rollout.last_obs[n], np.asarray(obs, np.float32))

@@ -14,6 +14,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from tests.algorithms.registry import CASES, ENVS, STEPS, addon, built, learner_of, same, weights_of
 
 from rpg_algorithms import RPG, NetworkConfig, NonFiniteError, SPGConfig, load_bundle
+from rpg_algorithms.maths.advantages import spread
 from rpg_algorithms.rllib.rollout import RolloutBatch, TensorRollout
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -112,12 +113,30 @@ def test_the_priors_normaliser_is_frozen_and_ones_own_is_not(tmp_path: Path) -> 
 # --- the update
 
 
-@pytest.mark.parametrize(("target_kl", "epochs"), [(None, 8), (1e-5, 1), (1e3, 8)])
-def test_target_kl_stops_the_epochs(tmp_path: Path, target_kl: float | None, epochs: int) -> None:
-    config = CASES["spg-gaussian"].build_config(tmp_path, target_kl=target_kl, num_epochs=8, lr=1e-2)
-    result = train(config, 1)[0]
-    assert result["epochs"] == epochs
-    assert result["approx_kl"] > 1e-5
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+@pytest.mark.parametrize(("target_kl", "epochs"), [(None, 8), (1e3, 8), (1e-5, None)])
+def test_target_kl_stops_the_policy_and_not_the_critic(
+    tmp_path: Path, target_kl: float | None, epochs: int | None, engine: str
+) -> None:
+    config = CASES["spg-gaussian"].build_config(
+        tmp_path, target_kl=target_kl, num_epochs=8, lr=1e-2, update_engine=engine
+    )
+    with built(config) as algorithm:
+        learner = learner_of(algorithm)
+        result = learned(algorithm.train())
+        taken = {
+            name: int(learner.get_optimizer("default_policy").state[parameter]["step"])
+            for name, parameter in learner.actor_critic.named_parameters()
+            if not name.startswith("prior")
+        }
+    minibatches = BATCH // config.minibatch_size
+    steps = {name.split(".")[0]: count for name, count in taken.items()}
+    assert steps["critic"] == 8 * minibatches
+    assert result["approx_kl_max"] > 1e-5
+    if epochs is not None:
+        assert (steps["policy"], result["epochs"]) == (8 * minibatches, epochs)
+    else:  # at the first minibatch that had moved, which is looked at and not learned from
+        assert steps["policy"] == result["epochs"] * minibatches - 1 == 1
 
 
 def one_step_targets(tmp_path: Path, scale: bool, **training: Any) -> tuple[torch.Tensor, Any]:
@@ -137,14 +156,51 @@ def test_scaling_divides_the_whole_reward_by_one_factor(tmp_path: Path) -> None:
     assert np.array_equal(rollout.obs, same_rollout.obs)
     ratio = raw / scaled
     assert ratio.max().item() == pytest.approx(ratio.min().item(), rel=1e-4)
-    # At gamma = 0 the running return is the reward, and the factor its standard deviation.
-    assert ratio.mean().item() == pytest.approx(raw.std(correction=0).item(), rel=1e-4)
+    # At gamma = 0 the running return is the reward, and the factor its spread.
+    assert ratio.mean().item() == pytest.approx(spread(raw).item(), rel=1e-4)
     assert abs(ratio.mean().item() - 1.0) > 0.1
     # Hence the weights keep their ratio: ten times all of them is the same problem, ten times one is another.
     times_ten = {"omega_prime": 2.0, "alpha_hat": 1.0, "addon_weight": 10.0}
     assert torch.allclose(one_step_targets(tmp_path, scale=True, **times_ten)[0], scaled, rtol=1e-4)
     other = {"omega_prime": 2.0, "alpha_hat": 0.1}
     assert not torch.allclose(one_step_targets(tmp_path, scale=True, **other)[0], scaled, rtol=0.1)
+
+
+def test_the_critic_moves_with_the_scale(tmp_path: Path) -> None:
+    """Its values times the scale, which are what it has learned, stay when the scale changes (PopArt)."""
+    with built(CASES["rpg-gaussian"].build_config(tmp_path)) as algorithm:
+        algorithm.train()
+        module, rollout = learner_of(algorithm).actor_critic, algorithm.env_runner.sample()[0]
+        obs = torch.from_numpy(rollout.obs.reshape(STEPS * ENVS, -1))
+        with torch.no_grad():
+            before = module.values(obs) * module.reward_scale.value
+            module.rescale_values(module.reward_scale.merge(module.reward_scale.value * 50, BATCH))
+            after = module.values(obs) * module.reward_scale.value
+    assert after.numpy() == pytest.approx(before.numpy(), rel=1e-4, abs=1e-6)
+
+
+def test_the_priors_tail_is_bounded_in_the_reward_and_not_in_the_kl(tmp_path: Path) -> None:
+    config = CASES["rpg-gaussian"].build_config(tmp_path, prior_logp_floor=1e-3)
+    with built(config) as algorithm:
+        learner, rollout = learner_of(algorithm), algorithm.env_runner.sample()[0]
+        tensors = TensorRollout.from_rollout(rollout, "cpu")
+        weights = {name: float(value) for name, value in config.reward_weights().items()}
+        far = torch.tensor([0.0, -1.0, -2.0, -500.0]).repeat(STEPS * ENVS // 4).view(STEPS, ENVS)
+        reward = learner.transform_reward(tensors, far, weights)
+    bounded = far.clamp_min(far.median() - 1e-3)
+    expected = rollout.addon + 0.2 * bounded.numpy() - 0.1 * rollout.logp
+    assert reward.numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_state_of_an_earlier_version_keeps_its_scale(tmp_path: Path) -> None:
+    with built(CASES["rpg-gaussian"].build_config(tmp_path)) as algorithm:
+        module = learner_of(algorithm).actor_critic
+        state = module.get_state()
+        del state["reward_scale.log"], state["reward_scale.count"]
+        old = {"mean": np.array(3.0), "var": np.array(49.0), "count": np.array(8192.0)}
+        module.set_state(state | {f"reward_moments.{name}": value for name, value in old.items()})
+        assert float(module.reward_scale.value) == pytest.approx(7.0)
+        assert float(module.reward_scale.count) == 8192.0
 
 
 def test_targets_are_the_residual_reward(tmp_path: Path) -> None:
@@ -181,7 +237,7 @@ def test_the_entropy_coefficient_keeps_the_policy_wide(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_training_and_names_itself(tmp_path: Path) -> None:
     config = CASES["spg-gaussian"].build_config(tmp_path, lr=1e30, grad_clip=None)
-    message = r"policy_loss, .* NaN or infinite in update 1 \(env step 128\) on .*WalkEnv"
+    message = r"vf_loss, .* NaN or infinite in update 1 \(env step 128\) on .*WalkEnv"
     with built(config) as algorithm, pytest.raises(NonFiniteError, match=message):
         algorithm.train()
 

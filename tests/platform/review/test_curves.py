@@ -51,12 +51,14 @@ def test_health_says_what_end_figures_hide() -> None:
         "total_return": np.linspace(0, 100, 30),
         "nonfinite_values": np.zeros(30),
         "env_failures": np.zeros(30),
+        "kl_to_prior_peak": np.full(30, math.nan),  # as in reports of version 0.1.0
+        "approx_kl_peak": np.linspace(0, 0.08, 30),
     }
     assert warnings_of(health_of(steady)) == []
     assert health_of(steady)["clip_fraction"] == 0.2  # of the updates that moved the policy
     spiky = {name: values.copy() for name, values in steady.items()}
-    spiky["kl_to_prior"][12] = 181.0
-    spiky["approx_kl"][12] = 2.5
+    spiky["kl_to_prior_peak"][12] = 181.0  # in an iteration between two reports
+    spiky["approx_kl_peak"][12] = 2.5
     spiky["explained_variance"][-3:] = -0.4
     spiky["env_failures"][3] = 1
     assert [line.split(" ")[0] for line in warnings_of(health_of(spiky))] == ["KL", "an", "the", "1"]
