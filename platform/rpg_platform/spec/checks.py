@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias, cast
 
+from rpg_algorithms.policies.discount import other_discount
 from rpg_platform.bundles import SHIPPED, bundle_in
 from rpg_platform.spec.errors import Problem, SpecError
 from rpg_platform.spec.methods import METHODS, weight_faults
@@ -172,6 +173,20 @@ def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
                 message = f"needs the alpha that the prior was trained with, and {prior!r} records none"
                 yield Problem(arm.weight_path("omega"), f"{message}; give omega_prime", True, (here, arm.path))
     yield from _families(spec, prior, card)
+    yield from _discount(spec, prior, card)
+
+
+def _discount(spec: SweepSpec, prior: str, card: Mapping[str, object]) -> Iterator[Problem]:
+    """RPG reads log pi as the prior's soft advantage, which it is at the prior's own discount."""
+    reads_it = [arm for arm in arms(spec) if arm.entry.method == "rpg"]
+    here, is_given = (*_TRAINING, "gamma"), "gamma" in {*spec.training.searched, *spec.training.fixed.model_fields_set}
+    for gamma in spec.training.candidates("gamma") if reads_it else ():
+        message = other_discount(cast(float, gamma), prior, card.get("made_by"))
+        if message is not None and is_given:
+            yield Problem(here, message, needs=(("prior",), reads_it[0].path))
+            return
+        if message is not None:
+            yield Problem(("prior",), f"{dotted(here)} {message} under training", needs=(here, reads_it[0].path))
 
 
 def _families(spec: SweepSpec, prior: str, card: Mapping[str, object]) -> Iterator[Problem]:

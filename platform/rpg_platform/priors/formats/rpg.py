@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rpg_algorithms.policies.bundle import BundleError, PriorCard, load_bundle
+from rpg_algorithms.policies.discount import recorded_gamma
 from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork, spec_for_spaces
 from rpg_algorithms.rllib.module import NetworkConfig
 from rpg_platform.bundles import bundle_in
@@ -77,6 +78,7 @@ def _algorithm(path: Path, options: ImportOptions) -> Imported:
         "algorithm": ALGORITHMS[checkpoint.algorithm],
         "env": env[:200] if isinstance(env, str) else None,
         "env_steps": checkpoint.metric("env_runners--num_env_steps_sampled_lifetime"),
+        "gamma": recorded_gamma({"training": checkpoint.config}),
         **{key: checkpoint.config.get(key) for key in ("omega_prime", "alpha_hat", "omega", "kl_coefficient", "alpha")},
     }
     facts = {key: value for key, value in facts.items() if isinstance(value, str | int | float)}

@@ -94,7 +94,7 @@ def test_checkpoints_of_spg_and_rpg(name: str, local_ray: None, tmp_path: Path) 
     else:
         assert imported.parents == ()
     assert imported.alpha == {"spg": 0.05, "rpg": 0.1, "kl": None}[name.partition("-")[0]], "kl's ends at zero"
-    assert imported.facts["env_steps"] == 128
+    assert (imported.facts["env_steps"], imported.facts["gamma"]) == (128, 0.99)
 
 
 def test_no_pickle_is_executed(local_ray: None, tmp_path: Path) -> None:
