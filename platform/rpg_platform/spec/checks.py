@@ -18,7 +18,7 @@ from rpg_platform.spec.methods import METHODS, weight_faults
 from rpg_platform.spec.search_checks import check_search, space_paths
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.task import build_task, same_environment, task_env_id, task_label
-from rpg_platform.spec.trials import Arm, arms, count_trials, draws, make_trials, uses_prior
+from rpg_platform.spec.trials import Arm, arms, count_trials, draws, in_running_order, make_trials, uses_prior
 from rpg_platform.tasks.registry import TASKS
 from rpg_platform.wording import Path, dotted, show, suggestion
 
@@ -84,7 +84,7 @@ def _checked(spec: SweepSpec, check_files: bool) -> tuple[list[Problem], list[Ma
 
 
 def expand(spec: SweepSpec) -> list[TrialSpec]:
-    """The trials of a sweep: the prior's row first, then method by method, setting by setting, seed by seed.
+    """The trials of a sweep in the order in which they start (`trials.in_running_order`).
 
     Deterministic, from the specification alone: no file is read. Trial ids are unique, readable, at most 140
     characters and safe as a file's or an MLflow run's name.
@@ -98,7 +98,7 @@ def expand(spec: SweepSpec) -> list[TrialSpec]:
     problems, made = _checked(spec, check_files=False)
     if problems:
         raise SpecError([str(problem) for problem in problems])
-    return [trial for trial, _ in made]
+    return in_running_order(spec, made)
 
 
 # ---- names --------------------------------------------------------------------------------------
