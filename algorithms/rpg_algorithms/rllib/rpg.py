@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -9,8 +10,11 @@ from ray.rllib.algorithms.algorithm_config import NotProvided
 
 from rpg_algorithms.maths.schedules import Weight, check_weight, scale_weight
 from rpg_algorithms.policies.bundle import PriorBundle
+from rpg_algorithms.policies.discount import other_discount
 from rpg_algorithms.rllib.learner import RPGLearner
 from rpg_algorithms.rllib.spg import SPG, SPGConfig
+
+logger = logging.getLogger(__name__)
 
 
 class RPGConfig(SPGConfig):
@@ -120,6 +124,8 @@ class RPGConfig(SPGConfig):
     def validate(self) -> None:
         """Checks all settings; RPG needs a prior and an add-on reward.
 
+        A discount other than the prior's is a warning: checkpoints that were trained at one can be restored.
+
         Raises:
             ValueError: names the setting, its value and what was expected.
         """
@@ -130,6 +136,14 @@ class RPGConfig(SPGConfig):
         if self.prior_logp_floor is not None and not self.prior_logp_floor > 0:
             self._value_error(f"prior_logp_floor={self.prior_logp_floor!r}: expected a positive number or None")
         super().validate()
+        assert isinstance(self.prior, PriorBundle)
+        card = self.prior.card
+        if self._reads_the_soft_advantage() and (message := other_discount(self.gamma, card.name, card.made_by)):
+            logger.warning("gamma %s", message)
+
+    def _reads_the_soft_advantage(self) -> bool:
+        """Whether log pi stands for the prior's reward; at ``kl_coefficient`` it is a penalty, at 0 it is not used."""
+        return self.kl_coefficient is None and not self._is_zero(self.reward_weights()["omega_prime"])
 
 
 def _explain(names: frozenset[str]) -> str:

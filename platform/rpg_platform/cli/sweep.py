@@ -91,7 +91,7 @@ def extend(
     as_json: AsJson = False,
 ) -> None:
     """Gives a sweep more env steps, seeds or grid points and runs what is new; nothing that it has is run again."""
-    from rpg_platform.spec.extension import extended
+    from rpg_platform.spec.extension import extended, what_schedules_do
     from rpg_platform.spec.yaml_file import text_of
     from rpg_platform.storage.location import storage_path
     from rpg_platform.storage.sweep import Sweep
@@ -100,7 +100,10 @@ def extend(
     with refusals():
         folder = SweepFolder(storage_path(storage), name)
         wanted = None if file is None else load_for(file, name, folder.storage)
-        spec = extended(folder.spec(), wanted, env_steps=env_steps, seeds=seeds)
+        stored = folder.spec()
+        spec = extended(stored, wanted, env_steps=env_steps, seeds=seeds)
+        for line in what_schedules_do(stored, spec):
+            Console(stderr=as_json).print(line, soft_wrap=True, highlight=False, markup=False)
         source = folder.source() if file is None else text_of(file).decode()
         _run(Sweep.resolve(spec, source=source, resume=True), address, as_json)
 

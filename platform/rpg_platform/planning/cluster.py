@@ -42,7 +42,8 @@ def start_ray(address: str | None) -> None:
 
     Without an address no cluster is looked for: what was last started on this machine is somebody else's, or dead.
     Token authentication stays as the environment sets it (``RAY_AUTH_MODE``); a Ray of its own without it set has none,
-    as it listens on this machine alone.
+    as it listens on this machine alone. Its processes leave the machine usable for others: Ray gives them a niceness of
+    15, or what ``RAY_worker_niceness`` says.
 
     Raises:
         CapacityError: there is no cluster at the address, or it does not let us in.
@@ -54,7 +55,7 @@ def start_ray(address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or _LOCAL
     if address == _LOCAL:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        own = {"include_dashboard": False, "_temp_dir": _short_temp_dir()}
+        own = {"include_dashboard": False, "_temp_dir": _short_temp_dir(), "num_cpus": _own_cpus()}
         ray.init(_LOCAL, log_to_driver=False, logging_level=logging.ERROR, **own)
         return
     head = check_address(address)
@@ -145,13 +146,19 @@ def cluster_nodes() -> list[dict[str, float]]:
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def this_machine() -> dict[str, float]:
-    """Resources of a Ray that is started on this machine; Ray is not started for it."""
-    import torch
+def _own_cpus() -> int:
+    """CPUs that this process may use: the machine's or the container's as Ray counts them, and by its affinity."""
     from ray._private.utils import get_num_cpus
 
+    return max(1, min(int(get_num_cpus()), len(os.sched_getaffinity(0))))  # a quota of less than one counts as one
+
+
+def this_machine() -> dict[str, float]:
+    """Resources of the Ray that ``start_ray`` starts on this machine; Ray is not started for it."""
+    import torch
+
     gpus = torch.cuda.device_count()  # of those that CUDA_VISIBLE_DEVICES leaves
-    return {"CPU": float(get_num_cpus()), **({"GPU": float(gpus)} if gpus else {})}
+    return {"CPU": float(_own_cpus()), **({"GPU": float(gpus)} if gpus else {})}
 
 
 # ---- what fits -----------------------------------------------------------------------------------

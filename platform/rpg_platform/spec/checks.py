@@ -11,13 +11,14 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias, cast
 
+from rpg_algorithms.policies.discount import other_discount
 from rpg_platform.bundles import SHIPPED, bundle_in
 from rpg_platform.spec.errors import Problem, SpecError
 from rpg_platform.spec.methods import METHODS, weight_faults
 from rpg_platform.spec.search_checks import check_search, space_paths
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.task import build_task, same_environment, task_env_id, task_label
-from rpg_platform.spec.trials import Arm, arms, count_trials, draws, make_trials, uses_prior
+from rpg_platform.spec.trials import Arm, arms, count_trials, draws, in_running_order, make_trials, uses_prior
 from rpg_platform.tasks.registry import TASKS
 from rpg_platform.wording import Path, dotted, show, suggestion
 
@@ -83,7 +84,7 @@ def _checked(spec: SweepSpec, check_files: bool) -> tuple[list[Problem], list[Ma
 
 
 def expand(spec: SweepSpec) -> list[TrialSpec]:
-    """The trials of a sweep: the prior's row first, then method by method, setting by setting, seed by seed.
+    """The trials of a sweep in the order in which they start (`trials.in_running_order`).
 
     Deterministic, from the specification alone: no file is read. Trial ids are unique, readable, at most 140
     characters and safe as a file's or an MLflow run's name.
@@ -97,7 +98,7 @@ def expand(spec: SweepSpec) -> list[TrialSpec]:
     problems, made = _checked(spec, check_files=False)
     if problems:
         raise SpecError([str(problem) for problem in problems])
-    return [trial for trial, _ in made]
+    return in_running_order(spec, made)
 
 
 # ---- names --------------------------------------------------------------------------------------
@@ -172,6 +173,20 @@ def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
                 message = f"needs the alpha that the prior was trained with, and {prior!r} records none"
                 yield Problem(arm.weight_path("omega"), f"{message}; give omega_prime", True, (here, arm.path))
     yield from _families(spec, prior, card)
+    yield from _discount(spec, prior, card)
+
+
+def _discount(spec: SweepSpec, prior: str, card: Mapping[str, object]) -> Iterator[Problem]:
+    """RPG reads log pi as the prior's soft advantage, which it is at the prior's own discount."""
+    reads_it = [arm for arm in arms(spec) if arm.entry.method == "rpg"]
+    here, is_given = (*_TRAINING, "gamma"), "gamma" in {*spec.training.searched, *spec.training.fixed.model_fields_set}
+    for gamma in spec.training.candidates("gamma") if reads_it else ():
+        message = other_discount(cast(float, gamma), prior, card.get("made_by"))
+        if message is not None and is_given:
+            yield Problem(here, message, needs=(("prior",), reads_it[0].path))
+            return
+        if message is not None:
+            yield Problem(("prior",), f"{dotted(here)} {message} under training", needs=(here, reads_it[0].path))
 
 
 def _families(spec: SweepSpec, prior: str, card: Mapping[str, object]) -> Iterator[Problem]:

@@ -94,6 +94,28 @@ def extended(
     return spec
 
 
+def what_schedules_do(stored: SweepSpec, spec: SweepSpec) -> list[str]:
+    """Says how the schedules of trials that an extension trains further go on; nothing where none is.
+
+    The annealed learning rate follows the schedule of the new budget, so it rises again: at the rate where it ended, 0,
+    nothing would be learned, and trials that the extension adds follow the same schedule from their start.
+    """
+    before, after = stored.budget.env_steps, spec.budget.env_steps
+    if after == before:
+        return []
+    said = []
+    if any(value is True for value in spec.training.candidates("anneal_lr")):
+        share = 100 * (1 - before / after)
+        said.append(
+            f"Learning rate: 0 at {before:,} env steps, goes on at {share:.3g} % of training.lr and falls to 0 at "
+            f"{after:,}: the schedule of the new budget. Returns may dip before they rise"
+        )
+    weights = [value for method in spec.methods for value in method.weights.values()]
+    if any(isinstance(each, tuple) for weight in weights for each in getattr(weight, "values", (weight,))):
+        said.append("Schedules of weights keep their env steps: after its last point a weight stays as it is")
+    return said
+
+
 _SEARCHED = ("search", "scheduler", "algorithm", "weights", "search_seed", "training", "objective", "evaluation")
 """What an extension keeps where settings depend on the results of others."""
 

@@ -18,7 +18,7 @@ import pkgutil
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -187,6 +187,24 @@ def make_trials(spec: SweepSpec) -> list[tuple[TrialSpec, Arm | None]]:
     for trial, (_, arm) in zip(named, made, strict=True):
         trials += [(seeded, arm) for seeded in _over_seeds(spec, trial)]
     return trials
+
+
+def in_running_order(spec: SweepSpec, made: Sequence[tuple[TrialSpec, Arm | None]]) -> list[TrialSpec]:
+    """The trials of `make_trials` in the order in which they start: a sweep that is stopped can still be compared.
+
+    The prior's row is first. Then the methods take turns, setting by setting, at the first seed; then at the next. A
+    scheduler judges settings by all of their seeds, so with one the seeds of a setting stay together. Where an
+    adaptive search chooses, the baselines come before all that it proposes.
+    """
+    settings: dict[Path, dict[str, list[TrialSpec]]] = defaultdict(lambda: defaultdict(list))
+    for trial, arm in made:
+        if arm is not None:
+            settings[arm.path][trial.group].append(trial)
+    turns = itertools.zip_longest(*(each.values() for each in settings.values()))
+    started = [seeded for turn in turns for seeded in turn if seeded is not None]
+    together = spec.scheduler is not None or spec.search.is_adaptive
+    prior = [trial for trial, arm in made if arm is None]
+    return [*prior, *itertools.chain.from_iterable(started if together else zip(*started, strict=True))]
 
 
 def _over_seeds(spec: SweepSpec, trial: TrialSpec) -> list[TrialSpec]:

@@ -21,6 +21,7 @@ import rpg_platform
 from rpg_algorithms.addons import part_names
 from rpg_algorithms.policies.bundle import PriorBundle, PriorCard, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork
+from rpg_algorithms.policies.temperature import ENTROPY_IN_LOSS, temperature_of
 from rpg_algorithms.rllib.rollout import NonFiniteError
 from rpg_platform.bundles import versions
 from rpg_platform.evaluation.episode_file import EvaluatedPolicy, Which, write_episodes
@@ -300,13 +301,15 @@ class CustomizationTrial(tune.Trainable):
         if self.prior is not None and self.algo is None:
             return self.prior.card.model_copy(update={"returns": returns or self.prior.card.returns})
         descent = {} if self.prior is None else self.prior.card.descent()
+        assert self.algo is not None
+        settings = self.algo.config.to_dict()
         return PriorCard.describe(
             trial.sweep,
             self.task.env_id,
             *self._spaces,
             self.policy().spec,
             env_kwargs=dict(self.task.env_kwargs),
-            alpha=self._alpha(),
+            alpha=temperature_of(settings),
             returns=returns,
             **descent,
             made_by={
@@ -314,19 +317,12 @@ class CustomizationTrial(tune.Trainable):
                 "env_steps": env_steps,
                 "trial": trial.trial_id,
                 **trial.model_dump(mode="json", include={"sweep", "prior", "method", "weights", "seed"}),
+                **({"alpha_unknown": ENTROPY_IN_LOSS} if settings["entropy_coeff"] else {}),
                 "task": task_label(trial.task),
                 **({} if isinstance(trial.task, str) else {"task_spec": trial.model_dump(mode="json")["task"]}),
                 "training": trial.training.model_dump(mode="json", exclude_none=True),
             },
         )
-
-    def _alpha(self) -> float | None:
-        """The entropy temperature that the policy was trained at last; None where it had none."""
-        assert self.algo is not None
-        weights = self.algo.config.reward_weights()
-        value = weights.get("alpha_hat", weights.get("alpha"))
-        last = value[-1][1] if isinstance(value, (list, tuple)) else value
-        return float(last) if last else None
 
     def cleanup(self) -> None:
         """Ends the algorithm's actors and environments."""

@@ -11,6 +11,7 @@ from tests.algorithms.registry import CASES, addon, make_prior
 
 from rpg_algorithms import NetworkConfig, RPGConfig, SPGConfig
 from rpg_algorithms.maths.schedules import check_weight, scale_weight
+from rpg_algorithms.policies.bundle import PriorBundle, load_bundle
 
 
 class CountSteps(RLlibCallback):
@@ -61,6 +62,28 @@ def test_rpgs_weights_are_given_in_one_way(what: str, tmp_path: Path) -> None:
     config = RPGConfig().environment("Walk-v0").training(prior=make_prior(tmp_path), addon_reward=addon, **weights)
     with pytest.raises(ValueError, match=message):
         config.validate()
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [
+        ({"omega_prime": 0.1, "alpha_hat": 0.1}, True),
+        ({"omega": 0.1, "alpha_hat": 0.1}, True),
+        ({"omega_prime": 0.1, "alpha_hat": 0.1, "gamma": 0.95}, False),
+        ({"omega_prime": 0.0, "alpha_hat": 0.1}, False),  # greedy: log pi is not in the reward
+        ({"kl_coefficient": 0.1}, False),  # a penalty, whatever the prior was trained for
+    ],
+)
+def test_a_discount_other_than_the_priors_is_told(
+    settings: dict[str, Any], warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prior = load_bundle(make_prior(tmp_path))
+    card = prior.card.model_copy(update={"made_by": {"training": {"gamma": 0.95}}})
+    config = RPGConfig().environment("Walk-v0").training(prior=PriorBundle(card, prior.weights), addon_reward=addon)
+    config.training(**settings).validate()
+    told = [record.message for record in caplog.records if record.name == "rpg_algorithms.rllib.rpg"]
+    assert bool(told) == warns
+    assert all("gamma is 0.99, but the prior 'random' was trained at 0.95" in text for text in told)
 
 
 # settings of SPG's training() → message

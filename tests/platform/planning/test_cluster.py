@@ -98,9 +98,14 @@ def connecting(*addresses: str | None, **environment: str) -> list[str]:
         "    except CapacityError as error:\n"
         "        print(error)\n"
     )
+    return in_a_process(code, *(each or "" for each in addresses), **environment)
+
+
+def in_a_process(code: str, *arguments: str, **environment: str) -> list[str]:
+    """The lines that Python code prints in a process of its own."""
     clean = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR")}
     done = subprocess.run(
-        [sys.executable, "-c", code, *(each or "" for each in addresses)],
+        [sys.executable, "-c", code, *arguments],
         env=clean | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)} | environment,
         capture_output=True,
         text=True,
@@ -133,5 +138,19 @@ def test_a_cluster_at_an_address_is_named_and_one_that_asks_for_a_token_says_so(
     assert not list(tmp_path.iterdir()), "a token was made that the cluster does not know"
 
 
-def test_this_machine_needs_no_ray() -> None:
-    assert this_machine()["CPU"] >= 1
+def test_a_ray_of_its_own_has_the_cpus_that_the_plan_counts() -> None:
+    """Of a process that may use one CPU (``taskset``), whose Ray has the niceness that is asked for."""
+    code = (
+        "import os, ray\n"
+        "from rpg_platform.planning.cluster import cluster_nodes, nodes_of, start_ray\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "print(nodes_of(None)[0]['CPU'], ray.is_initialized())\n"
+        "start_ray(None)\n"
+        "print(cluster_nodes()[0]['CPU'], ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0))\n"
+    )
+    assert in_a_process(code, RAY_worker_niceness="3") == ["1.0 False", "1.0 3"]
+
+
+def test_a_quota_below_one_cpu_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: 0.5)
+    assert this_machine()["CPU"] == 1

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tests.platform.commands import refused, started
 
-from rpg_platform.spec.extension import ResumeError, check_same, extended
+from rpg_platform.spec.extension import ResumeError, check_same, extended, what_schedules_do
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.location import default_tracking_uri
 from rpg_platform.storage.sweep_folder import SweepFolder
@@ -48,6 +48,16 @@ def test_a_sweep_is_resumed_as_it_was() -> None:
     check_same(spec(), spec(resources={"max_concurrent": 7}, description="elsewhere", faults={"retries": 5}))
     with pytest.raises(ResumeError, match=r"budget\.env_steps was 24576, now 10000; .*`rpg extend`"):
         check_same(spec(), spec(budget={"env_steps": 10_000}, weights={"omega_prime": 0.1, "alpha_hat": 0.03}))
+
+
+def test_an_extension_says_what_its_schedules_do() -> None:
+    assert what_schedules_do(spec(), spec(seeds=3)) == []
+    [rate] = what_schedules_do(spec(), spec(budget={"env_steps": 4 * 12 * 2048}))
+    assert "0 at 24,576 env steps, goes on at 75 % of training.lr and falls to 0 at 98,304" in rate
+    weights = {"omega_prime": {"grid": [0.1, [[0, 0.2], [9_000, 0.1]]]}, "alpha_hat": 0.02}
+    constant = {"weights": weights, "training": {"anneal_lr": False}}
+    [kept] = what_schedules_do(spec(**constant), spec(**constant, budget={"env_steps": 50_000}))
+    assert "after its last point a weight stays as it is" in kept
 
 
 def test_an_extension_only_adds() -> None:

@@ -79,6 +79,7 @@ def test_each_task_has_the_prior_that_its_sweep_asks_for() -> None:
         source = load_spec(ROOT / "tune_configs" / "priors" / f"{sweep.task.partition('-')[0]}.yaml")
         assert source.name == Path(sweep.prior).name
         assert source.task == sweep.task
+        assert sweep.training.candidates("gamma") == source.training.candidates("gamma"), f"{file}: gamma"
 
 
 def test_the_quickstart_sweeps_both_weights() -> None:

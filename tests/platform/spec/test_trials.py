@@ -57,40 +57,42 @@ def test_one_setting_is_the_prior_and_one_trial() -> None:
     assert trial.weights == WEIGHTS
 
 
-def test_grids_seeds_and_baselines_multiply_in_order() -> None:
-    trials = plan(
-        weights={"alpha_hat": {"grid": [0.02, 0.05]}, "omega_prime": {"grid": [0.1, 0.2]}},
-        baselines=["greedy", {"kl": {"kl_coefficient": {"grid": [0.1, 1.0]}}}],
-        seeds=[3, 1],
-    )
-    assert ids(trials)[:6] == [
-        "prior",
-        "rpg-omega_prime=0.1-alpha_hat=0.02-seed=3",
-        "rpg-omega_prime=0.1-alpha_hat=0.02-seed=1",
-        "rpg-omega_prime=0.1-alpha_hat=0.05-seed=3",
-        "rpg-omega_prime=0.1-alpha_hat=0.05-seed=1",
-        "rpg-omega_prime=0.2-alpha_hat=0.02-seed=3",
-    ]
-    assert ids(trials)[9:] == [
-        "greedy-seed=3",
-        "greedy-seed=1",
-        "kl-kl_coefficient=0.1-seed=3",
-        "kl-kl_coefficient=0.1-seed=1",
-        "kl-kl_coefficient=1-seed=3",
-        "kl-kl_coefficient=1-seed=1",
-    ]
-    assert len({trial.group for trial in trials}) == 1 + 4 + 1 + 2
+COMPARED: dict[str, Any] = {
+    "weights": {"alpha_hat": {"grid": [0.02, 0.05]}, "omega_prime": {"grid": [0.1, 0.2]}},
+    "baselines": ["greedy", {"kl": {"kl_coefficient": {"grid": [0.1, 1.0]}}}],
+    "seeds": [3, 1],
+}
+TURNS = [
+    "rpg-omega_prime=0.1-alpha_hat=0.02",
+    "greedy",
+    "kl-kl_coefficient=0.1",
+    "rpg-omega_prime=0.1-alpha_hat=0.05",
+    "kl-kl_coefficient=1",
+    "rpg-omega_prime=0.2-alpha_hat=0.02",
+    "rpg-omega_prime=0.2-alpha_hat=0.05",
+]
+
+
+def test_methods_take_turns_at_one_seed_after_the_other() -> None:
+    """A sweep that is stopped has compared what it has trained."""
+    assert ids(plan(**COMPARED)) == ["prior", *(f"{turn}-seed={seed}" for seed in (3, 1) for turn in TURNS)]
+
+
+def test_a_scheduler_has_the_seeds_of_a_setting_together() -> None:
+    """It judges a setting by all of its seeds: seed by seed, every setting would be trained to its end first."""
+    trials = ids(plan(**COMPARED, scheduler="asha"))
+    assert trials == ["prior", *(f"{turn}-seed={seed}" for turn in TURNS for seed in (3, 1))]
 
 
 def test_training_settings_are_searched_for_every_method() -> None:
     trials = plan(training={"lr": {"grid": [1e-3, 1e-4]}, "gamma": 0.9}, baselines=["greedy"])
     assert ids(trials)[1:] == [
         "rpg-omega_prime=0.1-alpha_hat=0.02-lr=0.001-seed=0",
-        "rpg-omega_prime=0.1-alpha_hat=0.02-lr=0.0001-seed=0",
         "greedy-lr=0.001-seed=0",
+        "rpg-omega_prime=0.1-alpha_hat=0.02-lr=0.0001-seed=0",
         "greedy-lr=0.0001-seed=0",
     ]
-    assert [trial.training.lr for trial in trials[1:]] == [1e-3, 1e-4, 1e-3, 1e-4]
+    assert [trial.training.lr for trial in trials[1:]] == [1e-3, 1e-3, 1e-4, 1e-4]
     assert {trial.training.gamma for trial in trials} == {0.9}
 
 

@@ -41,6 +41,8 @@ def folder(tmp_path: Path) -> Path:
         "bundle": {"env_id": "HalfCheetah-v5", "alpha": 0.1},
         "no-alpha": {"env_id": "HalfCheetah-v5", "alpha": None},
         "hopper": {"env_id": "Hopper-v5", "alpha": 0.1},
+        "trained": {"env_id": "HalfCheetah-v5", "alpha": 0.1, "made_by": {"training": {"gamma": 0.99}}},
+        "imported": {"env_id": "HalfCheetah-v5", "alpha": 0.1, "made_by": {"import": {"gamma": 0.95}}},
     }
     for name, card in cards.items():
         (tmp_path / name).mkdir()

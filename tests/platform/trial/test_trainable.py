@@ -32,7 +32,7 @@ from rpg_platform.trial.config import algorithm_config
 from rpg_platform.trial.trainable import CustomizationTrial, running_code
 
 # What the card of the policy says of its alpha: the entropy temperature that it was trained at.
-ALPHA = {"rpg": 0.02, "kl": 0.1, "greedy": None, "full": 0.02, "spg": 0.1, "ppo": None, "repeat-entropy": 0.1}
+ALPHA = {"rpg": 0.02, "kl": 0.1, "greedy": None, "full": 0.02, "spg": 0.1, "ppo": None, "repeat-entropy": None}
 Make = Callable[[TrialSpec], CustomizationTrial]
 
 
@@ -111,6 +111,7 @@ def test_method_trains_reports_and_leaves_a_bundle(
         np.testing.assert_array_equal(bundle.weights["mlp.0.weight"], prior.weights["mlp.0.weight"])
         return
     assert card.alpha == ALPHA[method]
+    assert ("alpha_unknown" in card.made_by) == (method == "repeat-entropy"), "its loss has an entropy term too"
     assert card.parents == ([prior.card.content_hash] if with_prior else [])
     assert card.env_id == "HalfCheetah-v5"
     assert {k: card.made_by[k] for k in ("method", "weights", "seed", "env_steps", "sweep")} == {

@@ -71,6 +71,12 @@ def test_an_extension_that_is_stopped_keeps_the_last_complete_evaluation(
     folder = SweepFolder(str(tmp_path), "small")
     assert folder.trials()[A].env_steps > 1024
 
+    # The learning rate had ended, and follows the new budget's schedule from there, as was said.
+    assert "Learning rate: 0 at 1,024 env steps, goes on at 99.7 % of training.lr and falls to 0 at 400,000" in said
+    for attempt, budget in (("", 1024), ("attempt-2", 400_000)):
+        last = json.loads((tmp_path / "small" / attempt / A / "result.json").read_text().splitlines()[-1])
+        assert last["learning_rate"] == pytest.approx(4e-4 * (1 - last["env_steps"] / budget), abs=1e-9)
+
     # What the command printed, and what prints it again.
     shown = here("show", "small", "--storage", str(tmp_path)).output
     for text in (said, shown):

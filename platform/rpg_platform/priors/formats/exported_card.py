@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from rpg_algorithms.policies.bundle import MAX_CARD_BYTES, PriorCard
+from rpg_algorithms.policies.discount import recorded_gamma
 from rpg_algorithms.policies.network import NetworkSpec
 from rpg_algorithms.policies.spaces import space_from_json
 from rpg_platform.priors.imported import Imported, ImportOptions
@@ -50,8 +51,8 @@ def with_origin(imported: Imported, card: PriorCard | None) -> Imported:
 
 
 def described_by(card: PriorCard, imported: Imported) -> Imported:
-    """Adds to an import what a card says of spaces, environment, temperature and descent."""
-    descent = card.descent()
+    """Adds to an import what a card says of spaces, environment, temperature, discount and descent."""
+    descent, gamma = card.descent(), recorded_gamma(card.made_by)
     return replace(
         imported,
         observation_space=space_from_json(card.observation_space),
@@ -59,6 +60,7 @@ def described_by(card: PriorCard, imported: Imported) -> Imported:
         env_id=card.env_id,
         env_kwargs=card.env_kwargs,
         alpha=card.alpha,
+        facts=imported.facts if gamma is None else {**imported.facts, "gamma": gamma},
         parents=tuple(descent["parents"]),
         lineage=tuple(descent["lineage"]),
     )

@@ -23,6 +23,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rpg_algorithms.policies.discount import recorded_gamma
 from rpg_platform.priors.files.inert import Global
 from rpg_platform.priors.files.rllib_checkpoint import Checkpoint, Pipeline, decode_array, read_constructed, read_state
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
@@ -108,6 +109,7 @@ def _facts(checkpoint: Checkpoint, module: str, moments: Moments | None) -> dict
         "module": module,
         "env": env[:200] if isinstance(env, str) else None,
         "env_steps": checkpoint.metric("env_runners--num_env_steps_sampled_lifetime"),
+        "gamma": recorded_gamma({"training": checkpoint.config}),
         "observation_filter": None if moments is None else f"MeanStdFilter of {moments.count:g} observations",
     }
     return {key: value for key, value in facts.items() if value is not None}

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from rpg_algorithms.policies.bundle import BundleError, PriorCard, load_bundle
+from rpg_algorithms.policies.discount import recorded_gamma
 from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork, spec_for_spaces
+from rpg_algorithms.policies.temperature import temperature_of
 from rpg_algorithms.rllib.module import NetworkConfig
 from rpg_platform.bundles import bundle_in
 from rpg_platform.priors.files.inert import Instance
@@ -32,6 +34,7 @@ ALGORITHMS = {
 }
 _MODULE = "rpg_algorithms.rllib.module.ActorCriticModule"
 _MODULES = (_MODULE, "rpg_algorithms.module.ActorCriticModule")
+_WEIGHTS = ("omega_prime", "alpha_hat", "omega", "kl_coefficient", "alpha", "entropy_coeff")
 _BUNDLES = ("rpg_algorithms.policies.bundle.PriorBundle", "rpg_algorithms.prior.PriorBundle")
 
 
@@ -77,7 +80,11 @@ def _algorithm(path: Path, options: ImportOptions) -> Imported:
         "algorithm": ALGORITHMS[checkpoint.algorithm],
         "env": env[:200] if isinstance(env, str) else None,
         "env_steps": checkpoint.metric("env_runners--num_env_steps_sampled_lifetime"),
-        **{key: checkpoint.config.get(key) for key in ("omega_prime", "alpha_hat", "omega", "kl_coefficient", "alpha")},
+        "gamma": recorded_gamma({"training": checkpoint.config}),
+        **{
+            key: checkpoint.config.get(key)
+            for key in ("omega_prime", "alpha_hat", "omega", "kl_coefficient", "alpha", "entropy_coeff")
+        },
     }
     facts = {key: value for key, value in facts.items() if isinstance(value, str | int | float)}
     env_id, env_kwargs = _environment(env)
@@ -88,7 +95,7 @@ def _algorithm(path: Path, options: ImportOptions) -> Imported:
         action_space=spaces[1],
         env_id=env_id,
         env_kwargs=env_kwargs,
-        alpha=_alpha(checkpoint.config),
+        alpha=temperature_of(checkpoint.config),
         facts=facts,
         parents=tuple(descent["parents"]),
         lineage=tuple(descent["lineage"]),
@@ -177,14 +184,3 @@ def _environment(env: Any) -> tuple[str | None, dict[str, Any]]:
     if task is not None:
         return task.env_id, dict(task.env_kwargs)
     return (env if env in gym.registry else None), {}
-
-
-def _alpha(config: Mapping[str, Any]) -> float | None:
-    """Returns the entropy temperature at the end of the training; None where there was none."""
-    kl, alpha_hat = config.get("kl_coefficient"), config.get("alpha_hat")
-    value = next((each for each in (alpha_hat, kl, config.get("alpha")) if each is not None), None)
-    if isinstance(value, list | tuple) and value and isinstance(value[-1], list | tuple) and len(value[-1]) == 2:
-        value = value[-1][1]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        return None
-    return float(value)

@@ -102,7 +102,7 @@ def test_what_comes_with_the_policy(references: dict[str, Reference]) -> None:
     filtered, clamped, sac = (read(references[name].folder) for name in ("filter", "clamped", "sac"))
     assert (filtered.format, filtered.env_id, filtered.alpha) == ("rllib/ppo", "Pendulum-v1", None)
     assert filtered.facts["ray"] == "2.60.0"
-    assert filtered.facts["env_steps"] == 64
+    assert (filtered.facts["env_steps"], filtered.facts["gamma"]) == (64, 0.99)
     assert filtered.facts["observation_filter"].startswith("MeanStdFilter of 6")
     assert filtered.network.spec.graph is None, "a perceptron stays one, so that the fused engine trains it"
     assert filtered.network.normalizer is not None

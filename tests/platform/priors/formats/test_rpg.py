@@ -72,7 +72,15 @@ def test_a_trials_checkpoint(local_ray: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["spg-state-dependent", "rpg-squashed", "kl", "rpg-squashed-to-gaussian-prior", "spg-categorical"]
+    "name",
+    [
+        "spg-state-dependent",
+        "rpg-squashed",
+        "kl",
+        "rpg-squashed-to-gaussian-prior",
+        "spg-categorical",
+        "repeat-entropy",
+    ],
 )
 def test_checkpoints_of_spg_and_rpg(name: str, local_ray: None, tmp_path: Path) -> None:
     with built(CASES[name].build_config(tmp_path)) as algorithm:
@@ -93,8 +101,9 @@ def test_checkpoints_of_spg_and_rpg(name: str, local_ray: None, tmp_path: Path) 
         assert [each.name for each in imported.lineage] == ["random"]
     else:
         assert imported.parents == ()
-    assert imported.alpha == {"spg": 0.05, "rpg": 0.1, "kl": None}[name.partition("-")[0]], "kl's ends at zero"
-    assert imported.facts["env_steps"] == 128
+    alphas = {"spg": 0.05, "rpg": 0.1, "kl": None, "repeat": None}  # kl's ends at zero, repeat-entropy's is no alpha
+    assert imported.alpha == alphas[name.partition("-")[0]]
+    assert (imported.facts["env_steps"], imported.facts["gamma"]) == (128, 0.99)
 
 
 def test_no_pickle_is_executed(local_ray: None, tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def test_customised_policies_beat_the_prior_on_the_addon(tmp_path: Path, train: 
     """Swing up, but anticlockwise: the prior's own reward is never seen."""
     train(tmp_path)
     output(tmp_path, "priors", "import", "prior.zip", "--env", "Pendulum-v1", "--out", "prior")
-    assert json.loads((tmp_path / "prior" / "card.json").read_text())["network"]["distribution"] == family
+    card = json.loads((tmp_path / "prior" / "card.json").read_text())
+    assert card["network"]["distribution"] == family
+    gamma = card["made_by"]["import"]["gamma"]
     spec = {
         "name": "turn",
         "task": {"env": "Pendulum-v1", "addons": {"turn": "0.2 * next_obs[2]"}},
@@ -55,7 +57,13 @@ def test_customised_policies_beat_the_prior_on_the_addon(tmp_path: Path, train: 
         "algorithm": "rpg",
         "weights": {"omega_prime": {"grid": [0.1, 0.5]}, "alpha_hat": 0.1},
         "budget": {"env_steps": 200_000},
-        "training": {"lr": 3e-4, "rollout_length": 256, "minibatch_size": 128, "critic_warmup_iterations": 5},
+        "training": {
+            "gamma": gamma,
+            "lr": 3e-4,
+            "rollout_length": 256,
+            "minibatch_size": 128,
+            "critic_warmup_iterations": 5,
+        },
         "evaluation": {"episodes": 40},
     }
     (tmp_path / "turn.yaml").write_text(yaml.safe_dump(spec))
