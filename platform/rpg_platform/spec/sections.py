@@ -174,6 +174,16 @@ class Evaluation(Section):
 
     episodes: Whole = Field(default=20, ge=1, le=10_000, description="Episodes, all finished, per evaluation.")
     seed: Seed = Field(default=10_000, description="First of the fixed evaluation seeds.")
+    selection_episodes: Whole = Field(
+        default=10,
+        ge=0,
+        le=10_000,
+        description="Further episodes by which settings are ranked and the best is chosen, so that what is shown of it "
+        "chose nothing; 0: chosen by what is shown.",
+    )
+    selection_seed: Seed = Field(
+        default=2_000_000, description="First of the selection seeds; none may be an evaluation seed."
+    )
     validations: Whole = Field(
         default=5,
         ge=0,
