@@ -28,6 +28,7 @@ from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 from rpg_algorithms.policies.spaces import flatten_observations
 from rpg_algorithms.rllib.vector_env import final_observations, make_vector_env, write_infos
 from rpg_platform.results.report import (
+    BEST,
     FINAL,
     MODES,
     Mode,
@@ -215,7 +216,7 @@ def as_metrics(results: Mapping[Mode, Episodes], where: Where = FINAL) -> dict[s
     """Flat metrics: ``eval/<mode>/<measure>_mean`` and ``_std`` over episodes, and ``eval/kl_to_prior`` (sampled).
 
     Of several add-on rewards each has ``eval/<mode>/addon/<name>_return_mean`` and ``_std`` too. Where episodes were
-    cut off, ``eval/<mode>/cut_episodes`` says how many. The final evaluation has the returns' medians and the total
+    cut off, ``eval/<mode>/cut_episodes`` says how many. Those at a trial's end have the returns' medians and the total
     returns of single episodes too, ``eval/<mode>/total_return_episodes``.
     """
     metrics: dict[str, Any] = {}
@@ -225,7 +226,7 @@ def as_metrics(results: Mapping[Mode, Episodes], where: Where = FINAL) -> dict[s
         for measure, values in measured.items():
             found = statistics_of(values)
             metrics |= {mean_key(where, mode, measure): found.mean, std_key(where, mode, measure): found.std}
-        if where == FINAL:
+        if where in (FINAL, BEST):
             medians = {name: float(np.median(getattr(played, name))) for name in RETURNS}
             metrics |= {median_key(where, mode, name): value for name, value in medians.items()}
             metrics[episodes_key(where, mode)] = [float(f"{each:.7g}") for each in played.total_return]

@@ -338,7 +338,7 @@ def _evaluation_seeds(spec: SweepSpec) -> Iterator[Problem]:
     settings, section = spec.evaluation, "evaluation"
     shown = range(settings.seed, settings.seed + settings.episodes)
     counts = {"validation": settings.validation_episodes if settings.validations else 0}
-    counts["selection"] = settings.selection_episodes
+    counts["selection"] = settings.episodes_to_choose_by
     for name, count in counts.items():
         first: int = getattr(settings, f"{name}_seed")
         others = range(first, first + count)

@@ -209,7 +209,7 @@ class CustomizationTrial(tune.Trainable):
         seconds, results = time.perf_counter() - started, self._evaluated["final"].results
         steps = sum(float(episodes.episode_length.sum()) for episodes in results.values())
         metrics = as_metrics(results) | {EVALUATION_STEPS_PER_S: steps / seconds}
-        if count := self.trial.evaluation.selection_episodes:
+        if count := self.trial.evaluation.episodes_to_choose_by:
             selection = self._play_from(self.policy(), count, self.trial.evaluation.selection_seed)
             metrics |= as_metrics(selection, SELECTION)
         best = self._validation.best
