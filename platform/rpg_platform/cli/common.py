@@ -46,7 +46,9 @@ Name = Annotated[str | None, typer.Option(help="Name of this sweep (overrides th
 
 
 @contextlib.contextmanager
-def policy_folder(policy: str, storage: str | None = None, rule: str | None = None) -> Iterator[Path]:
+def policy_folder(
+    policy: str, storage: str | None = None, rule: str | None = None, *, deploys: bool = False
+) -> Iterator[Path]:
     """The bundle that a POLICY means: a shipped prior, a folder, or a sweep's setting, ``NAME`` or ``NAME#RANK``.
 
     One in an object store is copied to this machine for as long as the context is open.
@@ -55,6 +57,7 @@ def policy_folder(policy: str, storage: str | None = None, rule: str | None = No
         policy: as typed.
         storage: where sweeps are; None: the default one.
         rule: what is best in a sweep instead of its objective.
+        deploys: it is to be used: a setting that is trained on the hidden reward is refused.
 
     Raises:
         ValueError: there is no such policy, or a rule is given for what is no sweep.
@@ -72,6 +75,12 @@ def policy_folder(policy: str, storage: str | None = None, rule: str | None = No
         yield resolve_prior(policy)
         return
     chosen = choose(policy, sweep.storage, rule)
+    if deploys and not chosen.row.is_deployable:
+        raise ChoiceError(
+            f"{policy}: {chosen.row.setting} is trained on the basic reward, which whoever customises can't see: it "
+            f"is an upper bound to compare with. Expected a setting without △, see rpg show {sweep.name}; "
+            f"to use it all the same give its checkpoint: {chosen.checkpoint}"
+        )
     said = f"{policy}: {chosen.row.setting}{at_words(chosen.row)}, seed of the highest objective: {chosen.trial_id}"
     Console(stderr=True).print(said, soft_wrap=True, highlight=False, markup=False)
     if sweep.is_local:

@@ -90,7 +90,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Registers a policy in MLflow with an alias and its lineage; the same policy again only moves the alias."""
-    with refusals(), policy_folder(policy, storage, rule) as source:
+    with refusals(), policy_folder(policy, storage, rule, deploys=True) as source:
         from rpg_platform.export import registry
 
         store = tracking_uri or registry.default_store(source, named_sweep(policy, storage))

@@ -27,8 +27,19 @@ from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 from rpg_algorithms.policies.spaces import flatten_observations
 from rpg_algorithms.rllib.vector_env import final_observations, make_vector_env, time_limit, write_infos
-from rpg_platform.results.report import FINAL, MODES, Mode, Where, cut_key, mean_key, std_key
-from rpg_platform.spec.measures import MEASURES, PER_MODE
+from rpg_platform.results.report import (
+    BEST,
+    FINAL,
+    MODES,
+    Mode,
+    Where,
+    cut_key,
+    episodes_key,
+    mean_key,
+    median_key,
+    std_key,
+)
+from rpg_platform.spec.measures import MEASURES, PER_MODE, RETURNS
 from rpg_platform.tasks.environments import make_env
 from rpg_platform.tasks.task import StepFunction, Task
 
@@ -201,19 +212,24 @@ def evaluate_both(
     return {mode: evaluate(policy, task, episodes, seed, mode, prior, max_steps=max_steps) for mode in MODES}
 
 
-def as_metrics(results: Mapping[Mode, Episodes], where: Where = FINAL) -> dict[str, float]:
+def as_metrics(results: Mapping[Mode, Episodes], where: Where = FINAL) -> dict[str, Any]:
     """Flat metrics: ``eval/<mode>/<measure>_mean`` and ``_std`` over episodes, and ``eval/kl_to_prior`` (sampled).
 
     Of several add-on rewards each has ``eval/<mode>/addon/<name>_return_mean`` and ``_std`` too. Where episodes were
-    cut off, ``eval/<mode>/cut_episodes`` says how many.
+    cut off, ``eval/<mode>/cut_episodes`` says how many. Those at a trial's end have the returns' medians and the total
+    returns of single episodes too, ``eval/<mode>/total_return_episodes``.
     """
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Any] = {}
     for mode, played in results.items():
         measured = {measure: getattr(played, measure) for measure in PER_MODE}
         measured |= {f"addon/{name}_return": values for name, values in played.addon_parts.items()}
         for measure, values in measured.items():
             found = statistics_of(values)
             metrics |= {mean_key(where, mode, measure): found.mean, std_key(where, mode, measure): found.std}
+        if where in (FINAL, BEST):
+            medians = {name: float(np.median(getattr(played, name))) for name in RETURNS}
+            metrics |= {median_key(where, mode, name): value for name, value in medians.items()}
+            metrics[episodes_key(where, mode)] = [float(f"{each:.7g}") for each in played.total_return]
         if played.cut.any():
             metrics[cut_key(where, mode)] = float(played.cut.sum())
     if "sampled" in results:

@@ -227,6 +227,7 @@ def _steps(trial: TrialSpec, state: TrialState | None, episode: int) -> tuple[in
     trained = METHODS[trial.method].trains
     done = 0 if state is None else min(state.env_steps, trial.env_steps)
     evaluating = 2 * settings.episodes * (2 if trained and settings.validations else 1)
+    evaluating += 2 * settings.episodes_to_choose_by
     if trained:
         modes = 2 if objective.mode == "deterministic" and "kl_to_prior" in needed(objective) else 1
         times = settings.validations * (1 - done / trial.env_steps) + len([r for r in trial.rungs if r > done])

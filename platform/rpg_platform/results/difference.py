@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
+from rpg_platform.results.choosing import ENOUGH_SEEDS
 from rpg_platform.results.rows import Estimate, Row
 from rpg_platform.results.statistics import LEVEL, Interval
 
@@ -111,7 +112,7 @@ def difference(this: Estimate, other: Estimate, episodes: int) -> Interval | Non
 
 
 def within_noise(rows: Sequence[Row]) -> list[Row]:
-    """The settings that the best one does not exceed beyond noise, of those that satisfy the constraints.
+    """The settings that the best one does not exceed beyond noise, of those that may be chosen.
 
     Args:
         rows: from ``summarise``.
@@ -125,7 +126,12 @@ def within_noise(rows: Sequence[Row]) -> list[Row]:
     maximised = objective_of(best)
     near = []
     for row in rows:
-        if row is best or not row.seeds or row.violations or not math.isfinite(objective_of(row).mean):
+        if (
+            row is best
+            or not (row.seeds and row.is_deployable)
+            or row.violations
+            or not math.isfinite(objective_of(row).mean)
+        ):
             continue
         interval = difference(maximised, objective_of(row), best.episodes)
         if interval is None or interval[0] <= 0:
@@ -154,6 +160,35 @@ def certainty_words(rows: Sequence[Row], name: Callable[[Row], str], between: st
         more = f" and {len(near) - MOST_NAMED} more" if len(near) > MOST_NAMED else ""
         words.append(f"within noise of {between.join(near[:MOST_NAMED])}{more}")
     return words
+
+
+def choosing_words(rows: Sequence[Row]) -> str | None:
+    """What the best setting's figure owes to its having been chosen, a sentence; None where nothing was chosen among.
+
+    Args:
+        rows: from ``summarise``.
+    """
+    best = next((row for row in rows if row.is_best), None)
+    cost = None if best is None else best.choosing
+    if cost is None:
+        return None
+    said = f"★ is the best of {cost.settings}"
+    if cost.judged is None or cost.optimism is None:
+        return (
+            f"{said}, chosen by the training seeds that it is shown for, so its figure flatters it: to say by how much "
+            f"takes {ENOUGH_SEEDS} training seeds that all settings have."
+        )
+    low, high = cost.interval or (math.nan, math.nan)
+    words = (
+        f"{said}. Chosen by half of the training seeds and judged by the other half, the best has "
+        f"{cost.judged:,.4g} [95 %: {low:,.4g} to {high:,.4g}]; shown are {cost.shown:,.4g}: choosing flatters it by "
+        f"{cost.optimism:,.4g}."
+    )
+    if cost.probability is None:
+        return words
+    ends = cost.probability_interval
+    within = "" if ends is None else f" [95 %: {100 * ends[0]:.0f} to {100 * ends[1]:.0f}]"
+    return f"{words} A seed of it is above the prior with probability {100 * cost.probability:.0f} %{within}."
 
 
 def objective_of(row: Row) -> Estimate:

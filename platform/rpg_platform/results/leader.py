@@ -1,7 +1,8 @@
 """Which setting of a sweep that is still running is the best so far, by the sweep's objective and constraints.
 
-From final evaluations as soon as there is one; before that from the trials' validations. Free of Ray and torch, and
-cheap: it is asked for twice a second.
+From final evaluations as soon as there is one; before that from the trials' validations. As in a sweep's table, final
+policies are chosen by other episodes than those shown, and none that is trained on the hidden reward is. Free of Ray
+and torch, and cheap: it is asked for twice a second.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rpg_platform.results.ranking import Figures, order_key, violations
-from rpg_platform.results.report import FINAL, VALIDATION, Report, finite_figures, is_stopped
+from rpg_platform.results.report import FINAL, SELECTION, VALIDATION, Report, finite_figures, is_stopped
 from rpg_platform.results.rows import setting_names
 from rpg_platform.spec.measures import MEASURES
-from rpg_platform.spec.methods import PRIOR
+from rpg_platform.spec.methods import PRIOR, deployable
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import TrialSpec
 
@@ -75,7 +76,9 @@ class Standing:
         self._final: dict[str, Figures] = {}
         self._validated: dict[str, Figures] = {}
         self._ended_early: set[str] = set()
+        self._selection: dict[str, Figures] = {}
         self._prior: Figures | None = None
+        self._prior_selection: Figures | None = None
         self._names: dict[str, str] = {}
         self._leader: Leader | None = None
         self._is_current = True
@@ -96,11 +99,13 @@ class Standing:
         final = finite_figures(report, FINAL, self._objective.mode)
         if trial.method == PRIOR:
             self._prior = final or self._prior
+            self._prior_selection = finite_figures(report, SELECTION, self._objective.mode) or self._prior_selection
         elif final:
             self._final[trial_id] = final
+            self._selection[trial_id] = finite_figures(report, SELECTION, self._objective.mode)
         elif validated := finite_figures(report, VALIDATION, self._objective.mode):
             known = self._validated.get(trial_id)
-            if known is None or self._key(validated) < self._key(known):
+            if known is None or self._key(validated, self._prior) < self._key(known, self._prior):
                 self._validated[trial_id] = validated
         elif not is_stopped(report):
             return
@@ -121,11 +126,17 @@ class Standing:
         for trial_id, figures in found.items():
             groups[self._trials[trial_id].group].append(figures)
         means = {group: _means(each) for group, each in groups.items()}
-        group = min(means, key=lambda name: (self._key(means[name]), name))
+        apart = bool(final) and all(self._selection[trial_id] for trial_id in found)
+        prior = self._prior_selection if apart and self._prior_selection else self._prior
+        by: defaultdict[str, list[Figures]] = defaultdict(list)
+        for trial_id, figures in found.items():
+            by[self._trials[trial_id].group].append(self._selection[trial_id] if apart else figures)
+        chosen = {group: _means(each) for group, each in by.items()}
+        group = min(means, key=lambda name: (self._key(chosen[name], prior), name))
         if not self._names:
             one_each = {trial.group: trial for trial in self._trials.values()}
             self._names = setting_names(list(one_each.values()))
-        broken = violations(self._objective.constraints, means[group], self._prior)
+        broken = violations(self._objective.constraints, chosen[group], prior)
         return Leader(
             self._names[group],
             group,
@@ -138,11 +149,16 @@ class Standing:
         )
 
     def _compared(self, figures: Mapping[str, Figures]) -> dict[str, Figures]:
-        """Without the settings that the sweep's scheduler has ended early."""
-        return {name: each for name, each in figures.items() if self._trials[name].group not in self._ended_early}
+        """Without the settings that the sweep's scheduler has ended early, and those that nobody could deploy."""
+        able = deployable(trial.method for trial in self._trials.values())
+        return {
+            name: each
+            for name, each in figures.items()
+            if self._trials[name].group not in self._ended_early and self._trials[name].method in able
+        }
 
-    def _key(self, figures: Figures) -> tuple[object, ...]:
-        broken = violations(self._objective.constraints, figures, self._prior)
+    def _key(self, figures: Figures, prior: Figures | None) -> tuple[object, ...]:
+        broken = violations(self._objective.constraints, figures, prior)
         return order_key(figures.get(self._objective.maximize, math.nan), broken)
 
 

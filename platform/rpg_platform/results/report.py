@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 from rpg_platform.spec.measures import BY_NAME, MEASURES, PER_MODE
@@ -37,13 +37,15 @@ EARLIER = "earlier"
 """In the last report of a trial whose budget was extended, as it is read again: its last reports at smaller budgets."""
 
 FINAL: Final = "eval"
+SELECTION: Final = "eval_selection"
 BEST: Final = "eval_best"
 VALIDATION: Final = "validation"
-"""Where a report has the final policy's evaluation, the best checkpoint's, and the latest validation."""
+"""Where a report has the final policy's evaluation, the same policy's on other episodes, by which settings are chosen,
+the best checkpoint's evaluation, and the latest validation."""
 RUNG = "rung"
 """Prefix of the figures at rungs: ``rung/<env steps>/<measure>``, and the prior's ``rung/prior/<measure>``."""
 
-Where: TypeAlias = Literal["eval", "eval_best", "validation"]
+Where: TypeAlias = Literal["eval", "eval_selection", "eval_best", "validation"]
 Ending: TypeAlias = Literal["finished", "stopped", "failed", "unfinished"]
 """How a trial ended: evaluated at its end; ended early by a scheduler; with an error; or not at all so far."""
 
@@ -52,7 +54,7 @@ def mean_key(where: str, mode: Mode, measure: str) -> str:
     """The key of a measure's mean over episodes, e.g. ``eval/sampled/total_return_mean``.
 
     Args:
-        where: ``FINAL``, ``BEST`` or ``VALIDATION``.
+        where: ``FINAL``, ``SELECTION``, ``BEST`` or ``VALIDATION``.
         mode: of the policy; a measure of the sampled policy alone has a key without it.
         measure: a name in ``MEASURES``, or ``addon/<name>_return`` of one of several add-on rewards.
     """
@@ -63,6 +65,16 @@ def mean_key(where: str, mode: Mode, measure: str) -> str:
 def std_key(where: str, mode: Mode, measure: str) -> str:
     """The key of a measure's standard deviation over episodes."""
     return f"{where}/{mode}/{measure}_std"
+
+
+def median_key(where: str, mode: Mode, measure: str) -> str:
+    """The key of a return's median over episodes."""
+    return f"{where}/{mode}/{measure}_median"
+
+
+def episodes_key(where: str, mode: Mode) -> str:
+    """The key of the total returns of single episodes, a list; MLflow has none of it."""
+    return f"{where}/{mode}/total_return_episodes"
 
 
 def cut_key(where: str, mode: Mode) -> str:
@@ -90,6 +102,22 @@ def figures(report: Report, where: Where, mode: Mode) -> dict[str, float]:
 def finite_figures(report: Report, where: Where, mode: Mode) -> dict[str, float]:
     """The finite measures of an evaluation by name; empty where the report has no such evaluation."""
     return {name: value for name, value in figures(report, where, mode).items() if math.isfinite(value)}
+
+
+def has_selection(report: Report) -> bool:
+    """Whether the report has an evaluation on episodes of its own by which settings are chosen."""
+    return mean_key(SELECTION, "deterministic", "total_return") in report
+
+
+def choosing_place(reports: Iterable[Report]) -> Where:
+    """The evaluation that settings are chosen by: on other episodes than those shown, where all reports have it."""
+    return SELECTION if all(map(has_selection, reports)) else FINAL
+
+
+def episode_totals(report: Report, mode: Mode) -> list[float] | None:
+    """Total returns of the final evaluation's episodes; None where the report lacks them."""
+    found = report.get(episodes_key(FINAL, mode))
+    return None if found is None else [math.nan if each is None else float(each) for each in found]
 
 
 def addon_names(report: Report, where: Where, mode: Mode) -> list[str]:
@@ -167,7 +195,7 @@ def with_earlier(report: Report, trial: TrialSpec, earlier: Sequence[Report]) ->
         earlier: its last reports at still smaller budgets.
     """
     if is_finished(report) and env_steps(report) < trial.env_steps:
-        ends = (f"{FINAL}/", f"{BEST}/")
+        ends = (f"{FINAL}/", f"{SELECTION}/", f"{BEST}/")
         rest = {key: value for key, value in report.items() if not key.startswith(ends)}
         return {**rest, FINISHED: False, EARLIER: [report, *earlier]}
     return {**report, EARLIER: list(earlier)} if earlier else dict(report)
@@ -214,7 +242,7 @@ HEADLINE: Mapping[str, str] = {
 KEPT = "kept_pct"
 """The final basic return in per cent of the prior's; logged when both are known."""
 DROPPED = "health/dropped_nonfinite"
-_AT_THE_END = (f"{FINAL}/", f"{BEST}/", "system/evaluation_")
+_AT_THE_END = (f"{FINAL}/", f"{SELECTION}/", f"{BEST}/", "system/evaluation_")
 # Tune's own entries, what is no figure of the trial, and what is a tag; `time_total_s` is kept.
 _TUNES_OWN = """timestamp date pid hostname node_ip trial_id config done should_checkpoint iterations_since_restore
     time_since_restore timesteps_since_restore time_this_iter_s training_iteration timesteps_total episodes_total
@@ -228,17 +256,17 @@ _HEALTH = {
     *("policy_loss", "vf_loss", "learning_rate", "reward_scale"),
 }
 _MACHINES = {ENV_STEPS_PER_S, EVALUATION_STEPS_PER_S, "time_total_s"}
-_OWN_PLACE = (f"{FINAL}/", f"{BEST}/", f"{VALIDATION}/")
+_OWN_PLACE = (f"{FINAL}/", f"{SELECTION}/", f"{BEST}/", f"{VALIDATION}/")
 
 
 def finite_metrics(report: Report, mode: Mode = "deterministic") -> dict[str, float]:
     """The figures of a report that MLflow can hold, under MLflow's names.
 
-    Evaluations are under ``eval/``, ``eval_best/`` and ``validation/``, the trial's health under ``health/``, the
-    machine's work under ``system/`` and the rest under ``train/``. What the final evaluation came to is under the names
-    in ``HEADLINE`` instead. Left out are Tune's own entries, figures at rungs (MLflow has them once, under
-    ``validation/``), counters at zero, the best checkpoint's evaluation where that is the final policy, and what is no
-    number or not finite.
+    Evaluations are under ``eval/``, ``eval_selection/``, ``eval_best/`` and ``validation/``, the trial's health under
+    ``health/``, the machine's work under ``system/`` and the rest under ``train/``. What the final evaluation came to
+    is under the names in ``HEADLINE`` instead. Left out are Tune's own entries, figures at rungs (MLflow has them once,
+    under ``validation/``), counters at zero, the best checkpoint's evaluation where that is the final policy, and what
+    is no number or not finite.
 
     Args:
         report: a report; nested mappings give ``outer/inner``.

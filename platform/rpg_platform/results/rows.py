@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import statistics as stdlib_statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from rpg_algorithms.addons import Array
-from rpg_platform.results.ranking import Figures, Violation, order_key, pareto_set, violations
+from rpg_platform.results.choosing import Choosing, Improvement, Scored, best_of, choosing, improvements, ranked
+from rpg_platform.results.collapse import collapsed
+from rpg_platform.results.ranking import Figures, Violation, pareto_set
 from rpg_platform.results.report import (
     BEST,
     ENV_STEPS,
@@ -29,27 +31,29 @@ from rpg_platform.results.report import (
     TrialResult,
     Where,
     addon_names,
+    choosing_place,
     cut_episodes,
     env_steps,
+    episode_totals,
     evaluations,
+    figures,
     has_best,
     is_finished,
     is_stopped,
     kept_share,
     mean_key,
+    median_key,
     number,
     std_key,
 )
 from rpg_platform.results.statistics import (
     Interval,
     bootstrap_interval,
-    improvement_interval,
     iqm,
     mean,
-    probability_of_improvement,
 )
-from rpg_platform.spec.measures import PER_MODE
-from rpg_platform.spec.methods import PRIOR
+from rpg_platform.spec.measures import MEASURES, PER_MODE, RETURNS
+from rpg_platform.spec.methods import PRIOR, deployable
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.sweep import TrialSpec
 
@@ -113,26 +117,6 @@ class BestCheckpoint:
 
 
 @dataclass(frozen=True)
-class Improvement:
-    """How likely a seed of this setting ends with a higher objective than one of another.
-
-    Attributes:
-        over: the other's method, ``prior`` or a method of the sweep.
-        setting: the other: of that method's settings the one that ranks best.
-        probability: P(this > other), a tie is half.
-        interval: 95 % stratified-bootstrap interval; None where either has one training seed (the prior needs none).
-        n, n_other: seeds of this setting and of the other.
-    """
-
-    over: str
-    setting: str
-    probability: float
-    interval: Interval | None
-    n: int
-    n_other: int
-
-
-@dataclass(frozen=True)
 class Failure:
     """A trial without a final evaluation, and why."""
 
@@ -179,17 +163,24 @@ class Row:
             end not reached yet, less: the last at which most of the setting's seeds were evaluated.
         failures: trials of this setting that have no final evaluation.
         objective: by what rows are ordered and which constraints hold, as in the specification.
+        chosen_by: by mode the means by which it is ranked and constraints hold, by the names in ``Constraints``.
+        chosen_apart: these are of other episodes than everything else here; else of the same.
+        medians: by mode, of each return the median over seeds of the median over episodes; NaN if unknown.
         best_checkpoint: the same figures of the best checkpoints; None where none was looked for.
         addon_parts: by mode and name the return of each add-on reward, where the task has several.
         improvement: over the prior, and over each other method of the sweep.
         violations: constraints that it breaks.
         is_pareto: on the front that pictures draw: no other row has as much of both returns, and more of one.
-        is_best: of all rows that satisfy the constraints (the prior's too) it has the highest objective.
+        is_best: of all rows that are deployable and satisfy the constraints (the prior's too) it has the highest
+            objective.
         kl_estimated: ``kl_to_prior`` is an estimate: policy and prior are of different families.
         stopped: trials that were ended early. A setting with one has no figures, even if another seed was trained to
             the end before: it is not compared.
         episodes: of its final evaluation, in each mode.
         cut_episodes: how many evaluated episodes had not ended after the most steps that they may have.
+        collapsed: by mode how many episodes of all seeds collapsed (``collapse.collapse_bound``); None if unknown.
+        is_deployable: a user could have it; the upper bound, which is trained on the hidden reward, is not.
+        choosing: of the best row: what the choice among so many settings costs.
     """
 
     group: str
@@ -207,6 +198,9 @@ class Row:
     evaluated_at: int
     failures: tuple[Failure, ...]
     objective: Mapping[str, Any]
+    chosen_by: Mapping[Mode, Figures]
+    chosen_apart: bool
+    medians: Mapping[Mode, Mapping[str, float]]
     best_checkpoint: BestCheckpoint | None = None
     addon_parts: Mapping[Mode, Mapping[str, Estimate]] = field(default_factory=dict)
     improvement: tuple[Improvement, ...] = ()
@@ -217,6 +211,9 @@ class Row:
     stopped: tuple[Stop, ...] = ()
     episodes: int = 0
     cut_episodes: int = 0
+    collapsed: Mapping[Mode, int | None] = field(default_factory=dict)
+    is_deployable: bool = True
+    choosing: Choosing | None = None
 
     def evaluation(self, mode: Mode) -> Evaluation:
         """The deterministic or the sampled evaluation."""
@@ -246,16 +243,31 @@ def summarise(results: Iterable[TrialResult], objective: Objective | None = None
     if objective is None:
         objective = next(iter(groups.values()))[0][0].objective
     names = setting_names([trials[0][0] for trials in groups.values()])
-    prior_basic = _prior_basic(groups.values())
-    rows = [_row(group, trials, names[group], prior_basic, objective) for group, trials in groups.items()]
-    scores = {group: _scores(trials, objective) for group, trials in groups.items()}
-    return _compared(_ranked(rows, objective), scores)
+    prior = _prior_reports(groups.values())
+    prior_basic = _estimate(prior, FINAL, "deterministic", "basic_return").mean
+    where = choosing_place(r for trials in groups.values() if not _stops(trials) for _, r in _done(trials)[1])
+    rows = {
+        group: replace(
+            _row(group, trials, names[group], prior_basic, objective, where), collapsed=_collapsed(trials, prior)
+        )
+        for group, trials in groups.items()
+    }
+    able = deployable(trials[0][0].method for trials in groups.values())
+    scored = [_scored(name, trials, names[name], where, able, objective) for name, trials in groups.items()]
+    return _ordered(rows, scored, objective)
 
 
 # ---- one setting -------------------------------------------------------------------------------
 
 
-def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: float, objective: Objective) -> Row:
+def _row(
+    group: str,
+    trials: Sequence[TrialResult],
+    setting: str,
+    prior_basic: float,
+    objective: Objective,
+    where: Where,
+) -> Row:
     spec = trials[0][0]
     stopped = _stops(trials)
     at, done = (spec.env_steps, []) if stopped else _done(trials)
@@ -283,6 +295,11 @@ def _row(group: str, trials: Sequence[TrialResult], setting: str, prior_basic: f
             and (error is not None or not (is_stopped(result) or at in evaluations(trial, result)))
         ),
         objective=objective.model_dump(mode="json", exclude_none=True),
+        chosen_by={
+            mode: {each.name: _estimate(reports, where, mode, each.name).mean for each in MEASURES} for mode in MODES
+        },
+        chosen_apart=where != FINAL,
+        medians={mode: {name: _median(reports, mode, name) for name in RETURNS} for mode in MODES},
         best_checkpoint=_best_checkpoint(reports),
         addon_parts={mode: _addon_parts(reports, mode) for mode in MODES},
         kl_estimated=any(report.get(KL_ESTIMATED) for report in reports),
@@ -357,14 +374,27 @@ def _interval(ends: Array | None) -> Interval | None:
     return None if ends is None else (float(ends[0]), float(ends[1]))
 
 
-def _prior_basic(groups: Iterable[Sequence[TrialResult]]) -> float:
-    prior = [
+def _prior_reports(groups: Iterable[Sequence[TrialResult]]) -> list[Report]:
+    return [
         result
         for trials in groups
         for trial, result, error in trials
         if trial.method == PRIOR and result is not None and is_finished(result, error)
     ]
-    return _estimate(prior, FINAL, "deterministic", "basic_return").mean
+
+
+def _median(reports: Sequence[Report], mode: Mode, measure: str) -> float:
+    """The median over seeds of the medians over their episodes; NaN where a report lacks it."""
+    values = [number(report, median_key(FINAL, mode, measure)) for report in reports]
+    return stdlib_statistics.median(values) if values and all(map(math.isfinite, values)) else math.nan
+
+
+def _collapsed(trials: Sequence[TrialResult], prior: Sequence[Report]) -> dict[Mode, int | None]:
+    reports = [] if _stops(trials) else [report for _, report in _done(trials)[1]]
+    return {
+        mode: collapsed([episode_totals(r, mode) for r in reports], episode_totals(prior[0], mode) if prior else None)
+        for mode in MODES
+    }
 
 
 def _why(trial: TrialSpec, result: Mapping[str, Any] | None, error: str | None) -> str:
@@ -380,74 +410,50 @@ def _why(trial: TrialSpec, result: Mapping[str, Any] | None, error: str | None) 
 
 
 def figures_of(row: Row, mode: Mode) -> Figures:
-    """A row's means by the names in ``Constraints``."""
-    measured = row.evaluation(mode)
-    means = {name: estimate.mean for name, estimate in measured.items()}
-    return means | {"kl_to_prior": row.kl_to_prior.mean}
+    """The means by which a row is chosen, by the names in ``Constraints``."""
+    return row.chosen_by[mode]
 
 
-def _ranked(rows: Sequence[Row], objective: Objective) -> list[Row]:
-    """The rows in order, with what they break and which are on the Pareto set and best."""
-    figures = {row.group: figures_of(row, objective.mode) for row in rows}
-    prior = next((figures[row.group] for row in rows if row.is_prior and row.seeds), None)
-    broken = {row.group: violations(objective.constraints, figures[row.group], prior) for row in rows}
-
-    def order(row: Row) -> tuple[object, ...]:
-        return (not row.seeds, *order_key(figures[row.group][objective.maximize], broken[row.group]), row.group)
-
-    ordered = sorted(rows, key=order)
-    shown = [row for row in ordered if math.isfinite(figures[row.group]["total_return"])]
-    axes = [(f["basic_return"], f["addon_return"]) for f in (figures[row.group] for row in shown)]
-    pareto = {row.group for row, best in zip(shown, pareto_set(np.reshape(axes, (-1, 2))), strict=True) if best}
-    able = [row.group for row in ordered if row.seeds and not broken[row.group]]
-    best = next((group for group in able if math.isfinite(figures[group][objective.maximize])), None)
-    return [
-        replace(
-            row,
-            violations=broken[row.group] if row.seeds else (),
-            is_pareto=row.group in pareto,
-            is_best=row.group == best,
-        )
-        for row in ordered
-    ]
-
-
-def _scores(trials: Sequence[TrialResult], objective: Objective) -> Array:
-    """``[S, 1]``: the objective of each finished seed, where it is finite."""
-    key = mean_key(FINAL, objective.mode, objective.maximize)
-    found = [] if _stops(trials) else [number(result, key) for _, result in _done(trials)[1]]
-    return _column([each for each in found if math.isfinite(each)])
-
-
-def _compared(ordered: Sequence[Row], scores: Mapping[str, Array]) -> list[Row]:
-    """The rows, each with its probability of improvement over the best of each other method."""
-    leaders: dict[str, Row] = {}
-    for row in ordered:
-        if len(scores[row.group]):
-            leaders.setdefault(row.method, row)
-    others = sorted(leaders.values(), key=lambda row: not row.is_prior)  # the prior first, then as they rank
-    return [
-        replace(
-            row, improvement=tuple(_improvement(row, other, scores) for other in others if other.method != row.method)
-        )
-        if len(scores[row.group])
-        else row
-        for row in ordered
-    ]
-
-
-def _improvement(row: Row, other: Row, scores: Mapping[str, Array]) -> Improvement:
-    x, y = scores[row.group], scores[other.group]
-    # One trained seed says nothing of the next; the prior is what it is.
-    known = all(each.is_prior or len(scores[each.group]) > 1 for each in (row, other))
-    return Improvement(
-        other.method,
-        other.setting,
-        probability_of_improvement(x, y),
-        improvement_interval(x, y) if known else None,
-        len(x),
-        len(y),
+def _scored(
+    group: str, trials: Sequence[TrialResult], setting: str, where: Where, able: Collection[str], objective: Objective
+) -> Scored:
+    method = trials[0][0].method
+    done = [] if _stops(trials) else _done(trials)[1]
+    shown = {trial.seed: figures(report, FINAL, objective.mode)[objective.maximize] for trial, report in done}
+    return Scored(
+        group=group,
+        setting=setting,
+        method=method,
+        is_prior=method == PRIOR,
+        is_deployable=method in able,
+        by={trial.seed: figures(report, where, objective.mode) for trial, report in done},
+        score={seed: value for seed, value in shown.items() if math.isfinite(value)},
     )
+
+
+def _ordered(rows: Mapping[str, Row], scored: Sequence[Scored], objective: Objective) -> list[Row]:
+    """The rows in order, with what they break, which are on the Pareto set and which is best, and comparisons."""
+    places = ranked(scored, objective)
+    best, cost = best_of(places, objective), choosing(scored, objective)
+    better = improvements(scored, objective)
+    shown = [group for group, row in rows.items() if math.isfinite(row.evaluation(objective.mode).total_return.mean)]
+    axes = [
+        (each.basic_return.mean, each.addon_return.mean)
+        for each in (rows[group].evaluation(objective.mode) for group in shown)
+    ]
+    pareto = {group for group, is_on in zip(shown, pareto_set(np.reshape(axes, (-1, 2))), strict=True) if is_on}
+    return [
+        replace(
+            rows[place.of.group],
+            violations=place.broken,
+            is_pareto=place.of.group in pareto,
+            is_best=place.of is best,
+            is_deployable=place.of.is_deployable,
+            choosing=cost if place.of is best else None,
+            improvement=better.get(place.of.group, ()),
+        )
+        for place in places
+    ]
 
 
 # ---- names -------------------------------------------------------------------------------------

@@ -16,15 +16,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rpg_platform.results.difference import certainty_words
+from rpg_platform.results.choosing import Improvement
+from rpg_platform.results.difference import certainty_words, choosing_words
 from rpg_platform.results.names import at_words, short_name, steps_words
 from rpg_platform.results.report import Mode, as_json
-from rpg_platform.results.rows import KL, Estimate, Failure, Improvement, Row
+from rpg_platform.results.rows import KL, Estimate, Failure, Row
 from rpg_platform.results.statistics import MANY_RUNS, Interval
 from rpg_platform.spec.measures import BY_NAME, MEASURES, Measure
 
 NOTHING = "–"
-IS_BEST, IS_PARETO, IS_INFEASIBLE = "★", "◇", "✗"
+IS_BEST, IS_PARETO, IS_INFEASIBLE, IS_BOUND = "★", "◇", "✗", "△"
 MOST_EXPLAINED = 8
 """Settings whose broken constraints, or early ends, are spelled out; --json has all."""
 _NO_RESULT = "No trial has a final evaluation."
@@ -69,7 +70,9 @@ def render_table(rows: Sequence[Row], *, mode: Mode | None = None, metric_name: 
         parts += [table, Text(grid.caption, style="dim")]
     if not shown:
         parts.append(Text(_NO_RESULT))
-    parts += [Text(line, style="yellow") for line in (*_certainty(shown), *_infeasible(shown))]
+    parts += [
+        Text(line, style="yellow") for line in (*_certainty(shown), *_infeasible(shown), *_collapses(shown, mode))
+    ]
     parts += [Text(line, style="dim") for line in _stopped(rows)]
     failures = _failures(rows)
     if failures:
@@ -94,7 +97,7 @@ def rows_to_markdown(rows: Sequence[Row], *, mode: Mode | None = None, metric_na
             safe = [cell.replace("|", "\\|") for cell in line]
             lines.append(_markdown_row([f"**{cell}**" for cell in safe] if row.is_prior else safe))
         blocks += ["\n".join(lines), grid.caption]
-    said = [*_certainty(shown), *_infeasible(shown)]
+    said = [*_certainty(shown), *_infeasible(shown), *_collapses(shown, mode)]
     blocks += ["\n".join(f"- {line}" for line in said)] if said else []
     blocks += ["\n".join(f"- {line}" for line in _stopped(rows))] if _stopped(rows) else []
     failures = _failures(rows)
@@ -167,7 +170,8 @@ def _measured(measure: Measure, rows: Sequence[Row], mode: Mode) -> list[str]:
 
 def _marks(i: int, row: Row) -> str:
     marks = [mark for mark, has in ((IS_BEST, row.is_best), (IS_PARETO, row.is_pareto)) if has]
-    return f"{i + 1} {''.join([*marks, *([IS_INFEASIBLE] if row.violations else [])])}".rstrip()
+    marks += [mark for mark, has in ((IS_INFEASIBLE, row.violations), (IS_BOUND, not row.is_deployable)) if has]
+    return f"{i + 1} {''.join(marks)}".rstrip()
 
 
 def _addon_parts(rows: Sequence[Row], mode: Mode) -> _Grid:
@@ -213,6 +217,10 @@ def _improvements(rows: Sequence[Row], mode: Mode) -> _Grid:
     objective = rows[0].objective
     which = f"{objective['mode']} {BY_NAME[objective['maximize']].heading} return"
     caption = f"P > x: probability that a seed's {which} is above that of x, of a method at its best setting here."
+    if any(each.is_cross_fitted for row in rows for each in row.improvement):
+        caption += (
+            " What is a method's best is chosen by one half of the training seeds and judged by the other, both ways."
+        )
     return _numbered(rows, columns, caption)
 
 
@@ -289,6 +297,12 @@ def _caption(rows: Sequence[Row], mode: Mode) -> str:
         objective = rows[0].objective
         which = f"{objective['mode']} {BY_NAME[objective['maximize']].heading} return"
         words.append(f"{IS_BEST} best: highest {which}{' within the constraints' if objective['constraints'] else ''}.")
+    if any(row.chosen_apart for row in rows):
+        words.append("Ranked by other episodes than those shown (evaluation.selection_episodes).")
+    else:
+        words.append("Chosen and judged on the same episodes, which flatters what ranks high.")
+    if any(not row.is_deployable for row in rows):
+        words.append(f"{IS_BOUND} is trained on the basic reward, an upper bound: never {IS_BEST}.")
     if any(row.is_pareto for row in rows):
         words.append(f"{IS_PARETO} Pareto front of basic and add-on return.")
     if budgets := {row.env_steps for row in rows if at_words(row)}:
@@ -305,7 +319,23 @@ def _certainty(rows: Sequence[Row]) -> list[str]:
     numbers = {row.group: str(i + 1) for i, row in enumerate(rows)}
     words = certainty_words(rows, lambda row: numbers[row.group], ", ")
     best = next((row for row in rows if row.is_best), None)
-    return [f"{IS_BEST} {numbers[best.group]}: {', '.join(words)}."] if best is not None and words else []
+    lines = [f"{IS_BEST} {numbers[best.group]}: {', '.join(words)}."] if best is not None and words else []
+    cost = choosing_words(rows)
+    return lines + ([cost] if cost else [])
+
+
+def _collapses(rows: Sequence[Row], mode: Mode | None) -> list[str]:
+    """The settings some of whose episodes collapsed, most first."""
+    found = [
+        (row.collapsed.get(mode or row.objective["mode"]) or 0, i + 1, row.episodes * len(row.seeds))
+        for i, row in enumerate(rows)
+    ]
+    some = sorted((each for each in found if each[0]), key=lambda each: (-each[0], each[1]))
+    if not some:
+        return []
+    words = [f"{number}: {count} of {of}" for count, number, of in some[:MOST_EXPLAINED]]
+    more = [f"{len(some) - MOST_EXPLAINED} more settings, see --json"] if len(some) > MOST_EXPLAINED else []
+    return [f"Collapsed episodes (total return far below the prior's worst): {'; '.join(words + more)}."]
 
 
 def _infeasible(rows: Sequence[Row]) -> list[str]:

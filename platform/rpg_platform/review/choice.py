@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rpg_platform.results.report import FINAL, evaluations, mean_key, number
+from rpg_platform.results.report import FINAL, SELECTION, evaluations, mean_key, number
 from rpg_platform.results.rows import Row
 from rpg_platform.review.found import Found, found_in
 from rpg_platform.spec.measures import BY_NAME, MEASURES
@@ -33,7 +34,7 @@ class Choice:
         found: the sweep.
         row: the setting.
         rank: its place in the table, from 1.
-        trial_id: of the setting's seeds the one whose final evaluation has the highest objective.
+        trial_id: of the setting's seeds the one with the highest objective, see ``best_seed``.
         checkpoint: that trial's.
     """
 
@@ -78,17 +79,26 @@ def choose(text: str, storage: str, rule: str | None = None) -> Choice:
     else:
         best = next((row for row in with_figures if row.is_best), None)
         if best is None:
+            beside = "; those trained on the hidden reward (△) are never chosen" if _has_bound(with_figures) else ""
             raise ChoiceError(
-                f"{text}: no setting {'satisfies ' + repr(rule) if rule else 'is best'}; see rpg show {named['sweep']}"
+                f"{text}: no setting {'satisfies ' + repr(rule) if rule else 'is best'}{beside}; "
+                f"see rpg show {named['sweep']}"
             )
         row, rank = best, with_figures.index(best) + 1
     trial_id = best_seed(found, row)
     return Choice(found, row, rank, trial_id, found.checkpoints[trial_id])
 
 
+def _has_bound(rows: Sequence[Row]) -> bool:
+    return any(not row.is_deployable for row in rows)
+
+
 def best_seed(found: Found, row: Row) -> str:
-    """The trial that stands for a setting: of its finished seeds the one with the highest objective."""
-    key = mean_key(FINAL, row.objective["mode"], row.objective["maximize"])
+    """The trial that stands for a setting: of its finished seeds the one with the highest objective.
+
+    By the episodes that settings are chosen by, where they are others than those shown.
+    """
+    key = mean_key(SELECTION if row.chosen_apart else FINAL, row.objective["mode"], row.objective["maximize"])
     own = ((each[0].trial_id, evaluations(*each)) for each in found.results if each[0].group == row.group)
     done = {name: number(made[row.evaluated_at], key) for name, made in own if row.evaluated_at in made}
     return max(done, key=lambda name: (-math.inf if math.isnan(done[name]) else done[name], name))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rpg_platform.results.difference import choosing_words
 from rpg_platform.results.names import at_words, main_method, short_name, varied_weights
 from rpg_platform.results.ranking import violations
 from rpg_platform.results.report import MODES, as_json, is_finished
@@ -22,7 +23,7 @@ from rpg_platform.review.curves import Training, thinned, warnings_of
 from rpg_platform.review.found import Found
 from rpg_platform.review.planned import plan_against_what_happened
 from rpg_platform.review.videos import Video, read_videos
-from rpg_platform.spec.measures import MEASURES, PER_MODE
+from rpg_platform.spec.measures import MEASURES, PER_MODE, RETURNS
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.task import task_label
 from rpg_platform.spec.yaml_file import dump_spec
@@ -32,6 +33,7 @@ MOST_CURVES = 60
 """Settings whose learning curves are drawn; of more, the best and some others spread over the ranking."""
 _CURVE_NUMBERS = 60_000  # of all learning curves together: about 0.5 MB
 _CURVE_POINTS = (8, 75)
+_CHOOSING = (*RETURNS, "kl_to_prior")
 
 
 def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def _about(found: Found, metric_name: str, run_ids: Mapping[str, str]) -> dict[s
     counts["finished"] = sum(is_finished(report, error) for _, report, error in found.results)
     started, heard = status.get("started"), status.get("heartbeat")
     reports = [report for _, report, _ in found.results if report]
+    rows_with_figures = [row for row in found.rows if row.seeds]
     return {
         "name": spec.name,
         "folder": found.source.place,
@@ -108,6 +111,8 @@ def _about(found: Found, metric_name: str, run_ids: Mapping[str, str]) -> dict[s
         "objective": spec.objective.model_dump(mode="json", exclude_none=True),
         "episodes": spec.evaluation.episodes,
         "evaluation_seed": spec.evaluation.seed,
+        "chosen_apart": all(row.chosen_apart for row in rows_with_figures),
+        "choosing": choosing_words(found.rows),
         "metric": metric_name,
         "code": next((str(report["code"]).split(" from ")[0] for report in reports if "code" in report), None),
         "mlflow": uri if uri.startswith("http") else "http://127.0.0.1:5000",
@@ -141,8 +146,13 @@ def _row(
         "weights": {k: v if isinstance(v, (int, float)) else None for k, v in row.weights.items()},
         "seeds": row.seeds,
         "is_prior": row.is_prior,
+        "is_best": row.is_best,
         "violations": [str(each) for each in row.violations],
         "other_violations": _beside_the_sliders(row, found.spec.objective, prior),
+        "is_deployable": row.is_deployable,
+        "chosen_by": {each: {n: _seven(row.chosen_by[each][n]) for n in _CHOOSING} for each in MODES},
+        "medians": {each: {n: _seven(value) for n, value in row.medians[each].items()} for each in MODES},
+        "collapsed": row.collapsed,
         "kl_estimated": row.kl_estimated,
         "kl": _estimate(row.kl_to_prior),
         **{each: {name: _estimate(row.evaluation(each)[name]) for name in PER_MODE} for each in MODES},

@@ -16,6 +16,7 @@ from rpg_platform.results.report import (
     FINISHED,
     HEADLINE,
     KL_ESTIMATED,
+    SELECTION,
     STOPPED_BY,
     Mode,
     TrialResult,
@@ -173,6 +174,7 @@ class StoreSource:
     unknown = (
         "where the sweep's folder lies: to extend or resume it, write the report from there",
         "the checkpoints of trials that have not finished",
+        "which single episodes collapsed",
     )
     place = "runs:/"
 
@@ -282,7 +284,7 @@ class StoreSource:
 
 
 def _is_final(key: str) -> bool:
-    return key in HEADLINE or key.startswith(f"{FINAL}/")
+    return key in HEADLINE or key.startswith((f"{FINAL}/", f"{SELECTION}/"))
 
 
 def _weights(tags: Mapping[str, str]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def chosen_policies(found: Found) -> list[Chosen]:
     has_prior = found.folder.read_text(f"{PRIOR_FOLDER}/{CARD_FILE}") is not None
     trained = [row for row in found.rows if row.seeds and not row.is_prior]
     addon = {row.group: row.evaluation(row.objective["mode"]).addon_return.mean for row in trained}
-    with_addon = [row for row in trained if math.isfinite(addon[row.group])]
+    with_addon = [row for row in trained if row.is_deployable and math.isfinite(addon[row.group])]
     best = next((row for row in trained if row.is_best), None)
     most = max(with_addon, key=lambda row: addon[row.group], default=None)
     roles: list[tuple[Role, Row | None]] = [("best", best), ("most-addon", None if most is best else most)]

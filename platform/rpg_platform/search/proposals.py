@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from rpg_platform.results.ranking import Figures, needs_prior, violations
-from rpg_platform.results.report import FINAL, at_rung, figures, is_finished, is_stopped, rungs_passed
+from rpg_platform.results.report import at_rung, choosing_place, figures, is_finished, is_stopped, rungs_passed
 from rpg_platform.search.population import population_of
 from rpg_platform.spec import quasi_random
 from rpg_platform.spec.space import SearchSpace, Setting, dump
@@ -174,8 +174,9 @@ class Proposals:
         return Outcome(point, "finished", values, min(max((v.excess for v in broken), default=0.0), WORST))
 
     def _figures(self, reports: Sequence[Mapping[str, Any]]) -> Figures:
-        """Returns the figures of the final evaluation, as means over seeds."""
-        return _means([figures(report, FINAL, self._spec.objective.mode) for report in reports])
+        """Returns the figures by which settings are chosen, of the final policies, as means over seeds."""
+        mode = self._spec.objective.mode
+        return _means([figures(report, choosing_place([report]), mode) for report in reports])
 
 
 def _stopped(point: Point, names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Outcome:

@@ -349,16 +349,19 @@ def _entropy(spec: SweepSpec) -> Iterator[Problem]:
 
 # ---- evaluation -----------------------------------------------------------------------------------
 def _evaluation_seeds(spec: SweepSpec) -> Iterator[Problem]:
-    settings = spec.evaluation
-    if settings.validations == 0:
-        return
-    evaluation = range(settings.seed, settings.seed + settings.episodes)
-    validation = range(settings.validation_seed, settings.validation_seed + settings.validation_episodes)
-    if evaluation.start < validation.stop and validation.start < evaluation.stop:
-        message = f"the validation seeds {_span(validation)} and the evaluation seeds {_span(evaluation)} overlap"
-        section: Path = ("evaluation",)
-        needs = tuple((*section, name) for name in ("seed", "episodes", "validation_episodes", "validations"))
-        yield Problem((*section, "validation_seed"), f"{message}: the best would be chosen on them", needs=needs)
+    """What chooses must not be what is shown: the seeds of validation and selection are no evaluation seeds."""
+    settings, section = spec.evaluation, "evaluation"
+    shown = range(settings.seed, settings.seed + settings.episodes)
+    counts = {"validation": settings.validation_episodes if settings.validations else 0}
+    counts["selection"] = settings.episodes_to_choose_by
+    for name, count in counts.items():
+        first: int = getattr(settings, f"{name}_seed")
+        others = range(first, first + count)
+        if count and shown.start < others.stop and others.start < shown.stop:
+            message = f"the {name} seeds {_span(others)} and the evaluation seeds {_span(shown)} overlap"
+            switch = ("validations",) if name == "validation" else ()
+            needs = tuple((section, each) for each in ("seed", "episodes", f"{name}_episodes", *switch))
+            yield Problem((section, f"{name}_seed"), f"{message}: the best would be chosen on them", needs=needs)
 
 
 def _span(seeds: range) -> str:

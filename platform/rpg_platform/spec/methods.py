@@ -80,6 +80,16 @@ class Method:
         return self.config is not None
 
     @property
+    def is_upper_bound(self) -> bool:
+        """Whether it customises by the basic reward, which no user of a prior knows: it is compared, never chosen."""
+        return self.name == "full"
+
+    @property
+    def sees_reward(self) -> bool:
+        """Whether it trains on the basic reward."""
+        return self.algorithm == "spg"
+
+    @property
     def uses_prior(self) -> bool:
         """Whether its trials are given the sweep's prior, where the sweep has one."""
         return self.prior != "unused"
@@ -189,6 +199,19 @@ _ROWS = (
     Method("prior", None, "required", "the prior untouched: no training, the same evaluation"),
 )
 METHODS: Mapping[MethodName, Method] = MappingProxyType({method.name: method for method in _ROWS})
+
+
+def deployable(methods: Iterable[MethodName]) -> frozenset[MethodName]:
+    """Those of a sweep's methods whose policy a user could have, where the basic reward is hidden.
+
+    The upper bound never is. Where a method customises the prior without its reward, nothing that trains on that reward
+    is; in a sweep that only trains on it (to make a prior) it is no secret.
+    """
+    found = {METHODS[name] for name in methods}
+    is_hidden = any(method.prior == "required" and method.trains for method in found)
+    return frozenset(m.name for m in found if not m.is_upper_bound and not (is_hidden and m.sees_reward))
+
+
 PRIOR: MethodName = "prior"
 """The method that trains nothing: the prior, evaluated as all others are."""
 

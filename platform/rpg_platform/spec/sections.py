@@ -181,6 +181,16 @@ class Evaluation(Section):
 
     episodes: Whole = Field(default=20, ge=1, le=10_000, description="Episodes, all finished, per evaluation.")
     seed: Seed = Field(default=10_000, description="First of the fixed evaluation seeds.")
+    selection_episodes: Whole | None = Field(
+        default=None,
+        ge=0,
+        le=10_000,
+        description="Further episodes by which settings are ranked and the best is chosen, so that what is shown of it "
+        "chose nothing; 0: chosen by what is shown; null: half as many as are shown.",
+    )
+    selection_seed: Seed = Field(
+        default=2_000_000, description="First of the selection seeds; none may be an evaluation seed."
+    )
     validations: Whole = Field(
         default=5,
         ge=0,
@@ -196,6 +206,11 @@ class Evaluation(Section):
         description="Steps after which an episode that has not ended is cut off and counted; null: 20,000, "
         "or the environment's own time limit where that is more.",
     )
+
+    @property
+    def episodes_to_choose_by(self) -> int:
+        """How many episodes settings are chosen by."""
+        return (self.episodes + 1) // 2 if self.selection_episodes is None else self.selection_episodes
 
 
 class Range(Section):

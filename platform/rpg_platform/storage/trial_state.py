@@ -61,14 +61,14 @@ def write_state(checkpoint: Path, env_steps: int, report: Mapping[str, Any]) -> 
     Args:
         checkpoint: the folder, everything else already in it.
         env_steps: env steps that the trial has trained.
-        report: the trial's last report; numbers, flags and texts of it are kept.
+        report: the trial's last report; numbers, flags, texts and lists of it are kept.
     """
     files = {
         file.relative_to(checkpoint).as_posix(): file.stat().st_size
         for file in sorted(checkpoint.rglob("*"))
         if file.is_file() and file != checkpoint / STATE_FILE
     }
-    kept = {key: value for key, value in report.items() if isinstance(value, bool | int | float | str)}
+    kept = {key: value for key, value in report.items() if isinstance(value, bool | int | float | str | list)}
     state = {"format": FORMAT, "env_steps": env_steps, "report": kept, "files": files}
     (checkpoint / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 

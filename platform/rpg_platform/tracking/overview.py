@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rpg_platform.results.difference import certainty_words, objective_of
+from rpg_platform.results.difference import certainty_words, choosing_words, objective_of
 from rpg_platform.results.names import at_words, short_name
 from rpg_platform.results.report import KEPT
 from rpg_platform.results.rows import Row
@@ -67,7 +67,7 @@ def note_of(rows: Sequence[Row], spec: dict[str, Any], failures: int, files: set
     table = figures_to_markdown(rows, _MOST_ROWS)
     failed = f"{failures} trials have no result." if failures else ""
     # MLflow shows the first lines and hides the rest behind "Show more".
-    parts = [verdict(rows), " · ".join(links), failed, spec.get("description")]
+    parts = [verdict(rows), " · ".join(links), choosing_words(rows), failed, spec.get("description")]
     return "\n\n".join(part for part in [*parts, table, picture] if part)
 
 

@@ -25,7 +25,7 @@ from rpg_algorithms.policies.temperature import ENTROPY_IN_LOSS, temperature_of
 from rpg_algorithms.rllib.rollout import NonFiniteError
 from rpg_platform.bundles import versions
 from rpg_platform.evaluation.episode_file import EvaluatedPolicy, Which, write_episodes
-from rpg_platform.evaluation.play import as_card_returns, as_metrics, evaluate_both
+from rpg_platform.evaluation.play import Episodes, as_card_returns, as_metrics, evaluate_both
 from rpg_platform.evaluation.validation import Validation
 from rpg_platform.results.report import (
     BEST,
@@ -35,6 +35,8 @@ from rpg_platform.results.report import (
     FAILED,
     FINISHED,
     KL_ESTIMATED,
+    SELECTION,
+    Mode,
 )
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import TrialSpec
@@ -207,13 +209,19 @@ class CustomizationTrial(tune.Trainable):
         report["env_runner_restarts"] = float(result.get("fault_tolerance", {}).get("num_remote_worker_restarts", 0.0))
         return report
 
-    def _evaluate(self) -> dict[str, float]:
-        """Plays the evaluation's episodes with the final policy and, if that is another, with the best."""
+    def _evaluate(self) -> dict[str, Any]:
+        """Plays the evaluation's episodes with the final policy and, if that is another, with the best.
+
+        The final policy plays the selection's episodes too.
+        """
         started = time.perf_counter()
         self._evaluated = {"final": self._play(self.policy(), self._env_steps)}
         seconds, results = time.perf_counter() - started, self._evaluated["final"].results
         steps = sum(float(episodes.episode_length.sum()) for episodes in results.values())
         metrics = as_metrics(results) | {EVALUATION_STEPS_PER_S: steps / seconds}
+        if count := self.trial.evaluation.episodes_to_choose_by:
+            selection = self._play_from(self.policy(), count, self.trial.evaluation.selection_seed)
+            metrics |= as_metrics(selection, SELECTION)
         best = self._validation.best
         if best is not None:
             is_final = best.env_steps == self._env_steps
@@ -224,10 +232,11 @@ class CustomizationTrial(tune.Trainable):
 
     def _play(self, policy: PolicyNetwork, env_steps: int) -> EvaluatedPolicy:
         settings = self.trial.evaluation
-        results = evaluate_both(
-            policy, self.task, settings.episodes, settings.seed, self.prior_network, max_steps=settings.max_steps
-        )
-        return EvaluatedPolicy(env_steps, settings.seed, results)
+        return EvaluatedPolicy(env_steps, settings.seed, self._play_from(policy, settings.episodes, settings.seed))
+
+    def _play_from(self, policy: PolicyNetwork, episodes: int, seed: int) -> dict[Mode, Episodes]:
+        most = self.trial.evaluation.max_steps
+        return evaluate_both(policy, self.task, episodes, seed, self.prior_network, max_steps=most)
 
     def policy(self) -> PolicyNetwork:
         """The policy as it is now: the learner's, or the prior itself."""

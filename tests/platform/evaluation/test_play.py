@@ -189,7 +189,9 @@ def test_metrics_by_hand() -> None:
     assert metrics["eval/sampled/total_return_std"] == pytest.approx(3.0**0.5)
     assert metrics["eval/sampled/episode_length_mean"] == 10.0
     assert metrics["eval/kl_to_prior"] == 0.25
-    assert len(metrics) == 2 * 2 * len(PER_MODE) + 1
+    assert metrics["eval/sampled/total_return_median"] == 5.0
+    assert metrics["eval/sampled/total_return_episodes"] == [5.0, 5.0, 8.0]
+    assert len(metrics) == 2 * (2 * len(PER_MODE) + 3 + 1) + 1
     assert as_metrics({"deterministic": episodes(4.0)})["eval/deterministic/total_return_std"] == 0.0
 
 

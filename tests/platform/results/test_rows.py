@@ -291,9 +291,8 @@ def test_json_holds_all_of_it(tradeoff: list[TrialResult]) -> None:
     assert last["violations"] == [
         {"constraint": "kl_to_prior at most 3", "value": 4.0, "bound": 3.0, "excess": pytest.approx(1 / 3)}
     ]
-    assert best["improvement"] == [
-        {"over": "prior", "setting": "prior", "probability": 1.0, "interval": None, "n": 1, "n_other": 1}
-    ]
+    over = {"over": "prior", "setting": "prior", "probability": 1.0, "interval": None, "n": 1, "n_other": 1}
+    assert best["improvement"] == [over | {"is_cross_fitted": False}]
     [checkpoint] = [row["best_checkpoint"] for row in read if row["best_checkpoint"]]
     assert checkpoint["env_steps"]["mean"] == 5.0
     seeds = json.loads(rows_to_json(summarise(sweep({"rpg": [1.0, 3.0]}, baselines=[]))))[0]

@@ -108,6 +108,21 @@ def test_compare(folder: SweepFolder) -> None:
     assert "seeds:" in said
 
 
+def test_what_sees_the_hidden_reward_is_chosen_by_no_name_or_rule(tmp_path: Path) -> None:
+    """It is first of the table, and may be looked at; it is not ★, and not promoted."""
+    made_sweep(tmp_path, name="bound", apart=True, baselines=[{"full": {"alpha": 0.1}}])
+    found = found_in(SweepFolder(str(tmp_path), "bound"))
+    assert found.rows[0].method == "full"
+    assert choose("bound#1", str(tmp_path)).row.method == "full"
+    assert choose("bound", str(tmp_path)).row.method != "full"
+    for rule in ("max total_return", "max addon_return", "max basic_return where kl_to_prior <= 0.6"):
+        assert choose("bound", str(tmp_path), rule).row.is_deployable
+    with pytest.raises(ChoiceError, match="hidden reward"):
+        choose("bound", str(tmp_path), "max total_return where addon_return >= -900")
+    said = refused("promote", "bound#1", "--storage", str(tmp_path), "--name", "x", "--alias", "champion")
+    assert "upper bound to compare with" in " ".join(said.split())
+
+
 def test_a_sweep_stands_for_its_policy_where_policies_are_asked_for(folder: SweepFolder, tmp_path: Path) -> None:
     """`rpg export SWEEP`, `rpg evaluate SWEEP#2 --rule …`: the bundle in the checkpoint that `choose` names."""
     out = tmp_path / "policy.pt"

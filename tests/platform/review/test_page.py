@@ -106,8 +106,37 @@ def words_of_id(setting: str) -> list[str]:
     return re.findall(r"^prior|^kl|\d+\.\d+", setting)
 
 
-def test_sliders_choose_as_the_table_of_the_command_does(browser: Browser, folder: SweepFolder) -> None:
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
+    """A sweep chosen by other episodes than are shown, in which what sees the hidden reward comes out best."""
+    baselines = [{"kl": {"kl_coefficient": 0.1}}, {"full": {"alpha": 0.1}}]
+    folder = made_sweep(tmp_path_factory.mktemp("storage"), apart=True, baselines=baselines)
+    write_report(found_in(folder), {})
+    return folder
+
+
+def test_what_is_chosen_apart_is_shown_so(browser: Browser, apart: SweepFolder) -> None:
+    """Medians and collapsed episodes stand in the table; the upper bound is first, and is not ★."""
+    page = opened(browser, apart).page
+    rows = found_in(apart).rows
+    assert rows[0].method == "full"
+    heads = page.locator("#table thead th").all_inner_texts()
+    median, fallen = heads.index("median total"), heads.index("collapsed")
+    table = [row.locator("td").all_inner_texts() for row in page.locator("#table tbody tr").all()]
+    for row, shown in zip(rows, table, strict=True):
+        assert number(shown[median]) == pytest.approx(row.medians["deterministic"]["total_return"], abs=0.51)
+        assert shown[fallen] == f"{len(row.seeds) * (row.method == 'kl')} of {20 * len(row.seeds)}"
+        assert ("★" in shown[0], "△" in shown[0]) == (row.is_best, row.method == "full")
+    assert page.locator("#choosing").inner_text().startswith("★ is the best of 8, chosen by the training seeds")
+    page.close()
+
+
+@pytest.mark.parametrize("which", ["folder", "apart"])
+def test_sliders_choose_as_the_table_of_the_command_does(
+    browser: Browser, which: str, request: pytest.FixtureRequest
+) -> None:
     """★, what is within noise of it and the YAML, for bounds at which another setting is best each time."""
+    folder: SweepFolder = request.getfixturevalue(which)
     found = opened(browser, folder)
     page, results = found.page, found_in(folder).results
     stars = set()

@@ -307,6 +307,11 @@ def test_best_checkpoint_survives_a_restart_and_is_evaluated_beside_the_final(
         best, final = (last[f"{prefix}/{mode}/total_return_mean"] for prefix in ("eval_best", "eval"))
         assert best == pytest.approx(of_prior[mode].total_return.mean(), rel=1e-6)
         assert final < best - 1000
+    choosing = evaluate_both(second.policy(), task, 2, 2_000_000)  # half of the three that are shown, rounded up
+    for mode in MODES:
+        total = last[f"eval_selection/{mode}/total_return_mean"]
+        assert total == pytest.approx(choosing[mode].total_return.mean(), rel=1e-6)
+        assert total != last[f"eval/{mode}/total_return_mean"]
     assert last["eval_best/env_steps"] == 512
     assert last["eval_best/kl_to_prior"] == pytest.approx(0.0, abs=1e-6) != last["eval/kl_to_prior"]
     assert {k.removeprefix("eval_best/") for k in last if k.startswith("eval_best/")} - {"env_steps"} == {
@@ -346,7 +351,7 @@ def test_final_policy_that_is_the_best_is_not_evaluated_twice(make: Make, monkey
     trial = make(trial_spec("rpg", evaluation={"episodes": 1, "validations": 1, "validation_episodes": 1}))
     *early, _, last = run(trial)
     assert not any(key.startswith(("validation/", "eval")) for report in early for key in report)
-    assert played == [1]
+    assert played == [1, 1]  # what is shown, and what settings are chosen by
     assert last["eval_best/env_steps"] == last["env_steps"]
     assert all(last[key.replace("eval/", "eval_best/")] == last[key] for key in last if key.startswith("eval/"))
 

@@ -114,7 +114,7 @@ function isoTotals(rows) {
 function drawTradeoff() {
   const rows = D.rows.filter(hasFigures);
   if (!rows.length) { $("tradeoff").textContent = "No trial has a final evaluation yet."; return; }
-  const best = ranked()[0], largest = Math.max(1e-9, ...rows.map((r) => mean(r, "kl_to_prior") || 0));
+  const best = bestOf(), largest = Math.max(1e-9, ...rows.map((r) => mean(r, "kl_to_prior") || 0));
   const size = (row) => (row.is_prior ? 17 : 9 + 11 * Math.sqrt(Math.max(0, mean(row, "kl_to_prior") || 0) / largest));
   const front = frontOf(rows), iso = isoTotals(rows), groups = {};
   for (const row of rows) (groups[secondWords(row)] ||= []).push(row);
@@ -161,7 +161,7 @@ function drawMap() {
   const name = state.maximize, title = `${MEASURES[name].heading} return over both weights`;
   const axis = (weight) => ({ title: { text: weight.symbol, font: { size: 13 }, standoff: 6 }, automargin: true, tickfont: { size: 11 } });
   const scale = [0, 0.25, 0.5, 0.75, 1].map((t) => [t, shade(t)]);
-  const best = ranked()[0];
+  const best = bestOf();
   if (MAIN.values.length * OTHER.values.length <= 4 * main.length && MAIN.values.length <= 30 && OTHER.values.length <= 30) {
     const cell = (a, b) => main.filter((r) => r.weights[MAIN.name] === a && r.weights[OTHER.name] === b);
     const z = OTHER.values.map((b) => MAIN.values.map((a) => { const of = cell(a, b); return of.length ? Math.max(...of.map((r) => mean(r, name))) : null; }));
@@ -202,7 +202,7 @@ function drawResponses() {
         marker: { symbol: SHAPES[i % SHAPES.length], size: of.length > 100 ? 5 : 9, color: LINES[i % LINES.length], opacity: of.map((r) => (holds(r) ? 1 : 0.25)) },
         error_y: of.length <= 40 ? { ...bars(of, of.map((r) => figure(r, name))), color: LINES[i % LINES.length] } : undefined };
     });
-    const chosen = main.find((row) => row.group === state.selected) || null, best = ranked()[0];
+    const chosen = main.find((row) => row.group === state.selected) || null, best = bestOf();
     for (const [row, rim, width] of [[best, "--gold", 4], [chosen, "--accent", 3]]) {
       if (row && ofMain(row)) traces.push({ x: [row.weights[MAIN.name]], y: [mean(row, name)], mode: "markers", hoverinfo: "skip", showlegend: false, marker: { symbol: "circle-open", size: 18, color: colour(rim), line: { width } } });
     }
@@ -252,7 +252,7 @@ function drawCurves() {
   const drawn = Object.entries(D.curves.settings).filter(([, of]) => of.length);
   if (!drawn.length) { $("curves-section").hidden = true; return; }
   charts("curves");
-  const best = ranked()[0], focus = state.selected, many = drawn.length > 12;
+  const best = bestOf(), focus = state.selected, many = drawn.length > 12;
   for (const [name, title] of SHOWN) {
     const traces = [], seen = [];
     for (const [group, of] of drawn) {

@@ -48,23 +48,25 @@ function figure(row, name) {
 const mean = (row, name) => figure(row, name)[0];
 const hasFigures = (row) => row.seeds.length > 0 && known(mean(row, "total_return"));
 const PRIOR = D.rows.find((row) => row.is_prior && row.seeds.length > 0) || null;
+const chosenBy = (row, name) => row.chosen_by[state.mode][name]; // what ranks: other episodes than those shown
 function kept(row) {
   const prior = PRIOR ? mean(PRIOR, "basic_return") : null;
   return known(prior) && prior > 0 && known(mean(row, "basic_return")) ? mean(row, "basic_return") / prior : null;
 }
 function keptBound(fraction) { // of a negative return a share would ask for more than the prior has
-  const prior = mean(PRIOR, "basic_return");
+  const prior = chosenBy(PRIOR, "basic_return");
   return prior - (1 - fraction) * Math.abs(prior);
 }
 function holds(row) {
   if (row.other_violations.length) return false;
-  if (state.kept > 0 && PRIOR && !(mean(row, "basic_return") >= keptBound(state.kept))) return false;
-  return !(known(state.kl) && !(mean(row, "kl_to_prior") <= state.kl));
+  if (state.kept > 0 && PRIOR && !(chosenBy(row, "basic_return") >= keptBound(state.kept))) return false;
+  return !(known(state.kl) && !(chosenBy(row, "kl_to_prior") <= state.kl));
 }
 function ranked() {
-  const able = D.rows.filter((row) => hasFigures(row) && holds(row) && known(mean(row, state.maximize)));
-  return able.sort((a, b) => mean(b, state.maximize) - mean(a, state.maximize) || (a.group < b.group ? -1 : 1));
+  const able = D.rows.filter((row) => hasFigures(row) && holds(row) && known(chosenBy(row, state.maximize)));
+  return able.sort((a, b) => chosenBy(b, state.maximize) - chosenBy(a, state.maximize) || (a.group < b.group ? -1 : 1));
 }
+const bestOf = () => ranked().find((row) => row.is_deployable) || null; // never what sees the hidden reward
 
 // ---- 95 % interval of a difference, Welch's t (results/difference.py) --------------------------------
 function logGamma(x) {
@@ -108,7 +110,7 @@ function difference(a, b) {
 }
 function withinNoise(best) {
   return ranked().filter((row) => {
-    if (row === best) return false;
+    if (row === best || !row.is_deployable) return false;
     const interval = difference(figure(best, state.maximize), figure(row, state.maximize));
     return interval === null || interval[0] <= 0;
   });
@@ -146,7 +148,7 @@ function stat(label, value, row, name, better) {
   return box;
 }
 function drawVerdict() {
-  const box = $("verdict"), best = ranked()[0];
+  const box = $("verdict"), best = bestOf();
   box.replaceChildren();
   if (!D.rows.some(hasFigures)) {
     box.append(element("div", { class: "name" }, "No trial has a final evaluation yet."));
@@ -176,6 +178,9 @@ function drawVerdict() {
     } else if (D.rows.filter(hasFigures).length > 1) {
       lines.append(element("li", { id: "near" }, "No other setting is within noise of it."));
     }
+    if (!A.chosen_apart) lines.append(element("li", {}, "Chosen and judged on the same episodes, which flatters what ranks high."));
+    const asAsked = D.rows.some((row) => row === best && row.is_best) && state.maximize === A.objective.maximize && state.mode === A.objective.mode;
+    if (asAsked && A.choosing) lines.append(element("li", { id: "choosing" }, A.choosing));
     box.append(lines);
     const said = warningsOf(best);
     if (said.length) box.append(element("ul", { class: "warning" }, ...said.map((line) => element("li", {}, line))));
@@ -257,7 +262,7 @@ function objectiveYaml() {
 function showBounds() {
   if ($("kept-value")) $("kept-value").textContent = state.kept > 0 ? `${Math.round(100 * state.kept)} %` : "any share";
   if ($("kl-value")) $("kl-value").textContent = known(state.kl) ? text(state.kl, 2) : "any";
-  const best = ranked()[0];
+  const best = bestOf();
   $("objective").replaceChildren(command(objectiveYaml()), ...(best ? commandsFor(best) : []));
 }
 
@@ -311,7 +316,7 @@ function columns() {
     };
   };
   const cols = [
-    { id: "rank", head: "#", value: (row) => -row.rank, cell: (row) => [`${row.rank}${row.star ? " ★" : ""}${row.front ? " ◇" : ""}`, ""], left: true },
+    { id: "rank", head: "#", value: (row) => -row.rank, cell: (row) => [`${row.rank}${row.star ? " ★" : ""}${row.front ? " ◇" : ""}${row.is_deployable ? "" : " △"}`, ""], left: true },
     { id: "setting", head: "setting", value: (row) => row.name, cell: (row) => [row.name, ""], left: true },
     { id: "n", head: "n", value: (row) => row.seeds.length, cell: (row) => [String(row.seeds.length), ""] },
   ];
@@ -321,6 +326,14 @@ function columns() {
   if (D.rows.some((row) => known(row[state.mode].task_metric && row[state.mode].task_metric[0]))) {
     cols.push({ id: "metric", head: A.metric, value: (row) => mean(row, "task_metric"), cell: (row) => [text(mean(row, "task_metric")), ""] });
   }
+  if (D.rows.some((row) => known(row.medians[state.mode].total_return))) {
+    cols.push({ id: "median", head: "median total", value: (row) => row.medians[state.mode].total_return,
+      cell: (row) => [text(row.medians[state.mode].total_return), ""] });
+  }
+  if (D.rows.some((row) => known(row.collapsed[state.mode]))) {
+    cols.push({ id: "collapsed", head: "collapsed", value: (row) => row.collapsed[state.mode],
+      cell: (row) => [known(row.collapsed[state.mode]) ? `${row.collapsed[state.mode]} of ${A.episodes * row.seeds.length}` : "–", ""] });
+  }
   if (PRIOR) cols.push({ id: "kept", head: "kept", value: kept, cell: (row) => [percent(kept(row)), ""] });
   cols.push({ id: "health", head: "health", value: (row) => row.warnings.length,
     cell: (row) => [row.warnings.length ? `⚠ ${row.warnings.length}` : row.is_prior ? "–" : "steady", ""] });
@@ -328,9 +341,9 @@ function columns() {
 }
 function tableRows() {
   const front = new Set(frontOf(D.rows.filter(hasFigures)).map((row) => row.group));
-  const order = ranked(), best = order[0];
+  const order = ranked(), best = bestOf();
   const rest = D.rows.filter((row) => !order.includes(row));
-  return [...order, ...rest].map((row, i) => ({ ...row, rank: i + 1, star: row === best, front: front.has(row.group) }));
+  return [...order, ...rest].map((row, i) => ({ ...row, rank: i + 1, star: best !== null && row.group === best.group, front: front.has(row.group) }));
 }
 function drawTable() {
   const cols = columns(), rows = tableRows(), head = element("tr");
@@ -372,7 +385,7 @@ function markTable() {
 
 // ---- use it, repeat it -----------------------------------------------------------------------------
 function drawUse() {
-  const box = $("use"), best = ranked()[0];
+  const box = $("use"), best = bestOf();
   box.replaceChildren();
   if (best && best !== PRIOR) box.append(element("p", {}, `Take ★ ${best.name}:`), ...commandsFor(best));
   const next = [["Train more seeds", D.commands.extend], ["see the table", D.commands.show], ["open the dashboard", D.commands.ui]]
