@@ -31,13 +31,14 @@ def test_counts_and_times(tmp_path: Path) -> None:
         ("greedy", 1, 3, 3),
     ]
     assert (plan.trials, plan.env_steps, plan.at_once, plan.rounds) == (10, 900_000, 2, 5)
-    # 10 episodes of 1,000 steps in 2 modes for the final and the best policy, and 2 validations of 5: 50,000 a trial.
-    assert plan.evaluation_steps == 9 * 50_000 + 20_000
-    # A trained trial: 2 s + 100 s + 12.5 s; the prior: 2 s + 5 s. Two at a time, the prior first: 7 + 4 and 5 of them.
-    assert plan.trial_s == pytest.approx(114.5)
-    assert plan.wall_s == pytest.approx(5 * 114.5 + 12)
-    assert plan.cpu_hours == pytest.approx((9 * 114.5 + 7) / 3600)
-    assert plan.evaluation_share == pytest.approx((9 * 12.5 + 5) / (9 * 114.5 + 7))
+    # 10 episodes of 1,000 steps in 2 modes for the final and the best policy, 5 in 2 modes to choose by, and
+    # 2 validations of 5: 60,000 a trial.
+    assert plan.evaluation_steps == 9 * 60_000 + 30_000
+    # A trained trial: 2 s + 100 s + 15 s; the prior: 2 s + 7.5 s. Two at a time, the prior first.
+    assert plan.trial_s == pytest.approx(117)
+    assert plan.wall_s == pytest.approx(5 * 117 + 12)
+    assert plan.cpu_hours == pytest.approx((9 * 117 + 9.5) / 3600)
+    assert plan.evaluation_share == pytest.approx((9 * 15 + 7.5) / (9 * 117 + 9.5))
     assert json.loads(json.dumps(plan.as_json()))["trials"] == 10
 
 
@@ -57,7 +58,7 @@ def test_what_is_finished_costs_nothing_more(tmp_path: Path) -> None:
 def test_constraints_validate_in_both_modes_and_the_prior_too(tmp_path: Path) -> None:
     bound = {"constraints": {"kl_to_prior": {"max": 3}, "basic_return": {"min_fraction_of_prior": 0.9}}}
     plan = planned(tmp_path, spec(objective=bound))
-    assert plan.evaluation_steps == 9 * (40_000 + 2 * 5_000 * 3) + 20_000
+    assert plan.evaluation_steps == 9 * (50_000 + 2 * 5_000 * 3) + 30_000
 
 
 def test_an_adaptive_search_has_as_many_settings_as_samples(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_a_task_without_a_time_limit_is_said_to_have_none(tmp_path: Path) -> Non
     limited = endless | {"max_episode_steps": 200}
     plan = planned(tmp_path, spec(task=limited, prior=None, algorithm="ppo", weights={}, baselines=[]))
     assert plan.assumed_episode is None
-    assert plan.evaluation_steps == 3 * 50 * 200
+    assert plan.evaluation_steps == 3 * 60 * 200
 
 
 # ---- against a real sweep ------------------------------------------------------------------------

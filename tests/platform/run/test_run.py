@@ -118,7 +118,8 @@ def test_every_trial_has_its_result(swept: tuple[SweepOutcome, str]) -> None:
 def test_table_has_the_prior_and_the_best_total_first(swept: tuple[SweepOutcome, str]) -> None:
     rows = summarise(swept[0].results)
     assert {row.group for row in rows} == {"prior", A.removesuffix("-seed=0"), B.removesuffix("-seed=0")}
-    totals = [row.deterministic.total_return.mean for row in rows]
+    assert all(row.chosen_apart for row in rows)
+    totals = [row.chosen_by["deterministic"]["total_return"] for row in rows]
     assert totals == sorted(totals, reverse=True)
     [prior] = [row for row in rows if row.is_prior]
     assert prior.basic_kept == 1.0
