@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +10,7 @@ from types import MappingProxyType
 import rpg_algorithms
 from rpg_platform.wording import suggestion
 
+_ATTEMPT = re.compile(r"attempt-(\d+)")
 _FOLDER = Path(__file__).parent / "shipped_priors"
 SHIPPED: Mapping[str, Path] = MappingProxyType(
     {card.parent.name: card.parent for card in sorted(_FOLDER.glob("*/card.json"))}
@@ -50,11 +52,22 @@ def resolve_prior(name_or_path: str, relative_to: Path | None = None) -> Path:
 
 
 def bundle_in(path: Path) -> Path | None:
-    """The bundle that a folder is or holds: a bundle's own, a checkpoint's, a trial's newest; None without one."""
-    for folder in (path, path / "bundle", *sorted(path.glob("checkpoint_*/bundle"), reverse=True)):
+    """The bundle that a folder is or holds: a bundle's own, a checkpoint's, a trial's newest; None without one.
+
+    A trial that a sweep went on with, resumed or extended, has its newest policy in the folder of a later attempt.
+    """
+    trials = [*_later(path), path]
+    policies = (each for trial in trials for each in sorted(trial.glob("checkpoint_*/bundle"), reverse=True))
+    for folder in (path, path / "bundle", *policies):
         if (folder / "card.json").is_file():
             return folder
     return None
+
+
+def _later(trial: Path) -> list[Path]:
+    """Where the later attempts of a sweep keep a trial (``storage.sweep_folder``), the newest first."""
+    found = ((int(m[1]), each) for each in trial.parent.glob("attempt-*") if (m := _ATTEMPT.fullmatch(each.name)))
+    return [each / trial.name for _, each in sorted(found, reverse=True)]
 
 
 def versions(*packages: str) -> dict[str, str]:

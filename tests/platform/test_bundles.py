@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rpg_platform.bundles import SHIPPED, resolve_prior
+from rpg_platform.bundles import SHIPPED, bundle_in, resolve_prior
 from rpg_platform.spec.yaml_file import parse_spec
 
 SPEC = "{{name: next, task: halfcheetah-foot-angle, prior: {prior}, algorithm: greedy, budget: {{env_steps: 100_000}}}}"
@@ -35,3 +35,15 @@ def test_what_a_policy_may_be_named_by(tmp_path: Path) -> None:
         resolve_prior(str(sweep / "untrained"))
     with pytest.raises(ValueError, match="did you mean 'halfcheetah-spg'"):
         resolve_prior("halfcheetah-sgp")
+
+
+def test_a_trials_folder_means_its_newest_policy_in_whichever_attempt(tmp_path: Path) -> None:
+    """What resumed or extended a sweep writes beside the first attempt's folders."""
+    for place in ("t/checkpoint_000004", "attempt-2/t/checkpoint_000001", "attempt-10/t/checkpoint_000000"):
+        (tmp_path / place / "bundle").mkdir(parents=True)
+        (tmp_path / place / "bundle" / "card.json").touch()
+        assert bundle_in(tmp_path / "t") == tmp_path / place / "bundle"
+    assert bundle_in(tmp_path / "attempt-2/t") == tmp_path / "attempt-2/t/checkpoint_000001/bundle"
+    assert bundle_in(tmp_path / "t/checkpoint_000004") == tmp_path / "t/checkpoint_000004/bundle"
+    (tmp_path / "attempt-11/t").mkdir(parents=True)  # has not saved yet
+    assert bundle_in(tmp_path / "t") == tmp_path / "attempt-10/t/checkpoint_000000/bundle"

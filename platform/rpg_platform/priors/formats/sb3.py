@@ -37,7 +37,7 @@ from rpg_platform.priors.formats.sb3_archive import (
     version_notes,
 )
 from rpg_platform.priors.formats.sb3_networks import EXPECTED, Noise, Settings
-from rpg_platform.priors.formats.sb3_normaliser import moments_of
+from rpg_platform.priors.formats.sb3_normaliser import moments_of, of_own_reward
 from rpg_platform.priors.imported import Imported, ImportOptions, PriorImportError
 from rpg_platform.priors.network.assemble import GRAPH_ACTIVATIONS, Policy, assemble
 
@@ -123,6 +123,8 @@ def read(path: Path, options: ImportOptions) -> Imported:
     algorithm = kind.algorithm or _algorithm(model)
     std, std_note = _std(model, kind, algorithm, spaces, options)
     moments, notes = moments_of(path, model, options, spaces[0], kind.on_policy)
+    alpha = (sbx.temperature if kind.in_jax else temperature)(model) if kind.soft else None
+    alpha, alpha_notes = of_own_reward(alpha, path, options, spaces[0])
     noise = None if kind.in_jax else _noise(model, kwargs)
     settings = Settings(kwargs, _activation(model, kwargs, kind, options), noise, std, moments)
     network = assemble(kind.build(model, spaces, settings))
@@ -137,9 +139,9 @@ def read(path: Path, options: ImportOptions) -> Imported:
         format=f"sb3/{algorithm}",
         observation_space=spaces[0],
         action_space=spaces[1],
-        alpha=(sbx.temperature if kind.in_jax else temperature)(model) if kind.soft else None,
+        alpha=alpha,
         facts=facts_of(model),
-        notes=(*notes, *version_notes(model, spaces, options)),
+        notes=(*notes, *alpha_notes, *version_notes(model, spaces, options)),
     )
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from rpg_platform.priors.files.archive import read_file
 from rpg_platform.priors.formats.sb3_archive import Model
-from rpg_platform.priors.formats.vecnormalize import ASK, MAX_FILES, above, beside, read_vecnormalize
+from rpg_platform.priors.formats.vecnormalize import ASK, MAX_FILES, above, beside, read_vecnormalize, reward_deviation
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.network.assemble import Moments
 from rpg_platform.priors.network.layers import moments_from_npz
@@ -71,6 +71,32 @@ def moments_of(
     if moments is None:
         return None, [f"{name}, found beside it, normalises rewards alone: observations are taken as they are"]
     return moments, _notes(f"observations are normalised as in {name}, found beside it", note)
+
+
+def of_own_reward(
+    alpha: float | None, path: Path, options: ImportOptions, space: gym.Space[Any]
+) -> tuple[float | None, list[str]]:
+    """An entropy temperature per unit of the environment's own reward, which VecNormalize may have divided.
+
+    Args:
+        alpha: per unit of the reward that the algorithm was given.
+        path: the model's archive.
+        options: as for ``moments_of``, which has chosen the file.
+        space: what the policy observes.
+
+    Returns:
+        The temperature, None where it is unknown; and notes.
+    """
+    file = options.normalizer
+    if file is None and not options.unnormalized and isinstance(space, gym.spaces.Box):
+        file = beside(path)
+    divisor = None if alpha is None or file is None or file.suffix == ".npz" else reward_deviation(file)
+    if alpha is None or file is None or divisor is None:
+        return alpha, []
+    said = f"its alpha {alpha:.4g} is of rewards that {file.name} divides"
+    if math.isnan(divisor):
+        return None, [f"{said} by a number that it does not hold: alpha is unknown"]
+    return alpha * divisor, [f"{said} by {divisor:.4g}: of the environment's own it is {alpha * divisor:.4g}"]
 
 
 def trained_normalised(path: Path, model: Model, on_policy: bool) -> str | None:

@@ -47,17 +47,41 @@ def read_vecnormalize(path: Path, size: int | None = None) -> tuple[Moments | No
     Raises:
         PriorImportError: not such a file, damaged, or of dictionary observations that the policy does not observe.
     """
-    value = load(read_file(path, MAX_BYTES), what=str(path))
-    if not isinstance(value, Instance) or not _CLASS.fullmatch(value.qualified_name):
-        found = value.qualified_name[:200] if isinstance(value, Instance) else type(value).__name__
-        raise PriorImportError(f"{path}: holds {found}, expected a VecNormalize of Stable-Baselines3")
-    attributes = value.attributes
+    attributes = _attributes(path)
     if attributes.get("norm_obs") is False:
         return None, None
     moments = attributes.get("obs_rms")
     if isinstance(moments, dict):
         return _of_goals(moments, attributes, size, path), _GOALS
     return _moments(moments, attributes, "obs_rms", path), None
+
+
+def reward_deviation(path: Path) -> float | None:
+    """What the rewards of a training were divided by at its end; None where they were not, NaN where it is not known.
+
+    Args:
+        path: a file that ``VecNormalize.save`` wrote.
+
+    Raises:
+        PriorImportError: not such a file, or damaged.
+    """
+    attributes = _attributes(path)
+    if attributes.get("norm_reward") is False:
+        return None
+    returns = attributes.get("ret_rms")
+    if not isinstance(returns, Instance) or not _MOMENTS_CLASS.fullmatch(returns.qualified_name):
+        return math.nan
+    variance = _number(returns.attributes.get("var"), "ret_rms.var", path)
+    epsilon = _number(attributes.get("epsilon", 1e-8), "epsilon", path)
+    return math.sqrt(variance + epsilon) if variance + epsilon > 0 else math.nan
+
+
+def _attributes(path: Path) -> Mapping[str, Any]:
+    value = load(read_file(path, MAX_BYTES), what=str(path))
+    if not isinstance(value, Instance) or not _CLASS.fullmatch(value.qualified_name):
+        found = value.qualified_name[:200] if isinstance(value, Instance) else type(value).__name__
+        raise PriorImportError(f"{path}: holds {found}, expected a VecNormalize of Stable-Baselines3")
+    return value.attributes
 
 
 def _of_goals(moments: Mapping[Any, Any], attributes: Mapping[str, Any], size: int | None, path: Path) -> Moments:

@@ -207,3 +207,24 @@ def test_statistics_of_a_goal_dictionary(tmp_path: Path) -> None:
             PriorImportError, match=r"\(observation 3, achieved_goal 2, desired_goal 2\), .* --normalizer stats.npz"
         ):
             read(tmp_path / "a.zip", ImportOptions())
+
+
+def test_alpha_is_of_the_environments_own_reward(tmp_path: Path) -> None:
+    """Where VecNormalize divided the rewards of a SAC by 3, its alpha of them is a third of that of the real ones."""
+    returns = instance("stable_baselines3.common.running_mean_std", "RunningMeanStd", mean=0.0, var=9.0, count=1.0)
+    found = {}
+    for name, changes in (
+        ("as they are", {"norm_reward": False}),
+        ("divided", {"ret_rms": returns}),
+        ("unknown", {}),
+    ):
+        folder = laid_out(tmp_path / name, {"a.zip": SAC, "vecnormalize.pkl": vecnormalize(**changes)})
+        found[name] = read(folder / "a.zip", ImportOptions())
+        named = read(folder / "a.zip", ImportOptions(normalizer=folder / "vecnormalize.pkl"))
+        assert named.alpha == found[name].alpha
+    assert found["as they are"].alpha is not None
+    assert found["divided"].alpha == pytest.approx(3 * found["as they are"].alpha)
+    assert any("divides by 3: of the environment's own it is" in note for note in found["divided"].notes)
+    assert found["unknown"].alpha is None
+    assert any("alpha is unknown" in note for note in found["unknown"].notes)
+    assert read(tmp_path / "divided/a.zip", ImportOptions(unnormalized=True)).alpha == found["as they are"].alpha
