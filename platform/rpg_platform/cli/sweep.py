@@ -103,7 +103,7 @@ def extend(
         stored = folder.spec()
         spec = extended(stored, wanted, env_steps=env_steps, seeds=seeds)
         for line in what_schedules_do(stored, spec):
-            Console(stderr=as_json).print(line, soft_wrap=True, highlight=False, markup=False)
+            Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
         source = folder.source() if file is None else text_of(file).decode()
         _run(Sweep.resolve(spec, source=source, resume=True), address, as_json)
 

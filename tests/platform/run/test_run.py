@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -183,7 +184,8 @@ def test_a_report_of_mlflow_alone_is_that_of_the_folder_and_has_the_plan(swept: 
     """Of a sweep that Tune ran: the same rows and trainings, and the plan that was made when it began."""
     sweep = swept[0].sweep
     here, there = found_in(sweep.folder), found_at(sweep.tracking_uri, sweep.spec.name)
-    assert rows_to_json(there.rows) == rows_to_json(here.rows)
+    rows = [[dataclasses.replace(row, collapsed={}) for row in found.rows] for found in (there, here)]
+    assert rows_to_json(rows[0]) == rows_to_json(rows[1])  # MLflow has no single episodes, which the page says
     assert repr(sorted(there.trainings.items())) == repr(sorted(here.trainings.items()))
     for found in (here, there):
         plan = plan_against_what_happened(found, 10.0)
