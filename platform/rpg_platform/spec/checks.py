@@ -6,12 +6,13 @@ or imported, and nothing but the prior's card is read.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias, cast
 
-from rpg_algorithms.policies.discount import other_discount
+from rpg_algorithms.policies.discount import other_discount, recorded_gamma
 from rpg_platform.bundles import SHIPPED, bundle_in
 from rpg_platform.spec.errors import Problem, SpecError
 from rpg_platform.spec.methods import METHODS, weight_faults
@@ -151,15 +152,18 @@ def _prior_use(spec: SweepSpec) -> Iterator[Problem]:
         yield Problem(("prior",), message, at_key=True, needs=(("algorithm",), ("baselines",)))
 
 
+def _folder_of(prior: str) -> pathlib.Path:
+    return SHIPPED.get(prior) or bundle_in(pathlib.Path(prior)) or pathlib.Path(prior)
+
+
 def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
     here: Path = ("prior",)
     if prior not in SHIPPED and not is_path(prior):
         hint = suggestion(prior, SHIPPED)
         yield Problem(here, f"{prior!r} is neither a shipped prior nor a folder beside the file{hint}")
         return
-    folder = SHIPPED.get(prior) or bundle_in(pathlib.Path(prior)) or pathlib.Path(prior)
     try:
-        card = _read_card(folder)
+        card = _read_card(_folder_of(prior))
     except ValueError as error:
         yield Problem(here, str(error))
         return
@@ -176,17 +180,35 @@ def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
     yield from _discount(spec, prior, card)
 
 
+def with_discount_of_prior(spec: SweepSpec) -> SweepSpec:
+    """A specification whose discount is that of its prior, where it gives none and RPG reads the prior's log pi."""
+    training = spec.training
+    is_given = "gamma" in {*training.searched, *training.fixed.model_fields_set}
+    if spec.prior is None or is_given or not _reads_log_pi(spec):
+        return spec
+    try:
+        card = _read_card(_folder_of(spec.prior))
+    except ValueError:  # ``check`` says so
+        return spec
+    its = recorded_gamma(card.get("made_by"))
+    if its is None:
+        return spec
+    fixed = training.fixed.model_copy(update={"gamma": its})
+    return spec.model_copy(update={"training": dataclasses.replace(training, fixed=fixed)})
+
+
+def _reads_log_pi(spec: SweepSpec) -> list[Arm]:
+    """The methods that read log pi as the prior's soft advantage, which it is at the prior's own discount."""
+    return [arm for arm in arms(spec) if arm.entry.method == "rpg"]
+
+
 def _discount(spec: SweepSpec, prior: str, card: Mapping[str, object]) -> Iterator[Problem]:
-    """RPG reads log pi as the prior's soft advantage, which it is at the prior's own discount."""
-    reads_it = [arm for arm in arms(spec) if arm.entry.method == "rpg"]
-    here, is_given = (*_TRAINING, "gamma"), "gamma" in {*spec.training.searched, *spec.training.fixed.model_fields_set}
+    reads_it = _reads_log_pi(spec)
     for gamma in spec.training.candidates("gamma") if reads_it else ():
         message = other_discount(cast(float, gamma), prior, card.get("made_by"))
-        if message is not None and is_given:
-            yield Problem(here, message, needs=(("prior",), reads_it[0].path))
-            return
         if message is not None:
-            yield Problem(("prior",), f"{dotted(here)} {message} under training", needs=(here, reads_it[0].path))
+            yield Problem((*_TRAINING, "gamma"), message, needs=(("prior",), reads_it[0].path))
+            return
 
 
 def _families(spec: SweepSpec, prior: str, card: Mapping[str, object]) -> Iterator[Problem]:

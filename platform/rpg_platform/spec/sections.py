@@ -117,7 +117,12 @@ class Training(Section):
 
     lr: float = Field(default=4e-4, gt=0, le=1, description="Adam's learning rate.")
     anneal_lr: bool = Field(default=True, description="The learning rate falls linearly to 0 over the budget.")
-    gamma: float = Field(default=0.98, gt=0, le=1, description="Discount per step.")
+    gamma: float = Field(
+        default=0.98,
+        gt=0,
+        le=1,
+        description="Discount per step; where RPG reads a prior's log pi, by default the prior's own.",
+    )
     lambda_: float = Field(default=0.92, ge=0, le=1, description="Lambda of generalised advantage estimation.")
     clip_param: float = Field(default=0.1, gt=0, le=10, description="PPO's clip range of the probability ratio.")
     rollout_length: Whole = Field(default=512, ge=1, le=1_000_000, description="Steps per environment and iteration.")

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from rpg_platform.bundles import SHIPPED
-from rpg_platform.spec.checks import check, is_path
+from rpg_platform.spec.checks import check, is_path, with_discount_of_prior
 from rpg_platform.spec.errors import Problem, SpecError, explain
 from rpg_platform.spec.sweep import SECTION_KEYS, SweepSpec
 from rpg_platform.spec.task import TaskFile, TaskSpec, get_task
@@ -160,6 +160,7 @@ def _validate(
     spec = _with_absolute_storage(_with_absolute_prior(spec, folder), folder)
     if isinstance(spec.task, TaskSpec):
         spec = spec.model_copy(update={"task": _with_folder(spec.task, folder)})
+    spec = with_discount_of_prior(spec) if check_files else spec
     for problem in check(spec, check_files=check_files):
         if not any(_touches(path, set_aside) for path in (problem.path, *problem.needs)):
             problems.append(problem)

@@ -400,3 +400,17 @@ def test_any_mutated_document_is_accepted_or_refused(text: str) -> None:
 def test_any_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(SpecError):
         parse_spec(raw, check_files=False)
+
+
+def test_the_discount_is_the_priors_where_rpg_reads_it_and_none_is_given(folder: Path) -> None:
+    raw = "{task: halfcheetah-foot-angle, budget: {env_steps: 500_000}, prior: ./%s, %s}"
+    rpg = "algorithm: rpg, weights: {omega_prime: 0.1, alpha_hat: 0.1}"
+    kl = "algorithm: kl, weights: {kl_coefficient: 0.1}"
+    for prior, method, expected in (
+        ("trained", rpg, 0.99),
+        ("trained", f"{kl}, baselines: [{{rpg: {{omega_prime: 0.1, alpha_hat: 0.1}}}}]", 0.99),
+        ("trained", f"{rpg}, training: {{gamma: 0.99}}", 0.99),
+        ("trained", kl, 0.98),  # log pi is a penalty there
+        ("bundle", rpg, 0.98),  # its card knows none
+    ):
+        assert load_spec(written(folder, raw % (prior, method))).training.fixed.gamma == expected
