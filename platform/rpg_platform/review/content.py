@@ -31,7 +31,7 @@ from rpg_platform.storage.sweep_folder import SOURCE_FILE
 
 MOST_CURVES = 60
 """Settings whose learning curves are drawn; of more, the best and some others spread over the ranking."""
-_CURVE_NUMBERS = 60_000  # of all learning curves together: about 0.5 MB
+_CURVE_NUMBERS = 30_000  # of all learning curves together: about 0.25 MB
 _CURVE_POINTS = (8, 75)
 _CHOOSING = (*RETURNS, "kl_to_prior")
 
