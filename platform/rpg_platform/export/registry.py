@@ -24,7 +24,7 @@ from rpg_platform.storage.location import DEFAULT_STORAGE, default_tracking_uri,
 from rpg_platform.storage.sweep_folder import SPEC_FILE, SweepFolder
 from rpg_platform.tracking.policies import MODEL_TYPE, models_of
 from rpg_platform.tracking.store import ARTIFACT_FOLDER, check_store, embedded_database
-from rpg_platform.tracking.variables import variables
+from rpg_platform.tracking.variables import NO_PROGRESS_BARS, variables
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of MLflow, which draws them even for 3 kB.
-_NO_PROGRESS_BARS = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 EXPERIMENT = "promoted"
 TRIAL_BUNDLES = ("bundle", "bundle_best")  # the folders of a trial's last and best policy
 _ALIAS = re.compile(r"(?!v\d+$)(?!latest$)[A-Za-z0-9_-]{1,255}", re.IGNORECASE)
@@ -274,7 +272,7 @@ def _left_bundle(client: MlflowClient, run_id: str, folder: str) -> str | None:
     """Returns the content hash of a bundle among a run's artifacts; None if there is none or it cannot be read."""
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory() as local, variables(_NO_PROGRESS_BARS):
+    with tempfile.TemporaryDirectory() as local, variables(NO_PROGRESS_BARS):
         try:
             file = client.download_artifacts(run_id, f"{folder}/{CARD_FILE}", local)
             card = json.loads(Path(file).read_bytes())

@@ -8,17 +8,23 @@ the training seeds and judged by the other, both ways. Free of Ray, torch and ML
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from scipy.special import stdtrit
 
 from rpg_algorithms.addons import Array
 from rpg_platform.results.ranking import Figures, Violation, order_key, violations
-from rpg_platform.results.statistics import LEVEL, Interval, improvement_interval, probability_of_improvement
+from rpg_platform.results.statistics import (
+    LEVEL,
+    Interval,
+    column,
+    finite_mean,
+    improvement_interval,
+    probability_of_improvement,
+    reach_of_t,
+)
 from rpg_platform.spec.sections import Objective
 
 ENOUGH_SEEDS = 4
@@ -49,7 +55,7 @@ class Scored:
     def chosen_by(self, seeds: Half | None = None) -> Figures:
         """Means of the figures by which it is chosen, over ``seeds`` (None: all), of those that are finite."""
         own = [self.by[seed] for seed in self.by if seeds is None or self.is_prior or seed in seeds]
-        return {name: _mean([each[name] for each in own]) for name in own[0]} if own else {}
+        return {name: finite_mean([each[name] for each in own]) for name in own[0]} if own else {}
 
     def scores(self, seeds: Half | None = None) -> list[float]:
         """The objective of these seeds (None: all); of the prior its one."""
@@ -187,7 +193,7 @@ def judged_interval(judged: Sequence[Sequence[float]], level: float = LEVEL) -> 
     """
     freedom = sum(len(each) - 1 for each in judged)
     variance = sum(float(np.var(each, ddof=1)) * (len(each) - 1) for each in judged) / freedom
-    reach = float(stdtrit(freedom, 0.5 + level / 2)) * float(np.mean([math.sqrt(variance / len(e)) for e in judged]))
+    reach = reach_of_t(freedom, level) * float(np.mean([math.sqrt(variance / len(e)) for e in judged]))
     mean = float(np.mean([np.mean(each) for each in judged]))
     return (mean - reach, mean + reach)
 
@@ -244,7 +250,7 @@ def _on(setting: Scored, half: Half) -> list[float]:
 
 def _probability(x: Sequence[Sequence[float]], y: Sequence[Sequence[float]]) -> tuple[float, Interval | None]:
     """P(X > Y) over halves, and its interval; both halves count alike."""
-    sides = [(_column(a), _column(b)) for a, b in zip(x, y, strict=True)]
+    sides = [(column(a), column(b)) for a, b in zip(x, y, strict=True)]
     mean = float(np.mean([probability_of_improvement(a, b) for a, b in sides]))
     return mean, _over_halves(sides, improvement_interval)
 
@@ -262,13 +268,3 @@ def _over_halves(
     if len(known) < len(ends):
         return None
     return (float(np.mean([each[0] for each in known])), float(np.mean([each[1] for each in known])))
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [each for each in values if math.isfinite(each)]
-    return statistics.fmean(finite) if finite else math.nan
-
-
-def _column(scores: Sequence[float]) -> Array:
-    """``[S, 1]``: a sweep has one task, so one stratum."""
-    return np.array(scores, dtype=np.float64)[:, None]

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 from rpg_platform.results.choosing import ENOUGH_SEEDS
 from rpg_platform.results.rows import Estimate, Row
-from rpg_platform.results.statistics import LEVEL, Interval
+from rpg_platform.results.statistics import LEVEL, Interval, reach_of_t
 
 MOST_NAMED = 3
 """Settings that are within noise of the best and are named."""
@@ -40,7 +39,7 @@ def difference_interval(
     if variance == 0:
         return (difference, difference)
     freedom = variance**2 / (of_a**2 / (n_a - 1) + of_b**2 / (n_b - 1))
-    reach = _t(freedom, level) * math.sqrt(variance)
+    reach = reach_of_t(freedom, level) * math.sqrt(variance)
     return (difference - reach, difference + reach)
 
 
@@ -57,7 +56,7 @@ def mean_interval(scores: Sequence[float], *, level: float = LEVEL) -> Interval 
     n = len(scores)
     if n < 2:
         return None
-    middle, reach = float(np.mean(scores)), _t(n - 1, level) * float(np.std(scores, ddof=1)) / math.sqrt(n)
+    middle, reach = float(np.mean(scores)), reach_of_t(n - 1, level) * float(np.std(scores, ddof=1)) / math.sqrt(n)
     return (middle - reach, middle + reach)
 
 
@@ -84,18 +83,13 @@ def ratio_interval(
     if n < 2:
         return None
     x, y = float(np.mean(numerators)), float(np.mean(denominators))
-    (xx, xy), (_, yy) = np.cov(numerators, denominators) * (_t(n - 1, level) ** 2 / n)
+    (xx, xy), (_, yy) = np.cov(numerators, denominators) * (reach_of_t(n - 1, level) ** 2 / n)
     # The ratios r at which the mean of x - r y is not clear of zero: (y² - yy) r² - 2 (x y - xy) r + (x² - xx) <= 0.
     a, b, c = y**2 - yy, x * y - xy, x**2 - xx
     if a <= 0:
         return None
     root = math.sqrt(max(0.0, b**2 - a * c))
     return (float((b - root) / a), float((b + root) / a))
-
-
-def _t(freedom: float, level: float) -> float:
-    """How many standard errors a two-sided interval of that coverage reaches."""
-    return float(stdtrit(freedom, 0.5 + level / 2))
 
 
 def difference(this: Estimate, other: Estimate, episodes: int) -> Interval | None:

@@ -49,6 +49,8 @@ from rpg_platform.results.report import (
 from rpg_platform.results.statistics import (
     Interval,
     bootstrap_interval,
+    column,
+    finite_mean,
     iqm,
     mean,
 )
@@ -295,9 +297,7 @@ def _row(
             and (error is not None or not (is_stopped(result) or at in evaluations(trial, result)))
         ),
         objective=objective.model_dump(mode="json", exclude_none=True),
-        chosen_by={
-            mode: {each.name: _estimate(reports, where, mode, each.name).mean for each in MEASURES} for mode in MODES
-        },
+        chosen_by={mode: _means([figures(report, where, mode) for report in reports]) for mode in MODES},
         chosen_apart=where != FINAL,
         medians={mode: {name: _median(reports, mode, name) for name in RETURNS} for mode in MODES},
         best_checkpoint=_best_checkpoint(reports),
@@ -359,15 +359,10 @@ def _over_trials(figures: Sequence[float], std_of_one: float = math.nan) -> Esti
     if not finite:
         return Estimate(math.nan, math.nan, 0)
     std = stdlib_statistics.stdev(finite) if len(finite) > 1 else std_of_one
-    scores = _column(finite)
+    scores = column(finite)
     ends = _interval(bootstrap_interval(scores, mean))
     middle = ends if len(finite) < 4 else _interval(bootstrap_interval(scores, iqm))  # below four the same figure
     return Estimate(stdlib_statistics.fmean(finite), std, len(finite), ends, float(iqm(scores)), middle)
-
-
-def _column(scores: Sequence[float]) -> Array:
-    """``[S, 1]``: a sweep has one task, so one stratum."""
-    return np.array(scores, dtype=np.float64)[:, None]
 
 
 def _interval(ends: Array | None) -> Interval | None:
@@ -381,6 +376,10 @@ def _prior_reports(groups: Iterable[Sequence[TrialResult]]) -> list[Report]:
         for trial, result, error in trials
         if trial.method == PRIOR and result is not None and is_finished(result, error)
     ]
+
+
+def _means(evaluated: Sequence[Figures]) -> Figures:
+    return {each.name: finite_mean([figures[each.name] for figures in evaluated]) for each in MEASURES}
 
 
 def _median(reports: Sequence[Report], mode: Mode, measure: str) -> float:
@@ -407,11 +406,6 @@ def _why(trial: TrialSpec, result: Mapping[str, Any] | None, error: str | None) 
 
 
 # ---- settings against each other ----------------------------------------------------------------
-
-
-def figures_of(row: Row, mode: Mode) -> Figures:
-    """The means by which a row is chosen, by the names in ``Constraints``."""
-    return row.chosen_by[mode]
 
 
 def _scored(

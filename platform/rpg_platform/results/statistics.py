@@ -14,12 +14,15 @@ settings takes tens of thousands of them, and ``rpg status`` should not have to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import statistics
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit
 
 from rpg_algorithms.addons import Array
 
@@ -35,6 +38,22 @@ MANY_RUNS = 5
 
 _TRIM = 0.25
 _AT_ONCE = 20_000_000  # resampled scores held in memory together
+
+
+def column(scores: Sequence[float]) -> Array:
+    """``[S, 1]``: a sweep has one task, so one stratum."""
+    return np.array(scores, dtype=np.float64)[:, None]
+
+
+def finite_mean(values: Sequence[float]) -> float:
+    """The mean of the values that are finite; NaN where none is."""
+    finite = [each for each in values if math.isfinite(each)]
+    return statistics.fmean(finite) if finite else math.nan
+
+
+def reach_of_t(freedom: float, level: float = LEVEL) -> float:
+    """How many standard errors a two-sided interval of Student's t with that coverage reaches."""
+    return float(stdtrit(freedom, 0.5 + level / 2))
 
 
 def mean(scores: Array) -> Array:

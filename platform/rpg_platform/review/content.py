@@ -18,7 +18,7 @@ from rpg_platform.results.difference import choosing_words
 from rpg_platform.results.names import at_words, main_method, short_name, varied_weights
 from rpg_platform.results.ranking import violations
 from rpg_platform.results.report import MODES, as_json, is_finished
-from rpg_platform.results.rows import Estimate, Row, figures_of
+from rpg_platform.results.rows import Estimate, Row
 from rpg_platform.review.curves import Training, thinned, warnings_of
 from rpg_platform.review.found import Found
 from rpg_platform.review.planned import plan_against_what_happened
@@ -179,7 +179,7 @@ def _beside_the_sliders(row: Row, objective: Objective, prior: Row | None) -> li
     basic = getattr(objective.constraints, "basic_return", None)
     rest = None if basic is None else basic.model_copy(update={"min_fraction_of_prior": None})
     constraints = objective.constraints.model_copy(update={"kl_to_prior": None, "basic_return": rest})
-    own, of_prior = (None if each is None else figures_of(each, objective.mode) for each in (row, prior))
+    own, of_prior = (None if each is None else each.chosen_by[objective.mode] for each in (row, prior))
     return [str(each) for each in violations(constraints, own or {}, of_prior)]
 
 

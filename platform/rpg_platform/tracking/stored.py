@@ -17,10 +17,9 @@ from mlflow.utils.rest_utils import http_request
 from rpg_platform.spec.logins import without_login
 from rpg_platform.tracking.runs import TAG_RUN_KEY, TAG_TRIAL_ID
 from rpg_platform.tracking.store import check_store
-from rpg_platform.tracking.variables import variables
+from rpg_platform.tracking.variables import NO_PROGRESS_BARS, variables
 from rpg_platform.wording import suggestion
 
-_NO_PROGRESS_BARS = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 _HISTORIES = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"  # of MLflow's own page; no client has it
 _RUNS_AT_ONCE, _POINTS_AT_ONCE = 100, 25_000  # what a server takes and gives
 _PAGE = 1_000
@@ -52,7 +51,7 @@ class StoredSweep:
     def artifact(self, path: str, trial_id: str | None = None) -> bytes | None:
         """A file among the artifacts of a trial's run, or of the sweep's own; None if it is not there."""
         run = self.parent if trial_id is None else self.trials[trial_id]
-        with tempfile.TemporaryDirectory() as local, variables(_NO_PROGRESS_BARS):
+        with tempfile.TemporaryDirectory() as local, variables(NO_PROGRESS_BARS):
             try:
                 return Path(self.client.download_artifacts(run.info.run_id, path, local)).read_bytes()
             except (MlflowException, OSError):

@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+NO_PROGRESS_BARS = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+"""Of MLflow, which draws them even for 3 kB."""
+
 
 @contextmanager
 def variables(changes: Mapping[str, str]) -> Iterator[None]:
