@@ -104,7 +104,7 @@ def test_a_policy_that_was_trained_further_is_another_one(embedded_store: str, r
 
 
 def test_a_card_that_is_none_is_refused_at_once(embedded_store: str, record: Record) -> None:
-    runs = runs_at(embedded_store, "damaged")
+    runs = runs_at(embedded_store, "damaged-policies")
     (Path(record.data["checkpoint"]) / "bundle" / "card.json").write_text("{}")
     with pytest.raises(ValueError, match="has no content hash"):
         runs.put(opening(PARENT), opening("t"), record)

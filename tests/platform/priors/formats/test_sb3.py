@@ -66,10 +66,13 @@ def test_what_else_a_model_says(name: str) -> None:
     assert any("gSDE" in note for note in source.notes) == bool(case.recipe.settings.get("use_sde"))
     if not hasattr(model, "ent_coef_optimizer"):
         assert source.alpha is None
-    elif model.ent_coef_optimizer is None:
-        assert source.alpha == pytest.approx(0.2)
     else:
-        assert source.alpha == pytest.approx(math.exp(model.log_ent_coef.item()))
+        learned = model.ent_coef_optimizer is not None
+        alpha = math.exp(model.log_ent_coef.item()) if learned else 0.2
+        stats = model.get_vec_normalize_env()
+        # of the environment's own reward, of which the algorithm saw what VecNormalize made
+        divisor = math.sqrt(stats.ret_rms.var + stats.epsilon) if stats is not None and stats.norm_reward else 1.0
+        assert source.alpha == pytest.approx(alpha * divisor)
 
 
 def test_a_perceptron_stays_one_so_that_the_fused_engine_serves_it() -> None:
