@@ -61,9 +61,9 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
         server.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def embedded_store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URI of an embedded store; each test takes its own experiment in it."""
+    """URI of an embedded store of this test alone."""
     folder = tmp_path_factory.mktemp("store")
     runs.create_embedded_store(folder / DATABASE_FILE)
     return default_tracking_uri(folder)

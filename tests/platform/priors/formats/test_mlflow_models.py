@@ -26,6 +26,8 @@ from rpg_platform.export.registry import promote
 from rpg_platform.priors.formats import mlflow_models
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.sources import import_prior, read_source
+from rpg_platform.storage.location import DATABASE_FILE, default_tracking_uri
+from rpg_platform.tracking import runs
 
 PRIOR = resolve_prior("halfcheetah-spg")
 PICKLED: dict[str, Any] = {"pip_requirements": ["torch"], "serialization_format": "pickle"}
@@ -56,10 +58,13 @@ class Predictor(mlflow.pyfunc.PythonModel):
 
 
 @pytest.fixture(scope="module")
-def store(embedded_store: str) -> str:
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store with the shipped prior as version 1 of ``cheetah``, alias ``champion``."""
-    promote(PRIOR, "cheetah", "champion", embedded_store)
-    return embedded_store
+    folder = tmp_path_factory.mktemp("store")
+    runs.create_embedded_store(folder / DATABASE_FILE)
+    uri = default_tracking_uri(folder)
+    promote(PRIOR, "cheetah", "champion", uri)
+    return uri
 
 
 @pytest.mark.parametrize("address", ["models:/cheetah@champion", "models:/cheetah/1"])
