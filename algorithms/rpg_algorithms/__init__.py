@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rpg_algorithms.addons import AddonReward
+    from rpg_algorithms.maths.conditioned import Conditioned
     from rpg_algorithms.policies.bundle import BundleError, PriorBundle, PriorCard, load_bundle, load_card, save_bundle
     from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork
     from rpg_algorithms.rllib.module import ActorCriticModule, NetworkConfig
@@ -24,6 +25,7 @@ __all__ = [
     "ActorCriticModule",
     "AddonReward",
     "BundleError",
+    "Conditioned",
     "NetworkConfig",
     "NetworkSpec",
     "NonFiniteError",
@@ -41,6 +43,7 @@ __all__ = [
 if not TYPE_CHECKING:  # hidden from mypy, which would take any name for one of these
     _NAMES_OF = {
         "addons": "AddonReward",
+        "maths.conditioned": "Conditioned",
         "policies.bundle": "BundleError PriorBundle PriorCard load_bundle load_card save_bundle",
         "policies.network": "NetworkSpec PolicyNetwork",
         "rllib.module": "ActorCriticModule NetworkConfig",

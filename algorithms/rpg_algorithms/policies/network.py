@@ -2,13 +2,13 @@
 
 One network class serves the policy in training, the frozen prior and the policy in a bundle on disk.
 
-Dimension letters: B batch, D observation size, A action dimensions, P size of ``dist_inputs``.
+Dimension letters: B batch, D observation size, K conditioned weights, A action dimensions, P size of ``dist_inputs``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rpg_algorithms.maths.conditioned import Conditioned, features, features_size, told
 from rpg_algorithms.maths.distributions import Categorical, DiagonalGaussian, DistributionName, make_distribution
 from rpg_algorithms.policies.graph import Graph, GraphNetwork
 from rpg_algorithms.policies.spaces import number_to_json
@@ -47,6 +48,8 @@ class NetworkSpec:
         action_low, action_high: the environment's bounds per action dimension (Box only).
         action_start: first action of a Discrete space.
         graph: the network, if it is not a perceptron of these layers; it takes normalised observations.
+        context: the customization weights that the network is told, in K columns after the observation's; see
+            ``maths.conditioned``.
     """
 
     observation_size: int
@@ -64,6 +67,7 @@ class NetworkSpec:
     action_high: tuple[float, ...] | None = None
     action_start: int = 0
     graph: Graph | None = None
+    context: tuple[Conditioned, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the fields against each other.
@@ -93,6 +97,12 @@ class NetworkSpec:
             )
         if self.graph is not None:
             self._check_graph(self.graph)
+        if self.graph is not None and self.context:
+            names = ", ".join(each.name for each in self.context)
+            raise ValueError(
+                f"{names} conditioned: the network is a graph, which has no first layer to add inputs to; train at "
+                "fixed weights, or start from a prior that is a perceptron"
+            )
 
     def _check_graph(self, graph: Graph) -> None:
         shapes, wanted = graph.check(self.observation_size), (None, self.action_size)
@@ -105,21 +115,28 @@ class NetworkSpec:
             )
 
     @property
+    def input_size(self) -> int:
+        """D + K: columns of what the network is given."""
+        return self.observation_size + len(self.context)
+
+    @property
     def dist_inputs_size(self) -> int:
         """P: logits for a categorical, mean and log standard deviation otherwise."""
         return self.action_size if self.distribution == "categorical" else 2 * self.action_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a dictionary for JSON, which leaves out a ``graph`` of None, so that older bundles keep their hashes.
+        """Returns a dictionary for JSON, as older bundles have it where there is neither a ``graph`` nor a ``context``.
 
         Infinite bounds of actions are the strings ``inf`` and ``-inf``.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         graph: Graph | None = values.pop("graph")
+        context: tuple[Conditioned, ...] = values.pop("context")
         data = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         for name in _BOUNDS:
             data[name] = None if data[name] is None else [number_to_json(x) for x in data[name]]
-        return data if graph is None else data | {"graph": graph.to_json()}
+        data |= {} if graph is None else {"graph": graph.to_json()}
+        return data | ({"context": [each.to_dict() for each in context]} if context else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NetworkSpec:
@@ -130,7 +147,10 @@ class NetworkSpec:
         try:
             graph = None if data.get("graph") is None else Graph.from_json(data["graph"])
             bounds = {k: [float(x) for x in data[k]] for k in _BOUNDS if data.get(k) is not None}
-            return cls(**{**data, **bounds, "graph": graph})
+            context = tuple(Conditioned(**each) for each in data.get("context") or ())
+            for each in context:
+                each.check(each.name)
+            return cls(**{**data, **bounds, "graph": graph, "context": context})
         except TypeError as error:
             raise ValueError(f"network specification is incomplete: {error}") from error
 
@@ -275,8 +295,86 @@ class RunningScale(nn.Module):
         return 1.0 if is_first else float((before - self.log).exp())
 
 
+class ToldScale(nn.Module):
+    """A running scale that is a function of the weights that a policy is told: no part of their range drowns another.
+
+    Its logarithm is a quadratic function of ``u``, fitted by least squares to the spreads of single episodes' returns,
+    of which it forgets those further back than about ``HORIZON`` samples.
+
+    Attributes:
+        moments: sums of the features' products, weighted by samples, float64.
+        products: sums of the features times the logarithms, float64.
+        fit: the coefficients, float64.
+    """
+
+    HORIZON = RunningScale.HORIZON
+    STIFFNESS = 1_000.0
+    """Samples that every coefficient but the constant is held at zero by."""
+
+    moments: Tensor
+    products: Tensor
+    fit: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        size = 1 + features_size(count)
+        self.register_buffer("moments", torch.zeros(size, size, dtype=torch.float64))
+        self.register_buffer("products", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("fit", torch.zeros(size, dtype=torch.float64))
+
+    @staticmethod
+    def terms(u: Tensor) -> Tensor:
+        """``[..., 1 + F]`` float64 of ``u`` ``[..., K]``: the constant and the features."""
+        u = u.double()
+        return torch.cat((torch.ones_like(u[..., :1]), features(u)), dim=-1)
+
+    def at(self, u: Tensor) -> Tensor:
+        """The scale ``[...]`` at ``u`` ``[..., K]``; 1 before the first spread."""
+        return (self.terms(u) @ self.fit).exp()
+
+    @classmethod
+    def sums(cls, u: Tensor, spreads: Tensor, samples: Tensor) -> Tensor:
+        """``[1 + F, 2 + F]`` what ``merge`` takes; learners may add them.
+
+        Args:
+            u: ``[M, K]`` of each episode.
+            spreads: ``[M]`` of its returns; those of zero tell nothing.
+            samples: ``[M]`` how many there are.
+        """
+        known = spreads > SMALLEST_SPREAD
+        x, y, w = cls.terms(u[known]), spreads[known].double().log(), samples[known].double()
+        weighted = x * w[:, None]
+        return torch.cat((x.T @ weighted, (weighted.T @ y)[:, None]), dim=1)
+
+    @torch.no_grad()
+    def merge(self, sums: Tensor, u: Tensor) -> float:
+        """Merges spreads that are given by their ``sums``.
+
+        Args:
+            sums: of this batch.
+            u: ``[B, K]`` where the scale is needed.
+
+        Returns:
+            Geometric mean over ``u`` of the scale before it over the scale after it; 1 for the first.
+        """
+        before, count = self.fit.clone(), self.moments[0, 0].clone()
+        added = sums[0, 0]
+        if float(added) == 0:
+            return 1.0
+        keep = self.HORIZON / max(self.HORIZON, float(count + added))
+        self.moments.mul_(keep).add_(sums[:, :-1])
+        self.products.mul_(keep).add_(sums[:, -1])
+        stiff = torch.full_like(self.products, self.STIFFNESS)
+        stiff[0] = 0.0
+        self.fit.copy_(torch.linalg.solve(self.moments + stiff.diag(), self.products))
+        return 1.0 if float(count) == 0 else float((self.terms(u) @ (before - self.fit)).mean().exp())
+
+
 class PolicyNetwork(nn.Module):
     """Observation normaliser, network and head: observations ``[B, D]`` → ``dist_inputs`` ``[B, P]``.
+
+    One that is told weights takes ``[B, D + K]``: the observation, then ``u`` of each weight. They shift the first
+    layer's bias and the log standard deviation, so at fixed weights it is a plain network (``folded``).
 
     Attributes:
         mlp: the multilayer perceptron; missing if the specification has a graph.
@@ -294,23 +392,35 @@ class PolicyNetwork(nn.Module):
         if spec.distribution != "categorical" and not spec.state_dependent_std:
             head = spec.action_size
             self.log_std = nn.Parameter(torch.full((spec.action_size,), spec.log_std_init))
+        self.log_std_context: nn.Parameter | None = None
+        if self.log_std is not None and spec.context:
+            self.log_std_context = nn.Parameter(torch.zeros(spec.action_size, features_size(len(spec.context))))
         self.graph = None if spec.graph is None else GraphNetwork(spec.graph)
         if self.graph is None:
-            self.mlp = make_mlp(spec.observation_size, spec.hidden, head, spec.activation)
+            self.mlp = make_mlp(spec.input_size, spec.hidden, head, spec.activation)
 
     def normalize(self, obs: Tensor) -> Tensor:
-        """Normalises and clips observations ``[B, D]``; returns them unchanged without a normaliser."""
+        """Normalises and clips observations ``[B, D]``, if there is a normaliser; what is told stays as it is."""
         if self.normalizer is None:
             return obs
+        if self.spec.context:
+            size = self.spec.observation_size
+            return torch.cat((self._normalized(self.normalizer, obs[..., :size]), obs[..., size:]), dim=-1)
+        return self._normalized(self.normalizer, obs)
+
+    def _normalized(self, normalizer: RunningMoments, obs: Tensor) -> Tensor:
         # In float64: an observation that hardly varies leaves few digits of float32 after its mean is taken off.
-        std = (self.normalizer.var + self.spec.observation_epsilon).sqrt()
-        x = (obs.to(std.dtype) - self.normalizer.mean) / std
+        std = (normalizer.var + self.spec.observation_epsilon).sqrt()
+        x = (obs.to(std.dtype) - normalizer.mean) / std
         clip = self.spec.observation_clip
         return (x if clip is None else x.clamp(-clip, clip)).to(obs.dtype)
 
     def head(self, normalized_obs: Tensor) -> Tensor:
         """``dist_inputs`` ``[B, P]`` of already normalised observations."""
         out: Tensor = self.mlp(normalized_obs) if self.graph is None else self.graph(normalized_obs)
+        if self.log_std is not None and self.log_std_context is not None:
+            shift = features(normalized_obs[..., self.spec.observation_size :]) @ self.log_std_context.T
+            return torch.cat((out, self.log_std + shift), dim=-1)
         if self.log_std is not None:
             return torch.cat((out, self.log_std.expand_as(out)), dim=-1)
         if self.spec.distribution == "categorical" or self.graph is not None:
@@ -320,6 +430,41 @@ class PolicyNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.head(self.normalize(obs))
+
+    @torch.no_grad()
+    def start_from(self, other: PolicyNetwork) -> None:
+        """Takes a plain network's weights: at every weight that it is told it then acts as ``other`` does."""
+        state = other.state_dict()
+        if self.spec.context:
+            first = state["mlp.0.weight"]
+            state["mlp.0.weight"] = torch.cat((first, first.new_zeros(len(first), len(self.spec.context))), dim=1)
+            if self.log_std_context is not None:
+                state["log_std_context"] = torch.zeros_like(self.log_std_context)
+        self.load_state_dict(state)
+
+    @torch.no_grad()
+    def folded(self, weights: Mapping[str, float]) -> PolicyNetwork:
+        """The plain network that this one is at fixed weights: what it is told is constant, so it joins the biases.
+
+        Args:
+            weights: a value within its range of each weight in ``spec.context``.
+
+        Raises:
+            ValueError: a weight is missing, unknown or outside its range.
+        """
+        u = torch.from_numpy(told(self.spec.context, weights))
+        if not self.spec.context:
+            return self
+        state, size = dict(self.state_dict()), self.spec.observation_size
+        first = state["mlp.0.weight"]
+        state["mlp.0.weight"] = first[:, :size].contiguous()
+        state["mlp.0.bias"] = (state["mlp.0.bias"].double() + first[:, size:].double() @ u).float()
+        shift = state.pop("log_std_context", None)
+        if shift is not None:
+            state["log_std"] = (state["log_std"].double() + shift.double() @ features(u)).float()
+        plain = PolicyNetwork(replace(self.spec, context=()))
+        plain.load_state_dict(state)
+        return plain.requires_grad_(False).eval()
 
     def distribution(self, obs: Tensor) -> DiagonalGaussian | Categorical:
         """The action distribution at raw observations ``[B, D]``."""

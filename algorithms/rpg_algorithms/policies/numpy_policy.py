@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpg_algorithms.addons import Array
+from rpg_algorithms.maths.conditioned import np_features
 from rpg_algorithms.maths.distributions import HALF_LOG_2PI, LOG_2
 from rpg_algorithms.policies.graph import NumpyGraph
 from rpg_algorithms.policies.graph_ops import np_elu, np_log_softmax, np_softplus
@@ -52,6 +53,10 @@ class NumpyPolicy:
         else:
             self._forward = NumpyGraph(network.graph)
         self._log_std = state["log_std"].copy() if "log_std" in state else None
+        self._told_std: tuple[Array, Array] | None = None
+        if "log_std_context" in state:  # then it is an output like another
+            self._told_std = state["log_std"].copy(), np.ascontiguousarray(state["log_std_context"].T)
+            self._log_std = None
         self._mean = self._inverse_std = None
         if network.normalizer is not None:
             self._mean = state["normalizer.mean"].copy()  # float64, see PolicyNetwork.normalize
@@ -77,15 +82,21 @@ class NumpyPolicy:
 
     def outputs(self, obs: Array) -> Array:
         """The network's own outputs ``[N, P']`` at raw float32 observations ``[N, D]``; see ``complete``."""
-        x = obs
+        x, size = obs, self.spec.observation_size
         if self._mean is not None:
-            x = (x - self._mean) * self._inverse_std
+            x = (x[..., :size] - self._mean) * self._inverse_std
             clip = self.spec.observation_clip
             if clip is not None:
                 np.minimum(x, clip, out=x)
                 np.maximum(x, -clip, out=x)
             x = x.astype(np.float32)
-        return self._forward(x)
+            if self.spec.context:
+                x = np.concatenate((x, obs[..., size:]), axis=-1)
+        out = self._forward(x)
+        if self._told_std is None:
+            return out
+        log_std, shift = self._told_std
+        return np.concatenate((out, log_std + np_features(obs[..., size:]) @ shift), axis=-1)
 
     def _perceptron(self, x: Array) -> Array:
         for weight, bias in self._layers[:-1]:
@@ -95,7 +106,7 @@ class NumpyPolicy:
         weight, bias = self._layers[-1]
         x = x @ weight
         x += bias
-        if self._log_std is None and self.spec.distribution != "categorical":
+        if self.spec.state_dependent_std and self.spec.distribution != "categorical":
             a = self.spec.action_size
             np.clip(x[..., a:], *self.spec.log_std_bounds, out=x[..., a:])
         result: Array = x

@@ -22,6 +22,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import ENV_RESET_TIMER, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from rpg_algorithms.addons import AddonReward, CompositeReward, part_names, resolve_addon
+from rpg_algorithms.maths.conditioned import Draws
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 from rpg_algorithms.policies.spaces import flatten_observations
 from rpg_algorithms.rllib.rollout import NonFinite, Rollout
@@ -97,7 +98,7 @@ class _Buffers:
         shape = (t, n) if discrete else (t, n, spec.action_size)
         dtype = np.int64 if discrete else np.float32
         return cls(
-            np.empty((t + 1, n, spec.observation_size), np.float32),
+            np.empty((t + 1, n, spec.input_size), np.float32),
             np.empty((t, n, policy.outputs_size), np.float32),
             np.empty(shape, dtype),
             np.empty(shape, dtype),
@@ -142,6 +143,8 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         readers = [*self._step_metrics.values(), *([self._addon] if self._addon is not None else [])]
         self._info_keys = frozenset(key for reader in readers for key in reader.info_keys)
         self._obs: NDArray[np.float32]
+        self._told = len(config.told_weights())  # each episode has its own, in the observation's last columns
+        self._draws: Draws
         self._episodes: _Episodes
         self._finished: list[dict[str, float]] = []
         super().__init__(config=config, **kwargs)
@@ -192,6 +195,10 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         seeds = env_seeds(self._seed, steps, self.num_envs) if seeded else None
         obs, _ = self._try_env_reset(seed=seeds)
         self._obs = flatten_observations(self.env.single_observation_space, obs)
+        if self._told:
+            start = None if self._seed is None else [self._seed, steps]
+            self._draws = Draws(self._told, np.random.default_rng(start))
+            self._obs = np.concatenate((self._obs, self._draws.take(self.num_envs)), axis=1)
         limit = None if whole_episodes else self.env.time_limit
         self._episodes = _Episodes.fresh(self.num_envs, len(self._parts) + len(self._step_metrics), limit)
         self._needs_initial_reset = False
@@ -252,7 +259,7 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
         episodes: int | None,
     ) -> int | None:
         """Writes time steps into ``buffers``; returns how many, or None when the environment failed."""
-        space, rows = self.env.single_observation_space, buffers.obs
+        space, rows, size = self.env.single_observation_space, buffers.obs, policy.spec.observation_size
         rows[0] = self._obs
         time_steps, ended, t = len(buffers.basic), 0, 0
         while t < time_steps and (episodes is None or ended < episodes):
@@ -269,13 +276,20 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
                 return None
             buffers.outputs[t], buffers.actions[t], buffers.env_actions[t] = outputs, actions, env_actions
             buffers.basic[t], buffers.terminated[t], buffers.truncated[t] = reward, terminated, truncated
-            rows[t + 1] = flatten_observations(space, stepped)
+            rows[t + 1, :, :size] = flatten_observations(space, stepped)
+            if self._told:
+                rows[t + 1, :, size:] = rows[t, :, size:]
             done = terminated | truncated
             if self._episodes.cuts:
                 self._cut(buffers, t, done)
             if done.any():
                 ended += int(done.sum())
-                buffers.final_obs += [(t, n, final) for n, final in final_observations(space, infos, done)]
+                for n, final in final_observations(space, infos, done):
+                    buffers.final_obs.append(
+                        (t, n, np.concatenate((final, rows[t, n, size:])) if self._told else final)
+                    )
+                if self._told:
+                    rows[t + 1, done, size:] = self._draws.take(int(done.sum()))
             if self._info_keys:
                 write_infos({key: column[t] for key, column in buffers.infos.items()}, infos, done)
             t += 1
@@ -295,7 +309,10 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
             b.final_obs += [(t, n, b.obs[t + 1, n].copy()) for n in which]
             b.truncated[t, which] = True
             b.cut.update((t, n) for n in which)
-            b.obs[t + 1] = flatten_observations(self.env.single_observation_space, self.env.restart(which))
+            restarted = flatten_observations(self.env.single_observation_space, self.env.restart(which))
+            b.obs[t + 1, :, : restarted.shape[1]] = restarted
+            if self._told:
+                b.obs[t + 1, which, restarted.shape[1] :] = self._draws.take(len(which))
 
     def _try_env_reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
         """Resets all environments; makes them anew if that fails, a few times (the stock runner: without end)."""
@@ -332,8 +349,9 @@ class RolloutEnvRunner(SingleAgentEnvRunner):
     def _finish(self, b: _Buffers, policy: NumpyPolicy) -> tuple[Rollout, int]:
         """Computes everything that is needed once per rollout."""
         obs, after, dist_inputs = b.obs[:-1], b.next_obs(), policy.complete(b.outputs)
-        addon, metrics = self._addon_values(b, after)
-        metrics += [self._per_step(metric, b, after) for metric in self._step_metrics.values()]
+        seen = after[..., : policy.spec.observation_size]
+        addon, metrics = self._addon_values(b, seen)
+        metrics += [self._per_step(metric, b, seen) for metric in self._step_metrics.values()]
         final_index = np.argwhere(b.truncated & ~b.terminated)
         rollout = Rollout(
             obs=obs,
@@ -436,7 +454,8 @@ def _flat(
     steps = b.basic.size
     actions = b.env_actions.reshape(steps, *b.env_actions.shape[2:])
     infos = {key: b.infos[key].reshape(steps) for key in info_keys}
-    return b.obs[:-1].reshape(steps, -1), actions, after.reshape(steps, -1), infos
+    obs = b.obs[:-1, :, : after.shape[-1]]  # without what the policy was told
+    return obs.reshape(steps, -1), actions, after.reshape(steps, -1), infos
 
 
 def _checked(values: Any, b: _Buffers, what: str) -> NDArray[np.float32]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rpg_algorithms.addons import Array
+from rpg_algorithms.maths.conditioned import np_features
 from rpg_algorithms.maths.distributions import HALF_LOG_2PI
 from rpg_algorithms.policies import numpy_policy
 from rpg_algorithms.policies.graph_ops import np_log_softmax
@@ -83,6 +84,8 @@ class FusedUpdate:
         order = [[p for layer in zip(*b, strict=True) for p in _joined(layer)] for b in bundles]
         if module.policy.log_std is not None:
             order.append([module.policy.log_std])
+        if module.policy.log_std_context is not None:
+            order.append([module.policy.log_std_context])
         self.flat = FlatParameters(order, optimizer)
         activations = [_activation(module.policy.mlp), _activation(module.critic)]
         self.stacks = [
@@ -93,6 +96,10 @@ class FusedUpdate:
         if module.policy.log_std is not None:
             self._log_std = self.flat.view(self.flat.value, module.policy.log_std).numpy()
             self._log_std_grad = self.flat.view(self.flat.grad, module.policy.log_std).numpy()
+        self._told = self._told_grad = None
+        if module.policy.log_std_context is not None:
+            self._told = self.flat.view(self.flat.value, module.policy.log_std_context).numpy()
+            self._told_grad = self.flat.view(self.flat.grad, module.policy.log_std_context).numpy()
         self._scratch = np.empty(len(self.flat.value), np.float32)
 
     @staticmethod
@@ -202,8 +209,12 @@ class FusedUpdate:
         s, scale = self.settings, np.float32(-1.0 / len(x))
         outputs = [out for stack in self.stacks for out in stack.forward(x)]
         policy, value = outputs[0], outputs[1][:, 0]
-        head = self._categorical if self.spec.distribution == "categorical" else self._gaussian
-        logp, log.entropy[i], backward = head(policy, action)
+        if self.spec.distribution == "categorical":
+            logp, log.entropy[i], backward = self._categorical(policy, action)
+        elif self._told is not None:
+            logp, log.entropy[i], backward = self._told_gaussian(policy, action, x[:, self.spec.observation_size :])
+        else:
+            logp, log.entropy[i], backward = self._gaussian(policy, action)
         log_ratio = np.subtract(logp, logp_old, out=log.log_ratio[i])
         ratio = np.exp(log_ratio)
         unclipped = ratio * advantage
@@ -258,6 +269,37 @@ class FusedUpdate:
             low, high = self.spec.log_std_bounds
             std_grad *= (raw >= low) & (raw <= high)
             return np.concatenate((mean_grad, std_grad), axis=1)
+
+        return logp, entropy, backward
+
+    def _told_gaussian(
+        self, mean: Array, action: Array, u: Array
+    ) -> tuple[Array, float, Callable[[Array, Any], Array]]:
+        """As ``_gaussian`` where the log standard deviation is a free parameter that depends on the told weights."""
+        assert self._log_std is not None
+        assert self._told is not None
+        told = np_features(u)
+        log_std = told @ self._told.T
+        log_std += self._log_std
+        inverse = np.exp(-log_std)
+        z = (action - mean) * inverse
+        zz = z * z
+        total = np.add.reduce(log_std, -1)
+        logp = np.add.reduce(zz, -1)
+        logp *= np.float32(-0.5)
+        logp -= total + np.float32(self.spec.action_size * HALF_LOG_2PI)
+        entropy = float(total.mean()) + self.spec.action_size * (0.5 + HALF_LOG_2PI)
+
+        def backward(logp_grad: Array, entropy_grad: Any) -> Array:
+            std_grad = zz - np.float32(1.0)
+            std_grad *= logp_grad[:, None]
+            if entropy_grad:
+                std_grad += entropy_grad
+            np.add.reduce(std_grad, 0, out=self._log_std_grad)
+            np.matmul(std_grad.T, told, out=self._told_grad)
+            mean_grad = z * inverse
+            mean_grad *= logp_grad[:, None]
+            return np.asarray(mean_grad)
 
         return logp, entropy, backward
 

@@ -8,6 +8,7 @@ Dimension letters: T time steps, N environments, B = T * N samples, D observatio
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,7 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 from rpg_algorithms.maths.advantages import generalized_advantages, running_returns, spread, standardize
+from rpg_algorithms.maths.conditioned import Conditioned
 from rpg_algorithms.maths.objectives import (
     approximate_kl,
     clip_fraction,
@@ -38,10 +40,13 @@ from rpg_algorithms.maths.objectives import (
 )
 from rpg_algorithms.maths.rewards import entropy_term, floored, prior_term, rpg_reward, spg_reward
 from rpg_algorithms.policies.comparison import compare
+from rpg_algorithms.policies.network import ToldScale
 from rpg_algorithms.rllib.fused import FusedUpdate, UpdateSettings
 from rpg_algorithms.rllib.module import ActorCriticModule
 from rpg_algorithms.rllib.rollout import NonFiniteError, RolloutBatch, TensorRollout, merge_rollouts
 
+SHORTEST_PART = 32
+"""Steps of an episode from which its returns' spread is taken to say something, where each has weights of its own."""
 STATISTICS = ("policy_loss", "vf_loss", "approx_kl", "clip_fraction", "entropy", "grad_norm")
 
 
@@ -93,9 +98,12 @@ class SPGLearner(TorchLearner):
         if prior is not None:
             prior.check_spaces(module.observation_space, module.action_space, str(self.config.env))
             module.load_prior(prior, self.config.start_from_prior)
+        weights = self.config.reward_weights()
+        self._told = {name: value for name, value in weights.items() if isinstance(value, Conditioned)}
         self._weights = {
             name: Scheduler(value, framework="torch", device=self._device)
-            for name, value in self.config.reward_weights().items()
+            for name, value in weights.items()
+            if name not in self._told
         }
         self._return_carry: Tensor | None = None
         self._generator = torch.Generator()
@@ -183,11 +191,11 @@ class SPGLearner(TorchLearner):
         self.before_gradient_based_update(timesteps=timesteps)
         training_data.validate()
         rollout = TensorRollout.from_rollout(merge_rollouts(training_data.rollouts), self._device)
-        weights = self._current_weights(timesteps)
+        fixed = self._current_weights(timesteps)
         warming_up = self._weights_seq_no < self._warmup_iterations
         self._weights_seq_no += 1
         with torch.no_grad():
-            samples, statistics = self._prepare(rollout, weights)
+            samples, statistics = self._prepare(rollout, {**fixed, **self._told_weights(rollout)})
         losses, steps = self._optimise(samples, warming_up, kwargs.get("num_total_minibatches", 0))
         bad = [name for name, value in losses.items() if value != value or abs(value) == float("inf")]
         if bad:
@@ -196,7 +204,7 @@ class SPGLearner(TorchLearner):
                 f"(env step {int(timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0))}) on {self.config.env}"
             )
         self._update_observation_moments(rollout)
-        statistics |= losses | {f"current_{name}": float(value) for name, value in weights.items()}
+        statistics |= losses | {f"current_{name}": value for name, value in fixed.items()}
         statistics |= {"critic_warmup": float(warming_up), "weights_seq_no": float(self._weights_seq_no)}
         self._log(statistics, len(samples), steps)
         self.after_gradient_based_update(timesteps=timesteps)
@@ -206,20 +214,26 @@ class SPGLearner(TorchLearner):
         step = int(timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0))
         return {name: float(schedule.update(timestep=step)) for name, schedule in self._weights.items()}
 
+    def _told_weights(self, rollout: TensorRollout) -> dict[str, Tensor]:
+        """The reward's weights ``[T, N]`` that differ from episode to episode: those that the policy was told."""
+        spec = self.actor_critic.policy.spec
+        columns = {each.name: spec.observation_size + k for k, each in enumerate(spec.context)}
+        return {name: each.reward_weight(rollout.obs[..., columns[each.name]]) for name, each in self._told.items()}
+
     @property
     def _warmup_iterations(self) -> int:
         starts_from_prior = self.config.prior is not None and self.config.start_from_prior
         return self.config.critic_warmup_iterations if starts_from_prior else 0
 
     def transform_reward(
-        self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float]
+        self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float | Tensor]
     ) -> Tensor:
         """Returns the reward ``[T, N]`` behind the advantages: r_SPG on the weighted basic and add-on rewards."""
         task = weights["basic_weight"] * rollout.basic + weights["addon_weight"] * rollout.addon
         return spg_reward(task, rollout.logp, weights["alpha"])
 
     def reward_terms(
-        self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float]
+        self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float | Tensor]
     ) -> dict[str, Tensor]:
         """Returns the mean per step of each term of the reward, for the metrics."""
         return {
@@ -228,7 +242,9 @@ class SPGLearner(TorchLearner):
             "reward_entropy_term": entropy_term(rollout.logp, weights["alpha"]).mean(),
         }
 
-    def _prepare(self, rollout: TensorRollout, weights: Mapping[str, float]) -> tuple[Samples, dict[str, float]]:
+    def _prepare(
+        self, rollout: TensorRollout, weights: Mapping[str, float | Tensor]
+    ) -> tuple[Samples, dict[str, float]]:
         """Computes rewards, advantages and targets of a rollout, and the metrics that belong to them."""
         module, config = self.actor_critic, self.config
         shape, logp_old = rollout.basic.shape, rollout.logp.flatten()
@@ -237,7 +253,8 @@ class SPGLearner(TorchLearner):
         statistics: dict[str, Tensor] = {}
         prior_logp = None
         if module.prior is not None:
-            pair = compare(module.policy.spec, module.policy.head(obs), module.prior.spec, module.prior(raw))
+            of_prior = module.prior(raw[:, : module.prior.spec.observation_size])
+            pair = compare(module.policy.spec, module.policy.head(obs), module.prior.spec, of_prior)
             own_logp, prior_logp = pair.log_probs(rollout.actions.flatten(0, 1))
             prior_logp = prior_logp.view(shape)
             if own_logp is not None and self.compares_with_prior:  # another family: see ``policies.comparison``
@@ -247,8 +264,8 @@ class SPGLearner(TorchLearner):
         reward = self.transform_reward(rollout, prior_logp, weights)
         statistics |= self.reward_terms(rollout, prior_logp, weights)
         if config.scale_rewards:
-            scale = self._update_reward_scale(reward, rollout.done)
-            statistics["reward_scale"] = scale
+            scale = self._update_reward_scale(reward, rollout)
+            statistics["reward_scale"] = scale.log().mean().exp()
             reward = reward / scale.to(reward.dtype)
         value = module.values(obs).view(shape)
         next_value = self._next_values(rollout, value)
@@ -277,16 +294,21 @@ class SPGLearner(TorchLearner):
             next_value[t, n] = extra_value[num_envs:]
         return next_value
 
-    def _update_reward_scale(self, reward: Tensor, done: Tensor) -> Tensor:
-        """Merges the spread of the discounted returns into the running scale and returns it.
+    def _update_reward_scale(self, reward: Tensor, rollout: TensorRollout) -> Tensor:
+        """Merges the spread of the discounted returns into the running scale and returns it: one, or ``[T, N]``.
 
         This one factor divides the whole transformed reward, so its weights keep their ratio. The critic's values, of
         rewards that were divided by the scale before, move with it.
         """
-        module = self.actor_critic
+        module, done = self.actor_critic, rollout.done
         if self._return_carry is None or self._return_carry.shape != reward.shape[1:]:
             self._return_carry = torch.zeros_like(reward[0])
         returns, self._return_carry = running_returns(reward, done, self.config.gamma, self._return_carry)
+        if isinstance(module.reward_scale, ToldScale):
+            u = rollout.obs[..., module.policy.spec.observation_size :]
+            sums = self._summed(ToldScale.sums(*_spreads(returns, done, u)))
+            module.rescale_values(module.reward_scale.merge(sums, u))
+            return module.reward_scale.at(u)
         everybody = self._gathered(returns.flatten())
         module.rescale_values(module.reward_scale.merge(spread(everybody), len(everybody)))
         return module.reward_scale.value
@@ -296,7 +318,8 @@ class SPGLearner(TorchLearner):
         normalizer = self.actor_critic.policy.normalizer
         frozen = self.config.prior is not None and self.config.start_from_prior
         if normalizer is not None and not frozen:
-            normalizer.merge(self._summed(normalizer.sums(rollout.obs.flatten(0, 1))))
+            size = self.actor_critic.policy.spec.observation_size
+            normalizer.merge(self._summed(normalizer.sums(rollout.obs[..., :size].flatten(0, 1))))
 
     # --- minibatch steps
 
@@ -448,13 +471,37 @@ class SPGLearner(TorchLearner):
         self.metrics.log_value((ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME), env_steps, reduce="lifetime_sum")
 
 
+def _spreads(returns: Tensor, done: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Splits a rollout into its episodes' parts, of ``SHORTEST_PART`` steps or more.
+
+    Args:
+        returns: ``[T, N]`` discounted returns.
+        done: ``[T, N]``.
+        u: ``[T, N, K]`` what the policy was told, constant within an episode.
+
+    Returns:
+        Of each part ``u`` ``[M, K]``, the spread of its returns ``[M]`` and its length ``[M]``.
+    """
+    told, spreads, lengths = [], [], []
+    for n in range(returns.shape[1]):
+        ends = [-1, *done[:-1, n].nonzero().flatten().tolist(), len(done) - 1]
+        for before, end in itertools.pairwise(ends):
+            if end - before >= SHORTEST_PART:
+                told.append(u[end, n])
+                spreads.append(spread(returns[before + 1 : end + 1, n]))
+                lengths.append(end - before)
+    if not told:
+        return u.new_zeros(0, u.shape[-1]), u.new_zeros(0), u.new_zeros(0)
+    return torch.stack(told), torch.stack(spreads), torch.tensor(lengths, device=u.device)
+
+
 class RPGLearner(SPGLearner):
     """Residual policy gradient's learner: SPG's with r_RPG for a reward."""
 
     compares_with_prior = True
 
     def transform_reward(
-        self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float]
+        self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float | Tensor]
     ) -> Tensor:
         """r_RPG: the basic reward does not enter."""
         assert prior_logp is not None
@@ -465,7 +512,7 @@ class RPGLearner(SPGLearner):
         return rpg_reward(addon, prior_logp, rollout.logp, weights["omega_prime"], weights["alpha_hat"])
 
     def reward_terms(
-        self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float]
+        self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float | Tensor]
     ) -> dict[str, Tensor]:
         """Means of r_R, omega_prime * log pi and -alpha_hat * log pi_theta per step."""
         assert prior_logp is not None

@@ -7,7 +7,7 @@ evaluation and restarted env runners all carry them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
+from rpg_algorithms.maths.conditioned import Conditioned
 from rpg_algorithms.maths.distributions import DistributionName, make_distribution
 from rpg_algorithms.policies.bundle import PriorBundle
 from rpg_algorithms.policies.network import (
@@ -24,6 +25,7 @@ from rpg_algorithms.policies.network import (
     NetworkSpec,
     PolicyNetwork,
     RunningScale,
+    ToldScale,
     make_mlp,
     spec_for_spaces,
 )
@@ -58,33 +60,37 @@ class NetworkConfig:
 class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     """Actor and critic of SPG and RPG.
 
-    ``model_config`` holds the fields of ``NetworkConfig``, ``prior_network`` (fields of ``NetworkSpec``, or None) and
-    ``start_from_prior``: a policy that starts from a prior has the prior's network.
+    ``model_config`` holds the fields of ``NetworkConfig``, ``prior_network`` (fields of ``NetworkSpec``, or None),
+    ``start_from_prior`` (a policy that starts from a prior has the prior's network) and ``context``: the weights that
+    policy and critic are told, in the columns after the observation's.
 
     Attributes:
         policy: the policy being trained, with its observation normaliser.
         critic: V(s) on the policy's normalised observations. Not on env runners.
         prior: the frozen prior, or None. Not on env runners.
-        reward_scale: running spread of the discounted return, which rewards are divided by. Not on env runners.
+        reward_scale: running spread of the discounted return, which rewards are divided by; a function of the weights
+            that the policy is told. Not on env runners.
     """
 
     prior: PolicyNetwork | None
+    reward_scale: RunningScale | ToldScale
 
     def setup(self) -> None:
         """Builds the networks from ``model_config``."""
         options = dict(self.model_config)
         prior_network, start_from_prior = options.pop("prior_network"), options.pop("start_from_prior")
+        context = tuple(Conditioned(**each) for each in options.pop("context"))
         critic_hidden, critic_activation = options.pop("critic_hidden"), options.pop("critic_activation")
         prior_spec = None if prior_network is None else NetworkSpec.from_dict(prior_network)
         if prior_spec is not None and start_from_prior:
-            spec = prior_spec
+            spec = replace(prior_spec, context=context)
         else:
-            spec = spec_for_spaces(self.observation_space, self.action_space, **options)
+            spec = spec_for_spaces(self.observation_space, self.action_space, context=context, **options)
         self.policy = PolicyNetwork(spec)
         self.critic = make_mlp(
-            spec.observation_size, tuple(critic_hidden or spec.hidden), 1, critic_activation or spec.activation
+            spec.input_size, tuple(critic_hidden or spec.hidden), 1, critic_activation or spec.activation
         )
-        self.reward_scale = RunningScale()
+        self.reward_scale = ToldScale(len(context)) if context else RunningScale()
         self.prior = None
         if prior_spec is not None:
             spec.check_compatible(prior_spec, "prior")
@@ -99,7 +105,7 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         assert self.prior is not None
         self.prior.load_state_dict(bundle.build().state_dict())
         if start_from_prior:
-            self.policy.load_state_dict(self.prior.state_dict())
+            self.policy.start_from(self.prior)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Returns the state as numpy arrays. Running figures stay float64, which RLlib's own conversion would round."""

@@ -8,6 +8,7 @@ from typing import Any, Self
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import NotProvided
 
+from rpg_algorithms.maths.conditioned import Conditioned
 from rpg_algorithms.maths.schedules import Weight, check_weight, scale_weight
 from rpg_algorithms.policies.bundle import PriorBundle
 from rpg_algorithms.policies.discount import other_discount
@@ -32,12 +33,14 @@ class RPGConfig(SPGConfig):
         ... )
     """
 
+    _CAN_BE_TOLD = ("omega_prime", "omega", "alpha_hat", "kl_coefficient")
+
     def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
         super().__init__(algo_class=algo_class or RPG)
-        self.omega_prime: Weight | None = None
-        self.alpha_hat: Weight | None = None
-        self.omega: Weight | None = None
-        self.kl_coefficient: Weight | None = None
+        self.omega_prime: Weight | Conditioned | None = None
+        self.alpha_hat: Weight | Conditioned | None = None
+        self.omega: Weight | Conditioned | None = None
+        self.kl_coefficient: Weight | Conditioned | None = None
         self.prior_logp_floor: float | None = 20.0
         self.addon_weight = 1.0
 
@@ -48,14 +51,14 @@ class RPGConfig(SPGConfig):
     def training(
         self,
         *,
-        omega_prime: Weight | None = NotProvided,
-        alpha_hat: Weight | None = NotProvided,
-        omega: Weight | None = NotProvided,
-        kl_coefficient: Weight | None = NotProvided,
+        omega_prime: Weight | Conditioned | None = NotProvided,
+        alpha_hat: Weight | Conditioned | None = NotProvided,
+        omega: Weight | Conditioned | None = NotProvided,
+        kl_coefficient: Weight | Conditioned | None = NotProvided,
         prior_logp_floor: float | None = NotProvided,
         **kwargs: Any,
     ) -> Self:
-        """Sets the training settings.
+        """Sets the training settings. A weight is a number, a schedule, or a range (``Conditioned``).
 
         Args:
             omega_prime: weight of the prior, omega * alpha, reward per nat.
@@ -87,7 +90,7 @@ class RPGConfig(SPGConfig):
                 setattr(self, name, value)
         return self
 
-    def reward_weights(self) -> dict[str, Weight]:
+    def reward_weights(self) -> dict[str, Weight | Conditioned]:
         """Returns ``omega_prime``, ``alpha_hat`` and ``addon_weight``, in whichever way they were given.
 
         Raises:
@@ -99,14 +102,19 @@ class RPGConfig(SPGConfig):
             if getattr(self, name) is not None
         }
         for name, value in given.items():
-            check_weight(name, value)
+            if isinstance(value, Conditioned):
+                given[name] = value.named(name)
+            else:
+                check_weight(name, value)
         names = frozenset(given)
         if names == {"kl_coefficient"}:
             omega_prime = alpha_hat = given["kl_coefficient"]
         elif names == {"omega_prime", "alpha_hat"}:
             omega_prime, alpha_hat = given["omega_prime"], given["alpha_hat"]
         elif names == {"omega", "alpha_hat"}:
-            omega_prime, alpha_hat = scale_weight(given["omega"], self._prior_alpha()), given["alpha_hat"]
+            omega, alpha = given["omega"], self._prior_alpha()
+            omega_prime = omega.scaled(alpha) if isinstance(omega, Conditioned) else scale_weight(omega, alpha)
+            alpha_hat = given["alpha_hat"]
         else:
             raise ValueError(_explain(names))
         return {"omega_prime": omega_prime, "alpha_hat": alpha_hat, "addon_weight": self.addon_weight}

@@ -27,6 +27,7 @@ from ray.rllib.utils.metrics import (
 )
 
 from rpg_algorithms.addons import resolve_addon
+from rpg_algorithms.maths.conditioned import Conditioned
 from rpg_algorithms.maths.schedules import Weight, check_weight
 from rpg_algorithms.policies.bundle import PriorBundle, load_bundle
 from rpg_algorithms.rllib.env_runner import RolloutEnvRunner
@@ -51,9 +52,11 @@ class SPGConfig(AlgorithmConfig):
         >>> algo = config.build_algo()
     """
 
+    _CAN_BE_TOLD: tuple[str, ...] = ("alpha",)
+
     def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
         super().__init__(algo_class=algo_class or SPG)
-        self.alpha: Weight = 0.1
+        self.alpha: Weight | Conditioned = 0.1
         self.basic_weight: Weight = 1.0
         self.addon_weight: Weight = 0.0
         self.addon_reward: Any = None
@@ -97,6 +100,7 @@ class SPGConfig(AlgorithmConfig):
         return dataclasses.asdict(NetworkConfig()) | {
             "prior_network": prior.network_spec.to_dict() if isinstance(prior, PriorBundle) else None,
             "start_from_prior": self.start_from_prior,
+            "context": [each.to_dict() for each in self.told_weights()],
         }
 
     def environment(self, *args: Any, env_backend: EnvBackend = NotProvided, **kwargs: Any) -> Self:
@@ -119,7 +123,7 @@ class SPGConfig(AlgorithmConfig):
     def training(
         self,
         *,
-        alpha: Weight = NotProvided,
+        alpha: Weight | Conditioned = NotProvided,
         basic_weight: Weight = NotProvided,
         addon_weight: Weight = NotProvided,
         addon_reward: Any = NotProvided,
@@ -142,7 +146,8 @@ class SPGConfig(AlgorithmConfig):
         """Sets the training settings.
 
         Args:
-            alpha: entropy temperature, reward per nat: a number or a schedule ``[[0, v], [env_step, v], ...]``.
+            alpha: entropy temperature, reward per nat: a number, a schedule ``[[0, v], [env_step, v], ...]``, or a
+                range (``Conditioned``) of which each episode's policy is told a value.
             basic_weight: weight of the environment's own reward.
             addon_weight: weight of ``addon_reward``.
             addon_reward: an ``AddonReward``, a plain function with its arguments, or ``module:function``.
@@ -180,9 +185,15 @@ class SPGConfig(AlgorithmConfig):
             setattr(self, name, value)
         return self
 
-    def reward_weights(self) -> dict[str, Weight]:
-        """The weights of the reward's terms, each a number or a schedule."""
-        return {"alpha": self.alpha, "basic_weight": self.basic_weight, "addon_weight": self.addon_weight}
+    def reward_weights(self) -> dict[str, Weight | Conditioned]:
+        """The weights of the reward's terms, each a number, a schedule or a range."""
+        alpha = self.alpha.named("alpha") if isinstance(self.alpha, Conditioned) else self.alpha
+        return {"alpha": alpha, "basic_weight": self.basic_weight, "addon_weight": self.addon_weight}
+
+    def told_weights(self) -> tuple[Conditioned, ...]:
+        """The weights that the policy is told a value of."""
+        given = ((name, getattr(self, name)) for name in self._CAN_BE_TOLD)
+        return tuple(value.named(name) for name, value in given if isinstance(value, Conditioned))
 
     def validate(self) -> None:
         """Checks all settings against each other.
@@ -197,6 +208,9 @@ class SPGConfig(AlgorithmConfig):
         self._validate_numbers()
         self._validate_sampling()
         for name, value in self.reward_weights().items():
+            if isinstance(value, Conditioned):
+                value.check(name)
+                continue
             check_weight(name, value, minimum=None if name in ("basic_weight", "addon_weight") else 0.0)
         if self.addon_reward is not None:
             resolve_addon(self.addon_reward)
@@ -204,7 +218,9 @@ class SPGConfig(AlgorithmConfig):
             self._value_error(f"addon_weight={self.addon_weight!r} but no addon_reward is given")
 
     @staticmethod
-    def _is_zero(weight: Weight) -> bool:
+    def _is_zero(weight: Weight | Conditioned) -> bool:
+        if isinstance(weight, Conditioned):
+            return False
         return not any(p[1] for p in weight) if isinstance(weight, (list, tuple)) else weight == 0
 
     def _validate_network(self) -> None:
@@ -214,6 +230,12 @@ class SPGConfig(AlgorithmConfig):
             self._value_error(f"model_config has unknown settings {unknown}; NetworkConfig knows {sorted(known)}")
         fixed = sorted(k for k in given if not k.startswith("critic_") and self._differs_from_default(k))
         distribution = self.model_config["distribution"]
+        if isinstance(self.prior, PriorBundle) and self.prior.network_spec.context:
+            names = ", ".join(each.name for each in self.prior.network_spec.context)
+            self._value_error(
+                f"prior {self.prior.card.name!r} is a policy for a range of {names}, expected a policy at one setting: "
+                "fold it at the weights that you choose (PolicyNetwork.folded, or `rpg export --weights`)"
+            )
         origin = self.prior if self.start_from_prior and isinstance(self.prior, PriorBundle) else None
         if origin is not None:
             its = origin.network_spec.distribution

@@ -1,0 +1,158 @@
+"""Customization weights as an input: the range that one training covers, and the numbers that the policy is told.
+
+Dimension letters: B batch, K conditioned weights, F features of them.
+
+Sources: universal value functions (Schaul et al. 2015), dynamic weights in multi-objective RL (Abels et al. 2019);
+the sequence of draws: Roberts' generalised golden ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_FROM_ZERO = 100.0  # a range from 0 is logarithmic above a hundredth of its upper end, about linear below
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """A weight that is an input of the policy: one training serves every value of a range.
+
+    The policy is told ``u`` in [-1, 1], which is logarithmic in the weight.
+
+    Attributes:
+        low: least value, at least 0.
+        high: largest value.
+        name: the weight that is told; empty: the one that this is given for.
+        factor: what the told weight is multiplied by to give the reward's.
+    """
+
+    low: float
+    high: float
+    name: str = ""
+    factor: float = 1.0
+
+    def check(self, name: str) -> None:
+        """Checks the range.
+
+        Raises:
+            ValueError: names the setting, its value and what was expected.
+        """
+        for bound in (self.low, self.high):
+            if not math.isfinite(bound):
+                raise ValueError(f"{name}={self!r}: expected two finite numbers")
+        if not 0 <= self.low < self.high:
+            raise ValueError(f"{name}={self!r}: expected 0 <= low < high")
+
+    def named(self, name: str) -> Conditioned:
+        """This range, as that of the weight ``name`` if it has no name yet."""
+        return self if self.name else replace(self, name=name)
+
+    def scaled(self, factor: float) -> Conditioned:
+        """This range for a reward's weight that is ``factor`` times the told one."""
+        return replace(self, factor=self.factor * factor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @property
+    def _curve(self) -> tuple[float, float, float]:
+        """a, b, c of ``weight = a * exp(b * (u + 1) / 2) - c``."""
+        if self.low > 0:
+            return self.low, math.log(self.high / self.low), 0.0
+        start = self.high / (_FROM_ZERO - 1)
+        return start, math.log(_FROM_ZERO), start
+
+    def told(self, weight: float) -> float:
+        """``u`` of a weight within the range.
+
+        Raises:
+            ValueError: the weight is outside.
+        """
+        slack = 1e-9 * self.high
+        if not self.low - slack <= weight <= self.high + slack:
+            raise ValueError(f"{self.name}={weight:g}: the policy was trained from {self.low:g} to {self.high:g}")
+        a, b, c = self._curve
+        return min(1.0, max(-1.0, 2 * math.log((weight + c) / a) / b - 1))
+
+    def weight(self, u: float) -> float:
+        """The told weight at ``u``."""
+        a, b, c = self._curve
+        return min(self.high, max(self.low, a * math.exp(b * (u + 1) / 2) - c))
+
+    def reward_weight(self, u: Tensor) -> Tensor:
+        """The reward's weight at each ``u`` ``[...]``: the told weight times ``factor``."""
+        a, b, c = self._curve
+        return (a * torch.exp(b * (u + 1) / 2) - c).clamp(self.low, self.high) * self.factor
+
+
+def told(ranges: Sequence[Conditioned], weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """``[K]`` what a policy is told at these weights.
+
+    Raises:
+        ValueError: a weight is missing, unknown or outside its range.
+    """
+    names = [each.name for each in ranges]
+    if missing := [name for name in names if name not in weights]:
+        raise ValueError(f"weights: {', '.join(missing)} missing; the policy needs {', '.join(names)}")
+    if unknown := [name for name in weights if name not in names]:
+        raise ValueError(f"weights: {', '.join(unknown)} unknown; the policy needs {', '.join(names)}")
+    return np.array([each.told(float(weights[each.name])) for each in ranges])
+
+
+def grid(ranges: Sequence[Conditioned], points: int) -> list[dict[str, float]]:
+    """About ``points`` settings that cover the ranges evenly in ``u``, their ends among them.
+
+    One weight: ``points`` values; two: the square root of it (rounded up) each; and so on.
+    """
+    each = max(2, math.ceil(points ** (1 / len(ranges)) - 1e-9))
+    axis = np.linspace(-1.0, 1.0, each)
+    mesh = np.stack(np.meshgrid(*[axis] * len(ranges), indexing="ij"), axis=-1).reshape(-1, len(ranges))
+    return [{r.name: float(f"{r.weight(float(u)):.4g}") for r, u in zip(ranges, row, strict=True)} for row in mesh]
+
+
+def features(u: Tensor) -> Tensor:
+    """``[..., F]`` of ``u`` ``[..., K]``: its entries and their products of two; F = K (K + 3) / 2."""
+    rows, columns = np.triu_indices(u.shape[-1])
+    return torch.cat((u, u[..., rows] * u[..., columns]), dim=-1)
+
+
+def np_features(u: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``features`` in numpy."""
+    rows, columns = np.triu_indices(u.shape[-1])
+    return np.concatenate((u, u[..., rows] * u[..., columns]), axis=-1)
+
+
+def features_size(count: int) -> int:
+    """F of ``count`` conditioned weights."""
+    return count * (count + 3) // 2
+
+
+class Draws:
+    """An endless sequence of ``u`` that covers the ranges evenly, however many are taken.
+
+    Args:
+        count: K.
+        rng: gives the sequence's start.
+    """
+
+    def __init__(self, count: int, rng: np.random.Generator) -> None:
+        ratio = 2.0
+        for _ in range(64):  # the root of x^(K + 1) = x + 1
+            ratio = (1 + ratio) ** (1 / (count + 1))
+        self._step = ratio ** -np.arange(1.0, count + 1)
+        self._next = rng.random(count)
+
+    def take(self, count: int) -> NDArray[np.float32]:
+        """``[count, K]`` in [-1, 1)."""
+        drawn = (self._next + np.arange(count)[:, None] * self._step) % 1.0
+        self._next = (self._next + count * self._step) % 1.0
+        return (2 * drawn - 1).astype(np.float32)
