@@ -108,12 +108,8 @@ def told(ranges: Sequence[Conditioned], weights: Mapping[str, float]) -> NDArray
     return np.array([each.told(float(weights[each.name])) for each in ranges])
 
 
-def grid(ranges: Sequence[Conditioned], points: int) -> list[dict[str, float]]:
-    """About ``points`` settings that cover the ranges evenly in ``u``, their ends among them.
-
-    One weight: ``points`` values; two: the square root of it (rounded up) each; and so on.
-    """
-    each = max(2, math.ceil(points ** (1 / len(ranges)) - 1e-9))
+def grid(ranges: Sequence[Conditioned], each: int) -> list[dict[str, float]]:
+    """Settings that cover the ranges evenly in ``u``: ``each`` values of every weight, its ends among them."""
     axis = np.linspace(-1.0, 1.0, each)
     mesh = np.stack(np.meshgrid(*[axis] * len(ranges), indexing="ij"), axis=-1).reshape(-1, len(ranges))
     return [{r.name: float(f"{r.weight(float(u)):.4g}") for r, u in zip(ranges, row, strict=True)} for row in mesh]

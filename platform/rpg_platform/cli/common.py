@@ -10,9 +10,9 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -42,26 +42,85 @@ def sweep_names(incomplete: str) -> list[str]:
 SweepName = Annotated[str, typer.Argument(help="A sweep's name.", metavar="NAME", autocompletion=sweep_names)]
 Where = Annotated[str | None, typer.Option(help="Where sweeps' results are; default: ~/rpg_results.")]
 Storage = Annotated[str | None, typer.Option(help="Where results go (overrides the file's storage).")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="For a policy that is told its weights: at which, e.g. omega_prime=0.3,alpha_hat=0.02."),
+]
 Name = Annotated[str | None, typer.Option(help="Name of this sweep (overrides the file's name).")]
 
 
 @contextlib.contextmanager
 def policy_folder(
-    policy: str, storage: str | None = None, rule: str | None = None, *, deploys: bool = False
+    policy: str,
+    storage: str | None = None,
+    rule: str | None = None,
+    *,
+    weights: str | None = None,
+    deploys: bool = False,
 ) -> Iterator[Path]:
     """The bundle that a POLICY means: a shipped prior, a folder, or a sweep's setting, ``NAME`` or ``NAME#RANK``.
 
-    One in an object store is copied to this machine for as long as the context is open.
+    One in an object store is copied to this machine for as long as the context is open. One that is told its weights is
+    folded at those that are given, or at the setting's.
 
     Args:
         policy: as typed.
         storage: where sweeps are; None: the default one.
         rule: what is best in a sweep instead of its objective.
+        weights: ``NAME=VALUE,…`` for a policy that is told its weights.
         deploys: it is to be used: a setting that is trained on the hidden reward is refused.
 
     Raises:
-        ValueError: there is no such policy, or a rule is given for what is no sweep.
+        ValueError: there is no such policy, a rule is given for what is no sweep, or weights do not fit the policy.
     """
+    with _found_folder(policy, storage, rule, deploys) as (folder, chosen), tempfile.TemporaryDirectory() as place:
+        yield _folded(folder, policy, chosen, weights, Path(place))
+
+
+def _folded(folder: Path, policy: str, chosen: Mapping[str, Any], typed: str | None, place: Path) -> Path:
+    """The folder of a plain policy: the given one, or one in ``place`` with the policy at the given weights."""
+    from rpg_algorithms.policies.bundle import load_bundle, load_card, save_bundle
+
+    ranges = {each["name"]: each for each in load_card(folder).network.get("context") or ()}
+    given = parse_weights(typed)
+    if not ranges:
+        if given:
+            raise ValueError(f"--weights {typed}: {policy} is a policy at one setting, which is not told its weights")
+        return folder
+    at = {name: value for name, value in chosen.items() if name in ranges and isinstance(value, float)} | given
+    if missing := [name for name in ranges if name not in at]:
+        spans = ", ".join(f"{name} ({each['low']:g} to {each['high']:g})" for name, each in ranges.items())
+        raise ValueError(
+            f"{policy} is a policy for a range of weights, {spans}: choose them, --weights "
+            + ",".join(f"{name}=…" for name in missing)
+        )
+    from rpg_algorithms.policies.folding import fold
+
+    save_bundle(place, *fold(load_bundle(folder), at))
+    return place
+
+
+def parse_weights(text: str | None) -> dict[str, float]:
+    """``NAME=VALUE,…`` as numbers by name.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found: dict[str, float] = {}
+    for part in filter(None, (text or "").split(",")):
+        name, _, value = (each.strip() for each in part.partition("="))
+        try:
+            found[name] = float(value)
+        except ValueError as error:
+            raise ValueError(f"--weights {text}: expected NAME=NUMBER,NAME=NUMBER, got {part.strip()!r}") from error
+    return found
+
+
+@contextlib.contextmanager
+def _found_folder(
+    policy: str, storage: str | None, rule: str | None, deploys: bool
+) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The bundle's folder, and the weights of the setting that it was found by."""
     from rpg_platform.bundles import resolve_prior
     from rpg_platform.results.names import at_words
     from rpg_platform.review.choice import ChoiceError, choose
@@ -72,7 +131,7 @@ def policy_folder(
         if rule is not None:
             where = storage_path(storage)
             raise ChoiceError(f"--rule chooses among a sweep's settings, and {policy!r} is no sweep in {where}")
-        yield resolve_prior(policy)
+        yield resolve_prior(policy), {}
         return
     chosen = choose(policy, sweep.storage, rule)
     if deploys and not chosen.row.is_deployable:
@@ -84,10 +143,10 @@ def policy_folder(
     said = f"{policy}: {chosen.row.setting}{at_words(chosen.row)}, seed of the highest objective: {chosen.trial_id}"
     Console(stderr=True).print(said, soft_wrap=True, highlight=False, markup=False)
     if sweep.is_local:
-        yield resolve_prior(chosen.checkpoint)
+        yield resolve_prior(chosen.checkpoint), chosen.row.weights
         return
     with tempfile.TemporaryDirectory() as copy:
-        yield sweep.fetch_bundle(Path(copy), chosen.checkpoint)
+        yield sweep.fetch_bundle(Path(copy), chosen.checkpoint), chosen.row.weights
 
 
 def named_sweep(policy: str, storage: str | None) -> SweepFolder | None:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from rpg_platform.cli import output
-from rpg_platform.cli.common import AsJson, Where, policy_folder, refusals, stdout_console
+from rpg_platform.cli.common import AsJson, Weights, Where, policy_folder, refusals, stdout_console
 
 
 def evaluate(
@@ -25,6 +25,7 @@ def evaluate(
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps after which an episode is cut off. [default: 20,000 or more]")
     ] = None,
+    weights: Weights = None,
     storage: Where = None,
     as_json: AsJson = False,
 ) -> None:
@@ -39,7 +40,7 @@ def evaluate(
 
     with refusals():
         chosen = find_task(task)
-        with policy_folder(policy, storage) as folder:
+        with policy_folder(policy, storage, weights=weights) as folder:
             bundle = load_bundle(folder)
         bundle.check_spaces(*spaces_of(chosen), chosen.env_id)
         metrics = as_metrics(evaluate_both(bundle.build(), chosen, episodes, seed, max_steps=max_steps))

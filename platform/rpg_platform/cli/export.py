@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from rpg_platform.cli import output
-from rpg_platform.cli.common import AsJson, Where, named_sweep, policy_folder, refusals, stdout_console
+from rpg_platform.cli.common import AsJson, Weights, Where, named_sweep, policy_folder, refusals, stdout_console
 
 Source = Annotated[
     str,
@@ -26,7 +26,7 @@ Rule = Annotated[
     ),
 ]
 # As in rpg_platform.export, which is imported when a command runs: it takes torch.
-FormatOrAll = Literal["torchscript", "onnx", "mlflow", "all"]
+FormatOrAll = Literal["torchscript", "onnx", "mlflow", "bundle", "all"]
 Mode = Annotated[
     Literal["distribution", "deterministic"],
     typer.Option(help="Outputs: the action and the distribution's parameters, or the deterministic action alone."),
@@ -51,14 +51,15 @@ def export(
     precision: Precision = "float64",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     rule: Rule = None,
+    weights: Weights = None,
     storage: Where = None,
     as_json: AsJson = False,
 ) -> None:
-    """Exports a policy as TorchScript, ONNX or an MLflow model, none of which needs this package to run."""
-    with refusals(), policy_folder(policy, storage, rule) as source:
+    """Exports a policy as TorchScript, ONNX or an MLflow model, which do not need this package to run, or a bundle."""
+    with refusals(), policy_folder(policy, storage, rule, weights=weights) as source:
         from rpg_platform.export import files
 
-        formats = tuple(files.FILES) if format_ == "all" else (format_,)
+        formats = files.FOREIGN if format_ == "all" else (format_,)
         written = files.export(str(source), formats, out, mode, precision, overwrite=overwrite)
     if as_json:
         rows = {each.format: {"path": str(each.path), "deviation": each.deviation} for each in written}
@@ -86,11 +87,12 @@ def promote(
     mode: Mode = "distribution",
     precision: Precision = "float64",
     rule: Rule = None,
+    weights: Weights = None,
     storage: Where = None,
     as_json: AsJson = False,
 ) -> None:
     """Registers a policy in MLflow with an alias and its lineage; the same policy again only moves the alias."""
-    with refusals(), policy_folder(policy, storage, rule, deploys=True) as source:
+    with refusals(), policy_folder(policy, storage, rule, weights=weights, deploys=True) as source:
         from rpg_platform.export import registry
 
         store = tracking_uri or registry.default_store(source, named_sweep(policy, storage))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rpg_platform.cli import output
-from rpg_platform.cli.common import AsJson, Where, named_sweep, policy_folder, refusals, stdout_console
+from rpg_platform.cli.common import AsJson, Weights, Where, named_sweep, policy_folder, refusals, stdout_console
 from rpg_platform.cli.export import Source
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def render(
         int | None, typer.Option(min=1, help="Draw each how manieth step; default: at most 30 pictures a second.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a video that is there.")] = False,
+    weights: Weights = None,
+    beside_weights: Annotated[str | None, typer.Option(help="As --weights, for the policy beside it.")] = None,
     storage: Where = None,
     as_json: AsJson = False,
 ) -> None:
@@ -53,7 +55,8 @@ def render(
         from rpg_platform.review.drawing import Pane, Shot, draw
 
         given = [policy, *([] if beside is None else [beside])]
-        bundles = [held.enter_context(policy_folder(each, storage)) for each in given]
+        bundles = [held.enter_context(policy_folder(each, storage, weights=weights)) for each in given[:1]]
+        bundles += [held.enter_context(policy_folder(each, storage, weights=beside_weights)) for each in given[1:]]
         cards = [load_card(each) for each in bundles]
         names = [_name(each, card) for each, card in zip(given, cards, strict=True)]
         panes = tuple(Pane(str(bundle), name) for bundle, name in zip(bundles, names, strict=True))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -210,6 +210,21 @@ def evaluate_both(
 ) -> dict[Mode, Episodes]:
     """Deterministic and sampled evaluation, on the same seeds."""
     return {mode: evaluate(policy, task, episodes, seed, mode, prior, max_steps=max_steps) for mode in MODES}
+
+
+def pooled(results: Sequence[Mapping[Mode, Episodes]]) -> dict[Mode, Episodes]:
+    """The episodes of several evaluations together."""
+
+    def joined(mode: Mode, name: str) -> NDArray[np.float64]:
+        return np.concatenate([getattr(each[mode], name) for each in results])
+
+    found: dict[Mode, Episodes] = {}
+    for mode in results[0]:
+        arrays = {each.name: joined(mode, each.name) for each in fields(Episodes) if each.name != "addon_parts"}
+        names = results[0][mode].addon_parts
+        parts = {name: np.concatenate([each[mode].addon_parts[name] for each in results]) for name in names}
+        found[mode] = Episodes(**arrays, addon_parts=parts)
+    return found
 
 
 def as_metrics(results: Mapping[Mode, Episodes], where: Where = FINAL) -> dict[str, Any]:

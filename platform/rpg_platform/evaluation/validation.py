@@ -15,7 +15,8 @@ from pathlib import Path
 
 from rpg_algorithms.policies.bundle import PriorCard, load_bundle, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork
-from rpg_platform.evaluation.play import Episodes, as_metrics, evaluate
+from rpg_platform.evaluation.play import Episodes, as_metrics, evaluate, pooled
+from rpg_platform.evaluation.points import at_points
 from rpg_platform.results.ranking import Figures, needed, needs_prior, order_key, violations
 from rpg_platform.results.report import RUNG, VALIDATION, Mode, as_json, figures_from_json
 from rpg_platform.spec.measures import PER_MODE
@@ -109,10 +110,13 @@ class Validation:
         return (mode,) if mode == "sampled" or "kl_to_prior" not in needed(self._objective) else (mode, "sampled")
 
     def _play(self, policy: PolicyNetwork, mode: Mode) -> Episodes:
-        settings = self._settings
-        prior, episodes = self._prior if mode == "sampled" else None, settings.validation_episodes
+        """Episodes of a policy; of one that is told its weights at settings that cover their ranges, in turn."""
+        settings, prior = self._settings, self._prior if mode == "sampled" else None
+        plain = at_points(policy, settings)
+        episodes = -(-settings.validation_episodes // len(plain))
         seed, most = settings.validation_seed, settings.max_steps
-        return evaluate(policy, self._task, episodes, seed, mode, prior, max_steps=most)
+        played = [evaluate(each, self._task, episodes, seed, mode, prior, max_steps=most) for _, each in plain]
+        return pooled([{mode: each} for each in played])[mode]
 
     def _key(self, figures: Figures) -> tuple[object, ...]:
         if self._of_prior is None and self._prior is not None and needs_prior(self._objective):

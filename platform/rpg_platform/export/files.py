@@ -14,8 +14,10 @@ from rpg_algorithms.policies.bundle import load_bundle
 from rpg_platform.bundles import resolve_prior
 from rpg_platform.export.policy import Mode, Precision
 
-Format = Literal["torchscript", "onnx", "mlflow"]
-FILES: dict[Format, str] = {"torchscript": "policy.pt", "onnx": "policy.onnx", "mlflow": "mlflow"}
+Format = Literal["torchscript", "onnx", "mlflow", "bundle"]
+FOREIGN: tuple[Format, ...] = ("torchscript", "onnx", "mlflow")
+"""Those that need nothing of this package to run."""
+FILES: dict[Format, str] = {"torchscript": "policy.pt", "onnx": "policy.onnx", "mlflow": "mlflow", "bundle": "bundle"}
 """The name of each format's file in a folder that takes several formats."""
 
 
@@ -25,7 +27,7 @@ class Exported:
 
     Attributes:
         format: its format.
-        path: the file, or MLflow's folder.
+        path: the file, or the folder of a model or a bundle.
         deviation: largest deviation from the bundle that the check found, relative to 1 + |value|.
     """
 
@@ -72,6 +74,9 @@ def export(
                 deviation = torchscript.save(bundle, new, mode, precision)
             elif each == "onnx":
                 deviation = onnx_model.save(bundle, new, mode, precision)
+            elif each == "bundle":
+                shutil.copytree(source, new)
+                deviation = 0.0
             else:
                 deviation = mlflow_model.save(source, new, mode, precision)
         written.append(Exported(each, place, deviation))
@@ -83,7 +88,8 @@ def _check_free(format_: Format, place: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ValueError(f"--out: {place} exists; nothing is overwritten without --overwrite")
-    same = (place / "MLmodel").is_file() if format_ == "mlflow" else place.is_file()
+    inside = {"mlflow": "MLmodel", "bundle": "card.json"}
+    same = (place / inside[format_]).is_file() if format_ in inside else place.is_file()
     if not same:
         raise ValueError(f"--out: {place} is no {format_} export; it is not overwritten")
 

@@ -231,7 +231,10 @@ def _steps(trial: TrialSpec, state: TrialState | None, episode: int) -> tuple[in
     if trained:
         modes = 2 if objective.mode == "deterministic" and "kl_to_prior" in needed(objective) else 1
         times = settings.validations * (1 - done / trial.env_steps) + len([r for r in trial.rungs if r > done])
-        evaluating += round(modes * settings.validation_episodes * (times + (1 if needs_prior(objective) else 0)))
+        validation = settings.validation_episodes
+        if trial.told:
+            evaluating, validation = trial.points * evaluating, trial.points * -(-validation // trial.points)
+        evaluating += round(modes * validation * (times + (1 if needs_prior(objective) else 0)))
     return trial.env_steps - done, evaluating * episode
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpg_platform.spec.methods import PRIOR, WEIGHTS
-from rpg_platform.spec.space import SearchSpace
+from rpg_platform.spec.space import ConditionedRange, SearchSpace
 from rpg_platform.spec.sweep import SweepSpec
 
 CIVIDIS = (
@@ -59,6 +59,8 @@ def searched_weights(spec: SweepSpec) -> dict[str, tuple[float, float]]:
     found = {}
     for name in WEIGHTS:
         space = spec.weights.get(name)
+        if isinstance(space, ConditionedRange):
+            found[name] = (space.low, space.high)
         if isinstance(space, SearchSpace):
             values = [float(each) for each in space.values if isinstance(each, int | float)]
             if len(set(values)) > 1:

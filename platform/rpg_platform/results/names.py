@@ -8,6 +8,7 @@ from typing import Any
 from rpg_platform.results.colours import by_logarithm
 from rpg_platform.results.rows import Row
 from rpg_platform.spec.methods import PRIOR
+from rpg_platform.spec.space import CONDITIONED, ConditionedRange, dump
 
 PRIOR_NAME = "prior, untouched"
 
@@ -61,9 +62,12 @@ def _named(method: str, weights: Mapping[str, Any], more: Sequence[str]) -> str:
 
 
 def weight_words(value: Any) -> str:
-    """A weight to read; a schedule by its first and last value."""
+    """A weight to read; a schedule by its first and last value, a range by its ends."""
     if isinstance(value, (int, float)):
         return f"{value:.4g}"
+    told = dump(value) if isinstance(value, ConditionedRange) else value
+    if isinstance(told, Mapping):
+        return " … ".join(f"{end:.4g}" for end in told[CONDITIONED])
     return f"{value[0][1]:.4g} … {value[-1][1]:.4g}"
 
 

@@ -36,6 +36,10 @@ STOPPED_BY = "stopped_by"
 EARLIER = "earlier"
 """In the last report of a trial whose budget was extended, as it is read again: its last reports at smaller budgets."""
 
+POINTS = "points"
+"""In the last report of a trial whose policy is told its weights: a list of ``weights`` and ``report``, which is the
+evaluation at these weights."""
+
 FINAL: Final = "eval"
 SELECTION: Final = "eval_selection"
 BEST: Final = "eval_best"
@@ -195,10 +199,23 @@ def with_earlier(report: Report, trial: TrialSpec, earlier: Sequence[Report]) ->
         earlier: its last reports at still smaller budgets.
     """
     if is_finished(report) and env_steps(report) < trial.env_steps:
-        ends = (f"{FINAL}/", f"{SELECTION}/", f"{BEST}/")
+        ends = (f"{FINAL}/", f"{SELECTION}/", f"{BEST}/", POINTS)
         rest = {key: value for key, value in report.items() if not key.startswith(ends)}
         return {**rest, FINISHED: False, EARLIER: [report, *earlier]}
     return {**report, EARLIER: list(earlier)} if earlier else dict(report)
+
+
+def with_points(results: Iterable[TrialResult]) -> list[TrialResult]:
+    """Trials as tables compare them: of one whose policy is told its weights each evaluated setting is a trial."""
+    found: list[TrialResult] = []
+    for trial, report, error in results:
+        points = (report or {}).get(POINTS) if trial.told and is_finished(report, error) else None
+        if not points:
+            found.append((trial, report, error))
+            continue
+        shared = {name: value for name, value in (report or {}).items() if name in (ENV_STEPS, FINISHED, KL_ESTIMATED)}
+        found += [(trial.at(each["weights"]), {**shared, **each["report"]}, None) for each in points]
+    return found
 
 
 def is_stopped(report: Report | None) -> bool:

@@ -45,6 +45,7 @@ from rpg_platform.results.report import (
     median_key,
     number,
     std_key,
+    with_points,
 )
 from rpg_platform.results.statistics import (
     Interval,
@@ -57,6 +58,7 @@ from rpg_platform.results.statistics import (
 from rpg_platform.spec.measures import MEASURES, PER_MODE, RETURNS
 from rpg_platform.spec.methods import PRIOR, deployable
 from rpg_platform.spec.sections import Objective
+from rpg_platform.spec.space import ConditionedRange
 from rpg_platform.spec.sweep import TrialSpec
 
 Spread = Literal["seeds", "episodes"]
@@ -238,7 +240,7 @@ def summarise(results: Iterable[TrialResult], objective: Objective | None = None
         first; settings without a finite figure last.
     """
     groups: defaultdict[str, list[TrialResult]] = defaultdict(list)
-    for each in results:
+    for each in with_points(results):
         groups[each[0].group].append(each)
     if not groups:
         return []
@@ -479,4 +481,6 @@ def _value(value: object) -> str:
             jumps = any(other == step - 1 for other, _ in value)
             text += f"{'⇒' if jumps else '→'}{_value(level)}@{step:g}"
         return text
+    if isinstance(value, ConditionedRange):
+        return f"{value.low:.4g}..{value.high:.4g}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

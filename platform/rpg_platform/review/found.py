@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rpg_platform.results.report import TrialResult
+from rpg_platform.results.report import TrialResult, with_points
 from rpg_platform.results.rows import Row, summarise
 from rpg_platform.review.curves import Training
 from rpg_platform.review.sources import FolderSource, Source, StoreSource
@@ -24,7 +24,7 @@ class Found:
     Attributes:
         source: what it was read from.
         spec: what was asked for.
-        results: every known trial with its last report, and why it failed.
+        results: every known trial with its last report, and why it failed; see ``report.with_points``.
         rows: the settings, as ``rows.summarise`` orders them.
         status: what the driver wrote last of how it goes; empty where it never did.
         checkpoints: trial id → the checkpoint that its row's figures are of, else its newest: a local path or a URI.
@@ -82,6 +82,6 @@ def found_at(tracking_uri: str, name: str) -> Found:
 
 def _found(source: Source, objective: Objective | None) -> Found:
     spec = source.spec()
-    results = source.results(spec)
+    results = with_points(source.results(spec))
     rows = tuple(summarise(results, objective))
     return Found(source, spec, tuple(results), rows, source.status(), source.checkpoints(results, rows))

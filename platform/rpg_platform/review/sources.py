@@ -34,7 +34,7 @@ from rpg_platform.storage.location import tracking_uri_of
 from rpg_platform.storage.plans import PLANS_FILE, plans_in
 from rpg_platform.storage.sweep_folder import PRIOR_FOLDER, SweepFolder
 from rpg_platform.storage.trial_state import TrialState
-from rpg_platform.tracking.run_tags import PACKAGE
+from rpg_platform.tracking.run_tags import PACKAGE, TAG_POINT_OF
 from rpg_platform.tracking.runs import PARENT
 from rpg_platform.tracking.spool import remembered, spool_folder
 from rpg_platform.tracking.stored import StoredSweep, StoreError
@@ -125,8 +125,8 @@ class FolderSource:
     def checkpoints(self, results: Sequence[TrialResult], rows: Sequence[Row]) -> Mapping[str, str]:
         """See ``Source``."""
         at, states = {row.group: row.evaluated_at for row in rows}, self._states
-        known = [trial for trial, _, _ in results if trial.trial_id in states]
-        return {trial.trial_id: states[trial.trial_id].checkpoint_at(at[trial.group]) for trial in known}
+        trained = [(trial, states.get(trial.point_of or trial.trial_id)) for trial, _, _ in results]
+        return {t.trial_id: state.checkpoint_at(at[t.group]) for t, state in trained if state is not None}
 
     def trainings(self, results: list[TrialResult], mode: Mode) -> Mapping[str, Training]:
         """See ``Source``."""
@@ -202,8 +202,9 @@ class StoreSource:
 
     def results(self, spec: SweepSpec) -> list[TrialResult]:
         """See ``Source``."""
-        mode = spec.objective.mode
-        return [self._result(trial, mode) for trial in self._trials(spec)]
+        mode, trials = spec.objective.mode, self._trials(spec)
+        evaluated = {trial.point_of for trial in trials}  # their points stand for them
+        return [self._result(trial, mode) for trial in trials if trial.trial_id not in evaluated]
 
     def _result(self, trial: TrialSpec, mode: Mode) -> TrialResult:
         run = self.stored.trials.get(trial.trial_id)
@@ -236,7 +237,11 @@ class StoreSource:
         known = {trial.trial_id: trial for trial, _ in make_trials(spec)}
         spaces = searched(spec, arms(spec)[0])
         for trial_id, run in self.stored.trials.items():
-            if trial_id not in known:
+            training = known.get(run.data.tags.get(TAG_POINT_OF, ""))
+            if training is not None:
+                weights = _weights(run.data.tags)
+                known[trial_id] = training.at({name: weights[name] for name in training.told})
+            elif trial_id not in known:
                 weights, params = _weights(run.data.tags), run.data.params
                 point = {name: weights[name] if name in weights else _value(params.get(name)) for name in spaces}
                 known |= {each.trial_id: each for each in trials_of(spec, point) if each.trial_id == trial_id}
@@ -244,11 +249,12 @@ class StoreSource:
 
     def checkpoints(self, results: Sequence[TrialResult], rows: Sequence[Row]) -> Mapping[str, str]:
         """See ``Source``; of the trials that were evaluated, which left their policies."""
-        return {
-            trial.trial_id: f"runs:/{self.stored.trials[trial.trial_id].info.run_id}/bundle"
-            for trial, report, error in results
-            if trial.trial_id in self.stored.trials and evaluations(trial, report, error)
-        }
+        trials, left = (
+            self.stored.trials,
+            [trial for trial, report, error in results if evaluations(trial, report, error)],
+        )
+        runs = {trial.trial_id: trials.get(trial.point_of or trial.trial_id) for trial in left}
+        return {name: f"runs:/{run.info.run_id}/bundle" for name, run in runs.items() if run is not None}
 
     def trainings(self, results: list[TrialResult], mode: Mode) -> Mapping[str, Training]:
         """See ``Source``."""

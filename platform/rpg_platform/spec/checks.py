@@ -10,13 +10,14 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from rpg_algorithms.policies.discount import other_discount, recorded_gamma
 from rpg_platform.bundles import SHIPPED, bundle_in
 from rpg_platform.spec.errors import Problem, SpecError
 from rpg_platform.spec.methods import METHODS, weight_faults
 from rpg_platform.spec.search_checks import check_search, space_paths
+from rpg_platform.spec.space import ConditionedRange, SearchSpace
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.task import build_task, same_environment, task_env_id, task_label
 from rpg_platform.spec.trials import Arm, arms, count_trials, draws, in_running_order, make_trials, uses_prior
@@ -60,6 +61,7 @@ def _checked(spec: SweepSpec, check_files: bool) -> tuple[list[Problem], list[Ma
         *_task(spec),
         *_seeds(spec),
         *_weight_names(spec),
+        *_told(spec),
         *_prior_use(spec),
         *_samples(spec),
         *check_search(spec, check_installed=check_files),
@@ -138,6 +140,17 @@ def _weight_names(spec: SweepSpec) -> Iterator[Problem]:
             yield Problem(path, message, at_key=path != arm.path, needs=needs)
 
 
+def _told(spec: SweepSpec) -> Iterator[Problem]:
+    for arm in arms(spec):
+        able = METHODS[arm.entry.method].can_be_told
+        for name, value in arm.entry.weights.items():
+            inside = value.values if isinstance(value, SearchSpace) else (value,)
+            if name not in able and any(isinstance(each, ConditionedRange) for each in inside):
+                which = f"it can be told {', '.join(sorted(able))}" if able else "it can be told none"
+                message = f"conditioned: a policy of method {arm.entry.method!r} can't be told {name}; {which}"
+                yield Problem(arm.weight_path(name), message, at_key=True, needs=(arm.path,))
+
+
 # ---- the prior ----------------------------------------------------------------------------------
 def _prior_use(spec: SweepSpec) -> Iterator[Problem]:
     if spec.prior is None:
@@ -171,6 +184,18 @@ def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
     if isinstance(made_for, str) and made_for and wanted and not same_environment(made_for, wanted):
         message = f"{prior!r} acts in {made_for}, but task {task_label(spec.task)!r} is in {wanted}"
         yield Problem(here, message, needs=(("task",),))
+    network = cast(Mapping[str, Any], card.get("network") or {})
+    if told := [each["name"] for each in network.get("context") or ()]:
+        message = f"{prior!r} is a policy for a range of {', '.join(told)}, not for one setting"
+        yield Problem(here, f"{message}: fold it by `rpg export --format bundle --weights {told[0]}=…`")
+    if network.get("graph") is not None:
+        for arm in arms(spec):
+            for name, value in arm.entry.weights.items():
+                if isinstance(value, ConditionedRange) and uses_prior(spec, arm.entry.method):
+                    message = (
+                        f"conditioned: the network of {prior!r} is a graph, without a first layer to add inputs to"
+                    )
+                    yield Problem(arm.weight_path(name), message, at_key=True, needs=(here,))
     if card.get("alpha") is None:
         for arm in arms(spec):
             if METHODS[arm.entry.method].prior == "required" and "omega" in arm.entry.weights:

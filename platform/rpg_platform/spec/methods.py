@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-from rpg_platform.spec.space import WeightValue
+from rpg_platform.spec.space import ConditionedRange, WeightValue
 from rpg_platform.wording import suggestion
 
 MethodName: TypeAlias = str
 """A key of `METHODS`."""
 PriorUse: TypeAlias = Literal["required", "optional", "unused"]
-Argument: TypeAlias = float | list[list[float]]
+Argument: TypeAlias = float | list[list[float]] | ConditionedRange
 Arguments: TypeAlias = dict[str, Argument]
 
 WEIGHTS: Mapping[str, str] = MappingProxyType(
@@ -93,6 +93,13 @@ class Method:
     def uses_prior(self) -> bool:
         """Whether its trials are given the sweep's prior, where the sweep has one."""
         return self.prior != "unused"
+
+    @property
+    def can_be_told(self) -> frozenset[str]:
+        """The weights that may be `conditioned`: those of the reward, which its policy can be told."""
+        told = {"rpg": ("omega_prime", "omega", "alpha_hat", "kl_coefficient"), "spg": ("alpha",)}
+        in_loss = "entropy_coeff" in self.takes  # whose default may be the reward's weight
+        return frozenset() if in_loss else frozenset(self.takes) & {*told.get(self.algorithm or "", ())}
 
     def make_config(self) -> Any:
         """A new RLlib configuration of this method; imports RLlib.
@@ -282,4 +289,6 @@ def training_arguments(method: MethodName, weights: Mapping[str, WeightValue]) -
 
 
 def _argument(value: WeightValue) -> Argument:
+    if isinstance(value, ConditionedRange):
+        return value
     return [[step, amount] for step, amount in value] if isinstance(value, tuple) else float(value)

@@ -206,6 +206,12 @@ class Evaluation(Section):
     validation_seed: Seed = Field(
         default=1_000_000, description="First of the validation seeds; none may be an evaluation seed."
     )
+    conditioned_points: Whole = Field(
+        default=9,
+        ge=2,
+        le=1_000,
+        description="Settings at which a policy that is told its weights is evaluated, spread over their ranges.",
+    )
     max_steps: Positive | None = Field(
         default=None,
         description="Steps after which an episode that has not ended is cut off and counted; null: 20,000, "
@@ -216,6 +222,10 @@ class Evaluation(Section):
     def episodes_to_choose_by(self) -> int:
         """How many episodes settings are chosen by."""
         return (self.episodes + 1) // 2 if self.selection_episodes is None else self.selection_episodes
+
+    def values_of_each(self, told: int) -> int:
+        """Values of each of ``told`` weights, which together make about ``conditioned_points`` settings."""
+        return max(2, round(float(self.conditioned_points) ** (1.0 / told)))
 
 
 class Range(Section):

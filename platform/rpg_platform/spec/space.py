@@ -8,6 +8,10 @@ In YAML, and in everything that is dumped back to it:
     {choice: [0.05, 0.1]}             each draw picks one
     {uniform: [0.05, 0.2]}            each draw is uniform between the two
     {loguniform: [0.01, 1.0]}         each draw is uniform in the logarithm
+
+And where a weight is expected, alone:
+
+    {conditioned: [0.02, 1.6]}        one trial for the whole range: its policy is told the weight
 """
 
 from __future__ import annotations
@@ -21,9 +25,20 @@ from typing import Literal, TypeAlias, cast, get_args
 from rpg_platform.spec.errors import Problem
 from rpg_platform.wording import Path, show, suggestion
 
+CONDITIONED = "conditioned"
+
+
+@dataclass(frozen=True)
+class ConditionedRange:
+    """The range of a weight that a policy is told: one training serves all of it."""
+
+    low: float
+    high: float
+
+
 Schedule: TypeAlias = tuple[tuple[int, float], ...]
-WeightValue: TypeAlias = float | Schedule
-Setting: TypeAlias = float | bool | str | Schedule | None
+WeightValue: TypeAlias = float | Schedule | ConditionedRange
+Setting: TypeAlias = float | bool | str | Schedule | ConditionedRange | None
 SpaceKind: TypeAlias = Literal["grid", "choice", "uniform", "loguniform"]
 
 _KINDS: tuple[SpaceKind, ...] = get_args(SpaceKind)
@@ -71,14 +86,16 @@ def dump(setting: Setting | SearchSpace) -> object:
     """The YAML and JSON form of a setting: what the parsers below read."""
     if isinstance(setting, SearchSpace):
         return {setting.kind: [dump(value) for value in setting.values]}
+    if isinstance(setting, ConditionedRange):
+        return {CONDITIONED: [setting.low, setting.high]}
     if isinstance(setting, tuple):
         return [[step, value] for step, value in setting]
     return setting
 
 
 def is_space(raw: object) -> bool:
-    """Whether `raw` is meant as a search space: the one kind of mapping that may stand for a scalar."""
-    return isinstance(raw, Mapping | SearchSpace)
+    """Whether `raw` is meant as a search space: the one kind of mapping that may stand for any scalar."""
+    return isinstance(raw, SearchSpace) or (isinstance(raw, Mapping) and CONDITIONED not in raw)
 
 
 def parse_space(
@@ -99,7 +116,7 @@ def parse_space(
     found = len(problems)
     unknown = [key for key in mapping if key not in _KINDS]
     if unknown:
-        hint = suggestion(str(unknown[0]), _KINDS)
+        hint = suggestion(str(unknown[0]), (*_KINDS, CONDITIONED))
         problems.append(Problem((*path, unknown[0]), f"unknown kind of search space{hint}", at_key=True))
         return None
     if len(mapping) != 1:
@@ -168,10 +185,33 @@ def parse_number(raw: object, path: Path, problems: list[Problem], expected: str
 
 
 def parse_weight_value(raw: object, path: Path, problems: list[Problem]) -> WeightValue | None:
-    """A weight's value: a number that is not negative, or a schedule of such numbers."""
+    """A weight's value: a number that is not negative, a schedule of such numbers, or a range that is told."""
     if isinstance(raw, list | tuple):
         return _parse_schedule(raw, path, problems)
+    if isinstance(raw, ConditionedRange):
+        return raw
+    if isinstance(raw, Mapping) and CONDITIONED in raw:
+        return _parse_conditioned(raw, path, problems)
     return _parse_amount(raw, path, problems, "a number or a schedule")
+
+
+def _parse_conditioned(raw: Mapping[str, object], path: Path, problems: list[Problem]) -> ConditionedRange | None:
+    here: Path = (*path, CONDITIONED)
+    values = raw[CONDITIONED]
+    if len(raw) != 1:
+        other = next(key for key in raw if key != CONDITIONED)
+        problems.append(Problem((*path, other), f"{CONDITIONED} stands alone, got {other} beside it", at_key=True))
+        return None
+    if not isinstance(values, list | tuple) or len(values) != 2:
+        problems.append(Problem(here, f"takes two numbers [low, high], got {show(values)}"))
+        return None
+    low, high = (_parse_amount(value, (*here, index), problems) for index, value in enumerate(values))
+    if low is None or high is None:
+        return None
+    if low >= high:
+        problems.append(Problem(here, f"low must be below high, got {show([low, high])}"))
+        return None
+    return ConditionedRange(low, high)
 
 
 def _parse_amount(raw: object, path: Path, problems: list[Problem], expected: str = "a number") -> float | None:

@@ -36,7 +36,16 @@ from rpg_platform.spec.sections import (
     Training,
     Whole,
 )
-from rpg_platform.spec.space import SearchSpace, Setting, WeightValue, dump, is_space, parse_space, parse_weight_value
+from rpg_platform.spec.space import (
+    ConditionedRange,
+    SearchSpace,
+    Setting,
+    WeightValue,
+    dump,
+    is_space,
+    parse_space,
+    parse_weight_value,
+)
 from rpg_platform.spec.task import AnyTask
 from rpg_platform.wording import Path, one_of, show, suggestion
 
@@ -362,11 +371,31 @@ class TrialSpec(Section):
         default=(), strict=False, description="Env steps at which it is compared with other settings, and validated."
     )
     starts_from: StartFrom | None = Field(default=None, description="What a trial of a population takes over.")
+    point_of: Line | None = Field(
+        default=None, description="The trial whose policy this one's is, at one setting of the weights it is told."
+    )
 
     @property
     def group(self) -> str:
         """The trial's id without its seed: the key by which a table averages over seeds."""
         return self.trial_id.removesuffix(f"-seed={self.seed}")
+
+    @property
+    def told(self) -> dict[str, ConditionedRange]:
+        """The weights that its policy is told, with their ranges; empty of a policy at one setting."""
+        return {name: value for name, value in self.weights.items() if isinstance(value, ConditionedRange)}
+
+    @property
+    def points(self) -> int:
+        """At how many settings of the weights that it is told its policy is evaluated; 1 of a policy at one setting."""
+        told = len(self.told)
+        return self.evaluation.values_of_each(told) ** told if told else 1
+
+    def at(self, weights: Mapping[str, float]) -> Self:
+        """Its policy at one setting of the weights that it is told, as a trial of its own."""
+        words = ",".join(f"{name}={value:.6g}" for name, value in weights.items())
+        point = {"trial_id": f"{self.group}@{words}-seed={self.seed}", "point_of": self.trial_id}
+        return self.model_copy(update={**point, "weights": {**self.weights, **weights}})
 
     def as_config(self) -> dict[str, Any]:
         """The configuration under which Tune hands the trial around."""

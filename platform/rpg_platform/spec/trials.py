@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from rpg_platform.spec.methods import METHODS, WEIGHTS, MethodName
-from rpg_platform.spec.space import SearchSpace, Setting, WeightValue, dump
+from rpg_platform.spec.space import ConditionedRange, SearchSpace, Setting, WeightValue, dump
 from rpg_platform.spec.sweep import (
     WARMUP,
     Baseline,
@@ -269,6 +269,8 @@ def _label(value: object) -> str:
         return f"{value:.6g}"
     if isinstance(value, tuple):
         return "to".join(f"{amount:.6g}" for _, amount in value)
+    if isinstance(value, ConditionedRange):
+        return f"{value.low:.6g}..{value.high:.6g}"
     return _UNSAFE.sub("_", str(value))
 
 

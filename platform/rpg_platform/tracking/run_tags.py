@@ -8,17 +8,20 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import rpg_platform
 from rpg_platform.results.names import run_name, steps_words
-from rpg_platform.results.report import TrialResult, evaluations
+from rpg_platform.results.report import POINTS, TrialResult, evaluations, with_points
 from rpg_platform.spec.methods import METHODS
+from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.spec.task import task_label
 
 PACKAGE = "residual-policy-gradient"
+TAG_POINT_OF = "point_of"
+"""Of a run that is a policy at one setting of the weights it is told: the trial that trained it."""
 # What a policy's returns depend on.
 _VERSIONS = ("ray", "torch", "numpy", "gymnasium", "mujoco", "mlflow")
 
@@ -75,6 +78,7 @@ def trial_tags(spec: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, 
     method = METHODS.get(spec.get("method", ""))
     return tags | {
         **{name: text(own[name]) for name in ("task", "prior", "method", "seed") if own.get(name) is not None},
+        **({TAG_POINT_OF: own["point_of"]} if own.get("point_of") else {}),
         **{f"weights.{name}": text(value) for name, value in (spec.get("weights") or {}).items()},
         "algorithm": (method and method.algorithm) or "none",
     }
@@ -99,6 +103,23 @@ def marks_of(results: Iterable[TrialResult], searched: Sequence[str]) -> dict[st
         name = run_name(trial.model_dump(mode="json"), searched) + mark
         marks[trial.trial_id] = {"mlflow.runName": name, "evaluated_at": f"{last} env steps"}
     return marks
+
+
+def points_of(
+    spec: Mapping[str, Any], report: Mapping[str, Any]
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """The settings at which a policy that is told its weights was evaluated, each as data and with its figures.
+
+    Args:
+        spec: a trial's specification, as data.
+        report: its last one, whose time the figures have, so that they are one point of MLflow's however often sent.
+    """
+    if POINTS not in report:
+        return
+    timed = {name: report[name] for name in ("timestamp",) if name in report}
+    for point, figures, _ in with_points([(TrialSpec.model_validate(spec), report, None)]):
+        if point.point_of is not None:
+            yield point.model_dump(mode="json"), {**(figures or {}), **timed}
 
 
 def text(value: object) -> str:

@@ -352,7 +352,10 @@ class MlflowRuns:
             tags |= {name: value for data in openings for name, value in data["tags"].items()}
             tags |= {TAG_RUN_KEY: self.run_key}
             if key != PARENT:
-                tags |= {TAG_PARENT: self.known[PARENT].run_id, TAG_TRIAL_ID: key}
+                above = next((data["parent"] for data in openings if "parent" in data), PARENT)
+                if above not in self.known:
+                    self._open(above, [], reopen=False)
+                tags |= {TAG_PARENT: self.known[above].run_id, TAG_TRIAL_ID: key}
                 if TAG_NOTE in tags:
                     links = str(tags[TAG_NOTE]).replace(RUN_ID, self.known[PARENT].run_id)
                     tags[TAG_NOTE] = links.replace(EXPERIMENT_ID, str(experiment_id))

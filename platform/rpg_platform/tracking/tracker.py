@@ -46,7 +46,15 @@ from rpg_platform.tracking.identity import read_identity, write_identity
 from rpg_platform.tracking.last_wait import Tell, wait_for_the_rest
 from rpg_platform.tracking.overview import figures_of, links_back, note_of, summary_files, tags_of
 from rpg_platform.tracking.policies import policy_data
-from rpg_platform.tracking.run_tags import common_tags, marks_of, sweep_params, texts, trial_params, trial_tags
+from rpg_platform.tracking.run_tags import (
+    common_tags,
+    marks_of,
+    points_of,
+    sweep_params,
+    texts,
+    trial_params,
+    trial_tags,
+)
 from rpg_platform.tracking.runs import PARENT, TAG_NOTE, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState
 from rpg_platform.tracking.spool import Spool, SpoolError, spool_folder
@@ -247,6 +255,7 @@ class MlflowTracker(Callback):
         self._put_end(trial.trial_id, state.report)
         self._put_policy(trial.model_dump(mode="json"), state.report, state.checkpoint)
         self._put_folders(trial.trial_id, state.checkpoint, unless_finished=True)
+        self._put_points(trial.model_dump(mode="json"), state.report)
         self._close_run(trial.trial_id, status, unless_finished=True)
 
     def finish(
@@ -390,6 +399,7 @@ class MlflowTracker(Callback):
         if is_stopped(last):
             self._put(trial_id, "tags", values={"outcome": stopped_words(last)})
         self._put_bundle(trial_id, trial, last)
+        self._put_points(trial_spec(trial), last)
         self._close_run(trial_id, "KILLED" if last.get(FINISHED) is False else "FINISHED")
 
     @_never_raises
@@ -411,6 +421,17 @@ class MlflowTracker(Callback):
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes ``get_state`` back, before ``setup``: the runs of the interrupted sweep go on."""
         self.run_key = state["run_key"]
+
+    def _put_points(self, spec: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+        """Records each setting at which a policy that is told its weights was evaluated, as a run below its trial's."""
+        for point, figures in points_of(spec, report):
+            tags = trial_tags(point, common_tags(self._spec, self._prior_hash))
+            tags["mlflow.runColor"] = self._colours.of(point["method"], point["weights"])
+            name, key = run_name(point, self._searched), point["trial_id"]
+            self._open_run(key, name, trial_params(point, self._searched), tags, parent=point["point_of"])
+            self._put_report(key, figures)
+            self._put_end(key, figures)
+            self._close_run(key, "FINISHED")
 
     # ---- records --------------------------------------------------------------------------------
 

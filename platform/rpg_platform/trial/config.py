@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from rpg_algorithms.maths.conditioned import Conditioned
 from rpg_algorithms.policies.bundle import PriorBundle
 from rpg_algorithms.rllib.module import NetworkConfig
-from rpg_platform.spec.methods import METHODS, training_arguments
+from rpg_platform.spec.methods import METHODS, Argument, training_arguments
+from rpg_platform.spec.space import ConditionedRange
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.storage.sweep import Sweep
 from rpg_platform.tasks.environments import register
@@ -47,7 +49,7 @@ def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) ->
     if METHODS[trial.method].algorithm == "rpg":
         config.training(prior_logp_floor=settings.prior_logp_floor)
     config.training(
-        **cast(dict[str, Any], weights),
+        **{name: _weight(value) for name, value in weights.items()},
         prior=prior,
         start_from_prior=settings.start_from_prior,
         critic_warmup_iterations=settings.critic_warmup_iterations,
@@ -69,6 +71,10 @@ def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) ->
     if settings.network is not None:
         config.rl_module(model_config=NetworkConfig(**settings.network.model_dump()))
     return config
+
+
+def _weight(value: Argument) -> Any:
+    return Conditioned(value.low, value.high) if isinstance(value, ConditionedRange) else value
 
 
 def check_trials(sweep: Sweep, trials: Iterable[TrialSpec]) -> None:
@@ -95,5 +101,5 @@ def _shape(trial: TrialSpec) -> tuple[object, ...]:
     """What RLlib's checks can tell two trials apart by: everything but the values of real numbers."""
     training = trial.training.model_dump()
     values = [(name, "real" if type(value) is float else repr(value)) for name, value in training.items()]
-    weights = [(name, isinstance(value, tuple)) for name, value in trial.weights.items()]
+    weights = [(name, type(value).__name__) for name, value in trial.weights.items()]
     return (trial.method, tuple(weights), tuple(values))

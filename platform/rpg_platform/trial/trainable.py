@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyarrow.fs import LocalFileSystem
 from ray import tune
@@ -25,18 +25,22 @@ from rpg_algorithms.policies.temperature import ENTROPY_IN_LOSS, temperature_of
 from rpg_algorithms.rllib.rollout import NonFiniteError
 from rpg_platform.bundles import versions
 from rpg_platform.evaluation.episode_file import EvaluatedPolicy, Which, write_episodes
-from rpg_platform.evaluation.play import Episodes, as_card_returns, as_metrics, evaluate_both
-from rpg_platform.evaluation.validation import Validation
+from rpg_platform.evaluation.play import Episodes, as_card_returns, as_metrics, evaluate_both, pooled
+from rpg_platform.evaluation.points import at_points
+from rpg_platform.evaluation.validation import Best, Validation
 from rpg_platform.results.report import (
     BEST,
     ENV_STEPS,
     ENV_STEPS_PER_S,
     EVALUATION_STEPS_PER_S,
     FAILED,
+    FINAL,
     FINISHED,
     KL_ESTIMATED,
+    POINTS,
     SELECTION,
     Mode,
+    Where,
 )
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import TrialSpec
@@ -50,6 +54,7 @@ from rpg_platform.trial.sizes import checkpoint_bytes, iterations_per_report, ne
 if TYPE_CHECKING:
     from rpg_algorithms import SPG
 
+Weights: TypeAlias = tuple[tuple[str, float], ...]
 _STEPS = "num_env_steps_sampled_lifetime"
 _REPLACING_PAUSE_S = 0.5
 _LEARNER_KEYS = {
@@ -214,25 +219,38 @@ class CustomizationTrial(tune.Trainable):
 
         The final policy plays the selection's episodes too.
         """
-        started = time.perf_counter()
-        self._evaluated = {"final": self._play(self.policy(), self._env_steps)}
-        seconds, results = time.perf_counter() - started, self._evaluated["final"].results
-        steps = sum(float(episodes.episode_length.sum()) for episodes in results.values())
-        metrics = as_metrics(results) | {EVALUATION_STEPS_PER_S: steps / seconds}
-        if count := self.trial.evaluation.episodes_to_choose_by:
-            selection = self._play_from(self.policy(), count, self.trial.evaluation.selection_seed)
-            metrics |= as_metrics(selection, SELECTION)
-        best = self._validation.best
+        settings, best, started = self.trial.evaluation, self._validation.best, time.perf_counter()
+        final = self._play(self.policy(), settings.episodes, settings.seed)
+        seconds = time.perf_counter() - started
+        pools: dict[Where, dict[Weights, dict[Mode, Episodes]]] = {FINAL: final}
+        steps = sum(float(episodes.episode_length.sum()) for each in final.values() for episodes in each.values())
+        if count := settings.episodes_to_choose_by:
+            pools[SELECTION] = self._play(self.policy(), count, settings.selection_seed)
         if best is not None:
             is_final = best.env_steps == self._env_steps
-            self._evaluated["best"] = self._evaluated["final"] if is_final else self._play(best.network, best.env_steps)
-            metrics |= as_metrics(self._evaluated["best"].results, BEST)
+            pools[BEST] = final if is_final else self._play(best.network, settings.episodes, settings.seed)
+        whole = {where: pooled(list(each.values())) for where, each in pools.items()}
+        self._evaluated = {"final": EvaluatedPolicy(self._env_steps, settings.seed, whole[FINAL])}
+        metrics: dict[str, Any] = {EVALUATION_STEPS_PER_S: steps / seconds}
+        if best is not None:
+            self._evaluated["best"] = EvaluatedPolicy(best.env_steps, settings.seed, whole[BEST])
             metrics[f"{BEST}/{ENV_STEPS}"] = float(best.env_steps)
+        for where, results in whole.items():
+            metrics |= as_metrics(results, where)
+        if self.trial.told:
+            metrics[POINTS] = [self._point(pools, key, best) for key in final]
         return metrics
 
-    def _play(self, policy: PolicyNetwork, env_steps: int) -> EvaluatedPolicy:
-        settings = self.trial.evaluation
-        return EvaluatedPolicy(env_steps, settings.seed, self._play_from(policy, settings.episodes, settings.seed))
+    def _play(self, policy: PolicyNetwork, episodes: int, seed: int) -> dict[Weights, dict[Mode, Episodes]]:
+        """Weights that the policy is told → its episodes there; of a plain policy none."""
+        points = at_points(policy, self.trial.evaluation)
+        return {tuple(weights.items()): self._play_from(each, episodes, seed) for weights, each in points}
+
+    def _point(self, pools: Mapping[Where, Mapping[Weights, Any]], key: Weights, best: Best | None) -> dict[str, Any]:
+        report: dict[str, Any] = {} if best is None else {f"{BEST}/{ENV_STEPS}": float(best.env_steps)}
+        for where, each in pools.items():
+            report |= as_metrics(each[key], where)
+        return {"weights": dict(key), "report": report}
 
     def _play_from(self, policy: PolicyNetwork, episodes: int, seed: int) -> dict[Mode, Episodes]:
         most = self.trial.evaluation.max_steps

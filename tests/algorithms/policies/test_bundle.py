@@ -122,7 +122,7 @@ def test_the_card_is_json_that_names_everything(folder: Path) -> None:
         "high": "inf",
     }
     assert data["alpha"] == 0.1
-    assert set(data["network"]) == set(NetworkSpec.__dataclass_fields__) - {"graph"}
+    assert set(data["network"]) == set(NetworkSpec.__dataclass_fields__) - {"graph", "context"}
     assert sorted(p.name for p in folder.iterdir()) == [CARD_FILE, WEIGHTS_FILE]
 
 
