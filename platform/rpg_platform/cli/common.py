@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,31 +73,11 @@ def policy_folder(
     Raises:
         ValueError: there is no such policy, a rule is given for what is no sweep, or weights do not fit the policy.
     """
-    with _found_folder(policy, storage, rule, deploys) as (folder, chosen), tempfile.TemporaryDirectory() as place:
-        yield _folded(folder, policy, chosen, weights, Path(place))
+    given = parse_weights(weights)
+    with _found_folder(policy, storage, rule, deploys, given) as (folder, at), tempfile.TemporaryDirectory() as place:
+        from rpg_platform.evaluation.points import plain_bundle
 
-
-def _folded(folder: Path, policy: str, chosen: Mapping[str, Any], typed: str | None, place: Path) -> Path:
-    """The folder of a plain policy: the given one, or one in ``place`` with the policy at the given weights."""
-    from rpg_algorithms.policies.bundle import load_bundle, load_card, save_bundle
-
-    ranges = {each["name"]: each for each in load_card(folder).network.get("context") or ()}
-    given = parse_weights(typed)
-    if not ranges:
-        if given:
-            raise ValueError(f"--weights {typed}: {policy} is a policy at one setting, which is not told its weights")
-        return folder
-    at = {name: value for name, value in chosen.items() if name in ranges and isinstance(value, float)} | given
-    if missing := [name for name in ranges if name not in at]:
-        spans = ", ".join(f"{name} ({each['low']:g} to {each['high']:g})" for name, each in ranges.items())
-        raise ValueError(
-            f"{policy} is a policy for a range of weights, {spans}: choose them, --weights "
-            + ",".join(f"{name}=…" for name in missing)
-        )
-    from rpg_algorithms.policies.folding import fold
-
-    save_bundle(place, *fold(load_bundle(folder), at))
-    return place
+        yield plain_bundle(folder, Path(place), given, at)
 
 
 def parse_weights(text: str | None) -> dict[str, float]:
@@ -118,7 +98,7 @@ def parse_weights(text: str | None) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _found_folder(
-    policy: str, storage: str | None, rule: str | None, deploys: bool
+    policy: str, storage: str | None, rule: str | None, deploys: bool, told: Collection[str]
 ) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """The bundle's folder, and the weights of the setting that it was found by."""
     from rpg_platform.bundles import resolve_prior
@@ -133,14 +113,15 @@ def _found_folder(
             raise ChoiceError(f"--rule chooses among a sweep's settings, and {policy!r} is no sweep in {where}")
         yield resolve_prior(policy), {}
         return
-    chosen = choose(policy, sweep.storage, rule)
+    chosen = choose(policy, sweep.storage, rule, told)
     if deploys and not chosen.row.is_deployable:
         raise ChoiceError(
             f"{policy}: {chosen.row.setting} is trained on the basic reward, which whoever customises can't see: it "
             f"is an upper bound to compare with. Expected a setting without △, see rpg show {sweep.name}; "
             f"to use it all the same give its checkpoint: {chosen.checkpoint}"
         )
-    said = f"{policy}: {chosen.row.setting}{at_words(chosen.row)}, seed of the highest objective: {chosen.trial_id}"
+    setting = f"{chosen.row.method} at these weights" if told else f"{chosen.row.setting}{at_words(chosen.row)}"
+    said = f"{policy}: {setting}, seed of the highest objective: {chosen.training}"
     Console(stderr=True).print(said, soft_wrap=True, highlight=False, markup=False)
     if sweep.is_local:
         yield resolve_prior(chosen.checkpoint), chosen.row.weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rpg_platform.results.report import FINAL, SELECTION, evaluations, mean_key, number
@@ -12,6 +12,7 @@ from rpg_platform.results.rows import Row
 from rpg_platform.review.found import Found, found_in
 from rpg_platform.spec.measures import BY_NAME, MEASURES
 from rpg_platform.spec.sections import Objective
+from rpg_platform.spec.trials import make_trials
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.wording import one_of, suggestion
 
@@ -35,6 +36,7 @@ class Choice:
         row: the setting.
         rank: its place in the table, from 1.
         trial_id: of the setting's seeds the one with the highest objective, see ``best_seed``.
+        training: the trial that was trained; another one where its policy is told the setting's weights.
         checkpoint: that trial's.
     """
 
@@ -42,6 +44,7 @@ class Choice:
     row: Row
     rank: int
     trial_id: str
+    training: str
     checkpoint: str
 
 
@@ -51,13 +54,14 @@ def is_choice(text: str, storage: str) -> bool:
     return named is not None and SweepFolder(storage, named["sweep"]).is_sweep()
 
 
-def choose(text: str, storage: str, rule: str | None = None) -> Choice:
+def choose(text: str, storage: str, rule: str | None = None, told: Collection[str] = ()) -> Choice:
     """The setting that a name means.
 
     Args:
         text: ``SWEEP`` or ``SWEEP#RANK``.
         storage: where the sweep is.
         rule: what is best instead of the sweep's own objective, see ``parse_rule``.
+        told: only among policies that are told these weights.
 
     Raises:
         ChoiceError: there is no such setting, or nothing satisfies the rule.
@@ -69,6 +73,8 @@ def choose(text: str, storage: str, rule: str | None = None) -> Choice:
     objective = None if rule is None else parse_rule(rule)
     found = found_in(SweepFolder(storage, named["sweep"]), objective)
     with_figures = [row for row in found.rows if row.seeds]
+    if told:
+        with_figures = _told(found, with_figures, set(told), text)
     if named["rank"] is not None:
         rank = int(named["rank"])
         if not 1 <= rank <= len(with_figures):
@@ -77,7 +83,8 @@ def choose(text: str, storage: str, rule: str | None = None) -> Choice:
             )
         row = with_figures[rank - 1]
     else:
-        best = next((row for row in with_figures if row.is_best), None)
+        able = [row for row in with_figures if row.is_deployable and not row.violations]
+        best = next((row for row in with_figures if row.is_best), able[0] if told and able else None)
         if best is None:
             beside = "; those trained on the hidden reward (△) are never chosen" if _has_bound(with_figures) else ""
             raise ChoiceError(
@@ -86,7 +93,24 @@ def choose(text: str, storage: str, rule: str | None = None) -> Choice:
             )
         row, rank = best, with_figures.index(best) + 1
     trial_id = best_seed(found, row)
-    return Choice(found, row, rank, trial_id, found.checkpoints[trial_id])
+    training = next(trial.point_of or trial_id for trial, _, _ in found.results if trial.trial_id == trial_id)
+    return Choice(found, row, rank, trial_id, training, found.checkpoints[trial_id])
+
+
+def _told(found: Found, rows: Sequence[Row], names: set[str], text: str) -> list[Row]:
+    """The rows of policies that are told these weights.
+
+    Raises:
+        ChoiceError: there are none.
+    """
+    trained = {trial.point_of for trial, _, _ in found.results}
+    ranges = {each.trial_id: set(each.told) for each, _ in make_trials(found.spec) if each.trial_id in trained}
+    groups = {trial.group for trial, _, _ in found.results if ranges.get(trial.point_of or "") == names}
+    if not (left := [row for row in rows if row.group in groups]):
+        every = sorted({", ".join(sorted(each)) for each in ranges.values()})
+        has = f"its policies are told {' or '.join(every)}" if every else "its policies are told none"
+        raise ChoiceError(f"{text}: --weights gives {', '.join(sorted(names))}; {has}")
+    return left
 
 
 def _has_bound(rows: Sequence[Row]) -> bool:

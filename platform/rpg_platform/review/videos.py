@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from rpg_algorithms.policies.bundle import CARD_FILE, load_card
+from rpg_platform.evaluation.points import plain_bundle
 from rpg_platform.results.names import short_name
 from rpg_platform.results.report import as_json
 from rpg_platform.results.rows import Row
@@ -70,13 +71,14 @@ class Video:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A policy to show, see ``Video``; the prior has no checkpoint."""
+    """A policy to show, see ``Video``, at its setting's weights; the prior has no checkpoint."""
 
     role: Role
     label: str
     group: str = ""
     trial: str = ""
     checkpoint: str | None = None
+    weights: Mapping[str, Any] = field(default_factory=dict)
 
 
 def sweep_videos(found: Found, *, tell: Callable[[str], object], limit_s: float = LIMIT_S) -> list[Video]:
@@ -130,7 +132,7 @@ def chosen_policies(found: Found) -> list[Chosen]:
     for role, row in roles:
         if row is not None:
             trial = best_seed(found, row)
-            chosen.append(Chosen(role, short_name(row), row.group, trial, found.checkpoints[trial]))
+            chosen.append(Chosen(role, short_name(row), row.group, trial, found.checkpoints[trial], row.weights))
     return chosen
 
 
@@ -143,7 +145,8 @@ def _videos(found: Found, tell: Callable[[str], object], limit_s: float) -> list
         chosen = {each.role: each for each in chosen_policies(found)}
         policies: dict[Role, str] = {}
         for role, each in chosen.items():
-            bundle = folder.fetch_bundle(Path(scratch, role), each.checkpoint)
+            fetched = folder.fetch_bundle(Path(scratch, role), each.checkpoint)
+            bundle = plain_bundle(fetched, Path(scratch, f"{role}-plain"), {}, each.weights)
             policies[role] = load_card(bundle).content_hash
             known = before.get(_path(role))
             if known is not None and (known.policy, known.seed) == (policies[role], seed):

@@ -5,6 +5,7 @@ A default, a bound, a unit and a sentence for each field.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
@@ -225,7 +226,7 @@ class Evaluation(Section):
 
     def values_of_each(self, told: int) -> int:
         """Values of each of ``told`` weights, which together make about ``conditioned_points`` settings."""
-        return max(2, round(float(self.conditioned_points) ** (1.0 / told)))
+        return max(2, round(math.pow(self.conditioned_points, 1 / told)))
 
 
 class Range(Section):
