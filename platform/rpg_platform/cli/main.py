@@ -26,6 +26,7 @@ from rpg_platform.cli import (
     tasks,
     track,
     ui,
+    weights,
 )
 from rpg_platform.cli.common import FAILED
 
@@ -41,7 +42,7 @@ app.add_typer(tasks.app, name="tasks")
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported, which comes later
 
-for command in (evaluate.evaluate, render.render, ui.ui):
+for command in (evaluate.evaluate, render.render, ui.ui, weights.weights):
     app.command()(command)
 sweep.add_to(app)
 export.add_to(app)
