@@ -135,7 +135,7 @@ def _curve(
     drawn: Drawn | None = None
     if rng is not None:
         seeds, episodes = next(iter(response[us[0]].values())).shape
-        drawn = (rng.integers(seeds, size=seeds), rng.integers(episodes, size=episodes))
+        drawn = (rng.integers(0, seeds, seeds), rng.integers(0, episodes, episodes))
     means = {name: [float(_taken(response[u][name], drawn).mean()) for u in us] for name in response[us[0]]}
 
     def at(u: float) -> dict[str, float]:
@@ -170,5 +170,5 @@ def _nearest(told: Conditioned, response: Mapping[float, Played], objective: Obj
     of_prior = None if prior is None else _means(prior)
     broken = {u: violations(objective.constraints, _means(played), of_prior) for u, played in response.items()}
     u = min(broken, key=lambda each: max(fault.excess for fault in broken[each]))
-    faults = "; ".join(map(str, broken[u]))
-    return f"no {told.name} from {told.low:g} to {told.high:g} satisfies the rule; nearest is {told.weight(u):.3g}: {faults}"
+    faults, span = "; ".join(map(str, broken[u])), f"{told.name} from {told.low:g} to {told.high:g}"
+    return f"no {span} satisfies the rule; nearest is {told.weight(u):.3g}: {faults}"
