@@ -135,7 +135,7 @@ def _curve(
     drawn: Drawn | None = None
     if rng is not None:
         seeds, episodes = next(iter(response[us[0]].values())).shape
-        drawn = (rng.integers(0, seeds, seeds), rng.integers(0, episodes, episodes))
+        drawn = np.asarray(rng.integers(seeds, size=seeds)), np.asarray(rng.integers(episodes, size=episodes))
     means = {name: [float(_taken(response[u][name], drawn).mean()) for u in us] for name in response[us[0]]}
 
     def at(u: float) -> dict[str, float]:
