@@ -2,20 +2,18 @@
 
 Dimension letters: B batch, K conditioned weights, F features of them.
 
-Sources: universal value functions (Schaul et al. 2015), dynamic weights in multi-objective RL (Abels et al. 2019);
-the sequence of draws: Roberts' generalised golden ratio.
+Sources: universal value functions (Schaul et al. 2015), dynamic weights in multi-objective RL (Abels et al. 2019).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 _FROM_ZERO = 100.0  # a range from 0 is logarithmic above a hundredth of its upper end, about linear below
@@ -94,8 +92,8 @@ class Conditioned:
         return (a * torch.exp(b * (u + 1) / 2) - c).clamp(self.low, self.high) * self.factor
 
 
-def told(ranges: Sequence[Conditioned], weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """``[K]`` what a policy is told at these weights.
+def told(ranges: Sequence[Conditioned], weights: Mapping[str, float]) -> Tensor:
+    """``[K]`` float64, what a policy is told at these weights.
 
     Raises:
         ValueError: a weight is missing, unknown or outside its range.
@@ -105,50 +103,22 @@ def told(ranges: Sequence[Conditioned], weights: Mapping[str, float]) -> NDArray
         raise ValueError(f"weights: {', '.join(missing)} missing; the policy needs {', '.join(names)}")
     if unknown := [name for name in weights if name not in names]:
         raise ValueError(f"weights: {', '.join(unknown)} unknown; the policy needs {', '.join(names)}")
-    return np.array([each.told(float(weights[each.name])) for each in ranges])
+    return torch.tensor([each.told(float(weights[each.name])) for each in ranges], dtype=torch.float64)
 
 
 def grid(ranges: Sequence[Conditioned], each: int) -> list[dict[str, float]]:
     """Settings that cover the ranges evenly in ``u``: ``each`` values of every weight, its ends among them."""
-    axis = np.linspace(-1.0, 1.0, each)
-    mesh = np.stack(np.meshgrid(*[axis] * len(ranges), indexing="ij"), axis=-1).reshape(-1, len(ranges))
-    return [{r.name: float(f"{r.weight(float(u)):.4g}") for r, u in zip(ranges, row, strict=True)} for row in mesh]
+    axis = torch.linspace(-1.0, 1.0, each, dtype=torch.float64).tolist()
+    values = [[float(f"{told.weight(u):.4g}") for u in axis] for told in ranges]
+    return [dict(zip((told.name for told in ranges), point, strict=True)) for point in itertools.product(*values)]
 
 
 def features(u: Tensor) -> Tensor:
     """``[..., F]`` of ``u`` ``[..., K]``: its entries and their products of two; F = K (K + 3) / 2."""
-    rows, columns = np.triu_indices(u.shape[-1])
+    rows, columns = torch.triu_indices(u.shape[-1], u.shape[-1])
     return torch.cat((u, u[..., rows] * u[..., columns]), dim=-1)
-
-
-def np_features(u: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``features`` in numpy."""
-    rows, columns = np.triu_indices(u.shape[-1])
-    return np.concatenate((u, u[..., rows] * u[..., columns]), axis=-1)
 
 
 def features_size(count: int) -> int:
     """F of ``count`` conditioned weights."""
     return count * (count + 3) // 2
-
-
-class Draws:
-    """An endless sequence of ``u`` that covers the ranges evenly, however many are taken.
-
-    Args:
-        count: K.
-        rng: gives the sequence's start.
-    """
-
-    def __init__(self, count: int, rng: np.random.Generator) -> None:
-        ratio = 2.0
-        for _ in range(64):  # the root of x^(K + 1) = x + 1
-            ratio = (1 + ratio) ** (1 / (count + 1))
-        self._step = ratio ** -np.arange(1.0, count + 1)
-        self._next = rng.random(count)
-
-    def take(self, count: int) -> NDArray[np.float32]:
-        """``[count, K]`` in [-1, 1)."""
-        drawn = (self._next + np.arange(count)[:, None] * self._step) % 1.0
-        self._next = (self._next + count * self._step) % 1.0
-        return (2 * drawn - 1).astype(np.float32)

@@ -452,7 +452,7 @@ class PolicyNetwork(nn.Module):
         Raises:
             ValueError: a weight is missing, unknown or outside its range.
         """
-        u = torch.from_numpy(told(self.spec.context, weights))
+        u = told(self.spec.context, weights)
         if not self.spec.context:
             return self
         state, size = dict(self.state_dict()), self.spec.observation_size

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpg_algorithms.addons import Array
-from rpg_algorithms.maths.conditioned import np_features
 from rpg_algorithms.maths.distributions import HALF_LOG_2PI, LOG_2
 from rpg_algorithms.policies.graph import NumpyGraph
 from rpg_algorithms.policies.graph_ops import np_elu, np_log_softmax, np_softplus
 from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork
+from rpg_algorithms.policies.told import np_features
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "relu": lambda x: np.maximum(x, np.float32(0.0), out=x),

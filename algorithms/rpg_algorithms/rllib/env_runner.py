@@ -22,9 +22,9 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import ENV_RESET_TIMER, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from rpg_algorithms.addons import AddonReward, CompositeReward, part_names, resolve_addon
-from rpg_algorithms.maths.conditioned import Draws
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 from rpg_algorithms.policies.spaces import flatten_observations
+from rpg_algorithms.policies.told import Draws
 from rpg_algorithms.rllib.rollout import NonFinite, Rollout
 from rpg_algorithms.rllib.vector_env import final_observations, open_vector_env, write_infos
 

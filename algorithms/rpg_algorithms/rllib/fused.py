@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from rpg_algorithms.addons import Array
-from rpg_algorithms.maths.conditioned import np_features
 from rpg_algorithms.maths.distributions import HALF_LOG_2PI
 from rpg_algorithms.policies import numpy_policy
 from rpg_algorithms.policies.graph_ops import np_log_softmax
+from rpg_algorithms.policies.told import np_features
 from rpg_algorithms.rllib.flat import FlatAdam, FlatParameters
 from rpg_algorithms.rllib.module import ActorCriticModule
 

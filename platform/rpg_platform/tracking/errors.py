@@ -1,14 +1,18 @@
-"""Judges the errors of requests to MLflow: is the request at fault or the server, and how to say so."""
+"""Judges the errors of requests to MLflow, is the request at fault or the server; says them; keeps ours from Tune."""
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
+from typing import Any, ParamSpec
 
 import requests
 from mlflow.exceptions import MlflowException
 
 from rpg_platform.spec.logins import without_login
 
+P = ParamSpec("P")
 _STATUS = re.compile(r"failed with error code (\d{3}) ")
 
 
@@ -35,3 +39,17 @@ def short(error: BaseException) -> str:
     """Puts an error into one line without logins."""
     lines = str(error).strip().splitlines() or [""]
     return without_login(f"{type(error).__name__}: {lines[0][:300]}")
+
+
+def never_raises(method: Callable[P, None]) -> Callable[P, None]:
+    """For Tune's hooks: Tune fails a trial, or the sweep, for an exception in a callback. Tells its ``defect`` instead."""
+
+    @functools.wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            of: Any = args[0]
+            of.defect(method.__name__, error)
+
+    return guarded

@@ -8,12 +8,11 @@ any of it, and nothing that goes wrong here reaches it.
 from __future__ import annotations
 
 import base64
-import functools
 import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from ray.tune import Callback
@@ -42,19 +41,12 @@ from rpg_platform.results.rows import summarise
 from rpg_platform.spec.logins import without_login
 from rpg_platform.spec.trials import PRIOR_TRIAL
 from rpg_platform.spec.yaml_file import dump_spec
+from rpg_platform.tracking import run_tags
+from rpg_platform.tracking.errors import never_raises
 from rpg_platform.tracking.identity import read_identity, write_identity
 from rpg_platform.tracking.last_wait import Tell, wait_for_the_rest
 from rpg_platform.tracking.overview import figures_of, links_back, note_of, summary_files, tags_of
 from rpg_platform.tracking.policies import policy_data
-from rpg_platform.tracking.run_tags import (
-    common_tags,
-    marks_of,
-    points_of,
-    sweep_params,
-    texts,
-    trial_params,
-    trial_tags,
-)
 from rpg_platform.tracking.runs import PARENT, TAG_NOTE, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState
 from rpg_platform.tracking.spool import Spool, SpoolError, spool_folder
@@ -76,23 +68,6 @@ ARTIFACT_FOLDERS = (BUNDLE, "bundle_best", "evaluation", "config")
 
 BASIC = mean_key(FINAL, "deterministic", "basic_return")
 _PLANNED = {"trial_id", "method", "weights", "seed", "env_steps"}
-
-P = ParamSpec("P")
-
-
-def _never_raises(method: Callable[P, None]) -> Callable[P, None]:
-    """For Tune's hooks: Tune fails a trial, or the sweep, for an exception in a callback."""
-
-    @functools.wraps(method)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            method(*args, **kwargs)
-        except Exception as error:
-            tracker = args[0]
-            assert isinstance(tracker, MlflowTracker)
-            tracker._defect(method.__name__, error)
-
-    return guarded
 
 
 class MlflowTracker(Callback):
@@ -211,7 +186,7 @@ class MlflowTracker(Callback):
                 spool.close()  # a later call may take it
             if isinstance(error, SpoolError):
                 raise
-            self._defect(f"the spool {self.folder} can't be used", error)
+            self.defect(f"the spool {self.folder} can't be used", error)
 
     def _begin(self, spool: Spool) -> None:
         found = read_identity(self.folder)
@@ -231,7 +206,7 @@ class MlflowTracker(Callback):
         self._sender.start()
         self._open_parent()
 
-    @_never_raises
+    @never_raises
     def adopt(self, trial: TrialSpec, state: TrialState) -> None:
         """Records a trial that had finished, or been ended early, when its driver died, as far as that one had not.
 
@@ -284,7 +259,7 @@ class MlflowTracker(Callback):
             try:
                 self._close(results, status, outcomes, files)
             except Exception as error:
-                self._defect("the sweep's summary", error)
+                self.defect("the sweep's summary", error)
             if self._sender is not None:
                 wait_for_the_rest(self._sender, self.folder, self.tracking_uri, tell)
         finally:
@@ -300,10 +275,10 @@ class MlflowTracker(Callback):
 
     def _open_parent(self) -> None:
         spec = self._spec
-        tags = {"kind": "sweep", **common_tags(self._spec, self._prior_hash), "trials_total": self._planned}
+        tags = {"kind": "sweep", **run_tags.common_tags(self._spec, self._prior_hash), "trials_total": self._planned}
         if spec.get("description"):
             tags[TAG_NOTE] = spec["description"]
-        self._open_run(PARENT, str(spec["name"]), sweep_params(spec, self._planned), tags)
+        self._open_run(PARENT, str(spec["name"]), run_tags.sweep_params(spec, self._planned), tags)
         maximize = spec["objective"]["maximize"]
         self._put(PARENT, "experiment", values=experiment_tags(spec["name"], self._weights, maximize, _now_ms()))
         texts_of_it = {"sweep.yaml": self._source, "spec.json": json.dumps(spec, indent=2), **self._texts}
@@ -326,7 +301,7 @@ class MlflowTracker(Callback):
         # Also what an earlier driver has opened and this one has not come to.
         for trial_id in sorted(self._open | (set(self._trials) if self._resume else set())):
             self._close_run(trial_id, outcomes.status_of(trial_id), if_running=trial_id not in self._open)
-        for run, tags in {PARENT: outcomes.tags(), **marks_of(results, self._searched)}.items():
+        for run, tags in {PARENT: outcomes.tags(), **run_tags.marks_of(results, self._searched)}.items():
             self._put(run, "tags", values=tags)
         if self._to_come:
             self._put_plan()
@@ -334,7 +309,7 @@ class MlflowTracker(Callback):
         try:
             made = files(status)
         except Exception as error:
-            self._defect("the sweep's further files", error)
+            self.defect("the sweep's further files", error)
         try:
             self._summarise(results, len(outcomes.failed), made)
         finally:
@@ -356,35 +331,37 @@ class MlflowTracker(Callback):
         try:
             self.start()
         except SpoolError as error:
-            self._defect("the sweep's run", error)
+            self.defect("the sweep's run", error)
 
-    @_never_raises
+    @never_raises
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Opens the trial's run, or reopens it if the trial has been restarted."""
         self._open_trial(trial_spec(trial))
 
     def _open_trial(self, spec: Mapping[str, Any], **more: Any) -> None:
-        tags = trial_tags(spec, common_tags(self._spec, self._prior_hash))
+        tags = run_tags.trial_tags(spec, run_tags.common_tags(self._spec, self._prior_hash))
         colour = self._colours.of(spec["method"], spec.get("weights") or {})
         tags |= {TAG_NOTE: links_back(self._spec["name"]), "mlflow.runColor": colour}
         trial_id = str(spec["trial_id"])
         self._trials.setdefault(trial_id, {name: spec.get(name) for name in sorted(_PLANNED)})
-        self._open_run(trial_id, run_name(spec, self._searched), trial_params(spec, self._searched), tags, **more)
+        self._open_run(
+            trial_id, run_name(spec, self._searched), run_tags.trial_params(spec, self._searched), tags, **more
+        )
 
-    @_never_raises
+    @never_raises
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Records one report; its final evaluation only once the policy that was evaluated is saved."""
         self._put_report(trial_spec(trial)["trial_id"], result)
 
-    @_never_raises
+    @never_raises
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Notes a failure that Tune answers with a restart; the trial's run stays open."""
         said = {"restarts": trial.num_failures, "last_failure": error_text(trial)[0]}
         self._put(trial_spec(trial)["trial_id"], "tags", values=said)
 
-    @_never_raises
+    @never_raises
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Records the customised policy and closes the trial's run: finished, failed, or stopped before its end."""
         trial_id = trial_spec(trial)["trial_id"]
@@ -402,7 +379,7 @@ class MlflowTracker(Callback):
         self._put_points(trial_spec(trial), last)
         self._close_run(trial_id, "KILLED" if last.get(FINISHED) is False else "FINISHED")
 
-    @_never_raises
+    @never_raises
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Records why a trial failed for good, and its last good policy if there is one."""
         trial_id = trial_spec(trial)["trial_id"]
@@ -424,11 +401,11 @@ class MlflowTracker(Callback):
 
     def _put_points(self, spec: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         """Records each setting at which a policy that is told its weights was evaluated, as a run below its trial's."""
-        for point, figures in points_of(spec, report):
-            tags = trial_tags(point, common_tags(self._spec, self._prior_hash))
+        for point, figures in run_tags.points_of(spec, report):
+            tags = run_tags.trial_tags(point, run_tags.common_tags(self._spec, self._prior_hash))
             tags["mlflow.runColor"] = self._colours.of(point["method"], point["weights"])
             name, key = run_name(point, self._searched), point["trial_id"]
-            self._open_run(key, name, trial_params(point, self._searched), tags, parent=point["point_of"])
+            self._open_run(key, name, run_tags.trial_params(point, self._searched), tags, parent=point["point_of"])
             self._put_report(key, figures)
             self._put_end(key, figures)
             self._close_run(key, "FINISHED")
@@ -470,7 +447,8 @@ class MlflowTracker(Callback):
         self._spool.append(Record(run, kind, data).payload())
         self._sender.wake()
 
-    def _defect(self, what: str, error: Exception) -> None:
+    def defect(self, what: str, error: Exception) -> None:
+        """Counts what went wrong in here, and warns of the first."""
         self._defects += 1
         logger.log(
             logging.WARNING if self._defects == 1 else logging.DEBUG,
@@ -484,7 +462,7 @@ class MlflowTracker(Callback):
     ) -> None:
         if run != PARENT:
             self._open.add(run)
-        self._put(run, "open", name=name, params=texts(params), tags=dict(tags), start_time=_now_ms(), **more)
+        self._put(run, "open", name=name, params=run_tags.texts(params), tags=dict(tags), start_time=_now_ms(), **more)
 
     def _close_run(self, run: str, status: str, **condition: bool) -> None:
         self._open.discard(run)

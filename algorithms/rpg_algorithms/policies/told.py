@@ -1,0 +1,38 @@
+"""What a policy is told in numpy: draws of it, and the features of ``maths.conditioned``.
+
+Dimension letters: K conditioned weights, F features of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rpg_algorithms.addons import Array
+
+
+def np_features(u: Array) -> Array:
+    """``[..., F]`` of ``u`` ``[..., K]``, as ``maths.conditioned.features``."""
+    rows, columns = np.triu_indices(u.shape[-1])
+    return np.concatenate((u, u[..., rows] * u[..., columns]), axis=-1)
+
+
+class Draws:
+    """An endless sequence of ``u`` that covers the ranges evenly, however many are taken (Roberts' golden ratios).
+
+    Args:
+        count: K.
+        rng: gives the sequence's start.
+    """
+
+    def __init__(self, count: int, rng: np.random.Generator) -> None:
+        ratio = 2.0
+        for _ in range(64):  # the root of x^(K + 1) = x + 1
+            ratio = (1 + ratio) ** (1 / (count + 1))
+        self._step = ratio ** -np.arange(1.0, count + 1)
+        self._next = rng.random(count)
+
+    def take(self, count: int) -> Array:
+        """``[count, K]`` in [-1, 1)."""
+        drawn = (self._next + np.arange(count)[:, None] * self._step) % 1.0
+        self._next = (self._next + count * self._step) % 1.0
+        return (2 * drawn - 1).astype(np.float32)
