@@ -42,7 +42,7 @@ def short(error: BaseException) -> str:
 
 
 def never_raises(method: Callable[P, None]) -> Callable[P, None]:
-    """For Tune's hooks: Tune fails a trial, or the sweep, for an exception in a callback. Tells its ``defect`` instead."""
+    """For Tune's hooks: Tune fails a trial, or the sweep, for an exception in a callback; ``defect`` is told."""
 
     @functools.wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
