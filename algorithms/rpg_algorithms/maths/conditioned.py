@@ -1,6 +1,6 @@
 """Customization weights as an input: the range that one training covers, and the numbers that the policy is told.
 
-Dimension letters: B batch, K conditioned weights, F features of them.
+Dimension letters: B batch, K conditioned weights, F features of them, T time steps, N environments.
 
 Sources: universal value functions (Schaul et al. 2015), dynamic weights in multi-objective RL (Abels et al. 2019);
 the sequence of draws: Roberts' generalised golden ratio.
@@ -8,6 +8,7 @@ the sequence of draws: Roberts' generalised golden ratio.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rpg_algorithms.maths.advantages import spread
+
 _FROM_ZERO = 100.0  # a range from 0 is logarithmic above a hundredth of its upper end, about linear below
+SHORTEST_PART = 32
+"""Steps whose returns' spread is taken to say something, where each episode has weights of its own."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,16 @@ class Conditioned:
             ValueError: names the setting, its value and what was expected.
         """
         for bound in (self.low, self.high):
-            if not math.isfinite(bound):
+            if type(bound) not in (int, float) or not math.isfinite(bound):
                 raise ValueError(f"{name}={self!r}: expected two finite numbers")
         if not 0 <= self.low < self.high:
             raise ValueError(f"{name}={self!r}: expected 0 <= low < high")
 
     def named(self, name: str) -> Conditioned:
-        """This range, as that of the weight ``name`` if it has no name yet."""
-        return self if self.name else replace(self, name=name)
+        """This range, as that of the weight ``name``. Raises ValueError if it has another's name."""
+        if self.name not in ("", name):
+            raise ValueError(f"{name}={self!r}: its name is {self.name!r}, expected {name!r} or none")
+        return replace(self, name=name)
 
     def scaled(self, factor: float) -> Conditioned:
         """This range for a reward's weight that is ``factor`` times the told one."""
@@ -84,7 +91,9 @@ class Conditioned:
         return min(1.0, max(-1.0, 2 * math.log((weight + c) / a) / b - 1))
 
     def weight(self, u: float) -> float:
-        """The told weight at ``u``."""
+        """The told weight at ``u``; at -1 and 1 the range's ends to the bit."""
+        if abs(u) == 1:
+            return self.high if u > 0 else self.low
         a, b, c = self._curve
         return min(self.high, max(self.low, a * math.exp(b * (u + 1) / 2) - c))
 
@@ -101,6 +110,8 @@ def told(ranges: Sequence[Conditioned], weights: Mapping[str, float]) -> NDArray
         ValueError: a weight is missing, unknown or outside its range.
     """
     names = [each.name for each in ranges]
+    if weights and not names:
+        raise ValueError(f"weights: {', '.join(weights)} given; the policy is of one setting and is told none")
     if missing := [name for name in names if name not in weights]:
         raise ValueError(f"weights: {', '.join(missing)} missing; the policy needs {', '.join(names)}")
     if unknown := [name for name in weights if name not in names]:
@@ -111,12 +122,18 @@ def told(ranges: Sequence[Conditioned], weights: Mapping[str, float]) -> NDArray
 def grid(ranges: Sequence[Conditioned], points: int) -> list[dict[str, float]]:
     """About ``points`` settings that cover the ranges evenly in ``u``, their ends among them.
 
-    One weight: ``points`` values; two: the square root of it (rounded up) each; and so on.
+    One weight: ``points`` values; two: the square root of it (rounded up) each; and so on. Values between the ends are
+    rounded to four digits.
     """
     each = max(2, math.ceil(points ** (1 / len(ranges)) - 1e-9))
     axis = np.linspace(-1.0, 1.0, each)
     mesh = np.stack(np.meshgrid(*[axis] * len(ranges), indexing="ij"), axis=-1).reshape(-1, len(ranges))
-    return [{r.name: float(f"{r.weight(float(u)):.4g}") for r, u in zip(ranges, row, strict=True)} for row in mesh]
+
+    def rounded(r: Conditioned, u: float) -> float:
+        value = r.weight(u)  # the ends stay: rounded, they may lie outside
+        return value if abs(u) == 1 else min(r.high, max(r.low, float(f"{value:.4g}")))
+
+    return [{r.name: rounded(r, float(u)) for r, u in zip(ranges, row, strict=True)} for row in mesh]
 
 
 def features(u: Tensor) -> Tensor:
@@ -156,3 +173,43 @@ class Draws:
         drawn = (self._next + np.arange(count)[:, None] * self._step) % 1.0
         self._next = (self._next + count * self._step) % 1.0
         return (2 * drawn - 1).astype(np.float32)
+
+
+def spreads(returns: Tensor, done: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Spreads of the returns of a rollout's episodes, each with its weights.
+
+    An episode's part of fewer than ``SHORTEST_PART`` steps says little and is left out; where most of the rollout is
+    such parts, those that were told about the same are put together.
+
+    Args:
+        returns: ``[T, N]`` discounted returns.
+        done: ``[T, N]``.
+        u: ``[T, N, K]`` what the policy was told, constant within an episode.
+
+    Returns:
+        Of each part ``u`` ``[M, K]``, the spread of its returns ``[M]`` and its length ``[M]``.
+    """
+    parts: list[tuple[Tensor, Tensor]] = []
+    for n in range(returns.shape[1]):
+        ends = [-1, *done[:-1, n].nonzero().flatten().tolist(), len(done) - 1]
+        parts += [(u[end, n], returns[before + 1 : end + 1, n]) for before, end in itertools.pairwise(ends)]
+    long = [(told, part) for told, part in parts if len(part) >= SHORTEST_PART]
+    if 2 * sum(len(part) for _, part in long) < returns.numel():
+        long += _together([(told, part) for told, part in parts if len(part) < SHORTEST_PART])
+    told, found = zip(*long, strict=True)
+    lengths = torch.tensor([len(x) for x in found], device=u.device)
+    return torch.stack(told), torch.stack([spread(x) for x in found]), lengths
+
+
+def _together(parts: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Joins neighbours in what was told, until each has ``SHORTEST_PART`` steps, at the mean of what they were told."""
+    groups: list[list[tuple[Tensor, Tensor]]] = [[]]
+    left = sum(len(part) for _, part in parts)
+    for told, part in sorted(parts, key=lambda each: each[0].tolist()):
+        if left >= SHORTEST_PART <= sum(len(x) for _, x in groups[-1]):  # and enough is left for another one
+            groups.append([])
+        groups[-1].append((told, part))
+        left -= len(part)
+    return [
+        (torch.stack([told for told, _ in group]).mean(0), torch.cat([part for _, part in group])) for group in groups
+    ]

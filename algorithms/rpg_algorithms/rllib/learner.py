@@ -8,7 +8,6 @@ Dimension letters: T time steps, N environments, B = T * N samples, D observatio
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +28,7 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
 from rpg_algorithms.maths.advantages import generalized_advantages, running_returns, spread, standardize
-from rpg_algorithms.maths.conditioned import Conditioned
+from rpg_algorithms.maths.conditioned import Conditioned, spreads
 from rpg_algorithms.maths.objectives import (
     approximate_kl,
     clip_fraction,
@@ -45,8 +44,6 @@ from rpg_algorithms.rllib.fused import FusedUpdate, UpdateSettings
 from rpg_algorithms.rllib.module import ActorCriticModule
 from rpg_algorithms.rllib.rollout import NonFiniteError, RolloutBatch, TensorRollout, merge_rollouts
 
-SHORTEST_PART = 32
-"""Steps of an episode from which its returns' spread is taken to say something, where each has weights of its own."""
 STATISTICS = ("policy_loss", "vf_loss", "approx_kl", "clip_fraction", "entropy", "grad_norm")
 
 
@@ -306,8 +303,9 @@ class SPGLearner(TorchLearner):
         returns, self._return_carry = running_returns(reward, done, self.config.gamma, self._return_carry)
         if isinstance(module.reward_scale, ToldScale):
             u = rollout.obs[..., module.policy.spec.observation_size :]
-            sums = self._summed(ToldScale.sums(*_spreads(returns, done, u)))
-            module.rescale_values(module.reward_scale.merge(sums, u))
+            sums = self._summed(ToldScale.sums(*spreads(returns, done, u)))
+            everywhere = self._gathered(u.flatten(0, 1))  # all learners' critics move by one factor
+            module.rescale_values(module.reward_scale.merge(sums, everywhere))
             return module.reward_scale.at(u)
         everybody = self._gathered(returns.flatten())
         module.rescale_values(module.reward_scale.merge(spread(everybody), len(everybody)))
@@ -450,7 +448,7 @@ class SPGLearner(TorchLearner):
         return x
 
     def _gathered(self, x: Tensor) -> Tensor:
-        """All learners' samples ``[B]``, below each other."""
+        """All learners' samples ``[B, ...]``, below each other."""
         if not self.distributed:
             return x
         parts = [torch.empty_like(x) for _ in range(self.config.num_learners)]
@@ -469,30 +467,6 @@ class SPGLearner(TorchLearner):
             self.metrics.log_value((module_id, NUM_MODULE_STEPS_TRAINED_LIFETIME), module_steps, reduce="lifetime_sum")
         self.metrics.log_value((ALL_MODULES, NUM_ENV_STEPS_TRAINED), env_steps, reduce="sum")
         self.metrics.log_value((ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME), env_steps, reduce="lifetime_sum")
-
-
-def _spreads(returns: Tensor, done: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Splits a rollout into its episodes' parts, of ``SHORTEST_PART`` steps or more.
-
-    Args:
-        returns: ``[T, N]`` discounted returns.
-        done: ``[T, N]``.
-        u: ``[T, N, K]`` what the policy was told, constant within an episode.
-
-    Returns:
-        Of each part ``u`` ``[M, K]``, the spread of its returns ``[M]`` and its length ``[M]``.
-    """
-    told, spreads, lengths = [], [], []
-    for n in range(returns.shape[1]):
-        ends = [-1, *done[:-1, n].nonzero().flatten().tolist(), len(done) - 1]
-        for before, end in itertools.pairwise(ends):
-            if end - before >= SHORTEST_PART:
-                told.append(u[end, n])
-                spreads.append(spread(returns[before + 1 : end + 1, n]))
-                lengths.append(end - before)
-    if not told:
-        return u.new_zeros(0, u.shape[-1]), u.new_zeros(0), u.new_zeros(0)
-    return torch.stack(told), torch.stack(spreads), torch.tensor(lengths, device=u.device)
 
 
 class RPGLearner(SPGLearner):
