@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tests.algorithms.environments import WalkEnv
 
-from rpg_algorithms import NetworkConfig, PolicyNetwork, PriorCard, RPGConfig, SPGConfig, save_bundle
+from rpg_algorithms import Conditioned, NetworkConfig, PolicyNetwork, PriorCard, RPGConfig, SPGConfig, save_bundle
 from rpg_algorithms.policies.network import spec_for_spaces
 
 ENVS, STEPS = 4, 32
@@ -108,6 +108,12 @@ CASES: dict[str, Case] = {
         RPGConfig, "squashed", RESIDUAL | {"start_from_prior": False}, prior=True, prior_family="gaussian"
     ),
     "rpg-from-scratch": Case(RPGConfig, training=RESIDUAL | {"start_from_prior": False}, prior=True),
+    "conditioned": Case(
+        RPGConfig,
+        training={"addon_reward": addon, "omega_prime": Conditioned(0.02, 0.8), "alpha_hat": Conditioned(0.0, 0.2)},
+        prior=True,
+    ),
+    "conditioned-categorical": Case(SPGConfig, "categorical", {"alpha": Conditioned(0.01, 0.3)}),
     "warm-up": Case(RPGConfig, training=RESIDUAL | {"critic_warmup_iterations": 3, "target_kl": 0.01}, prior=True),
 }
 

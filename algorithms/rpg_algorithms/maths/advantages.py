@@ -8,13 +8,9 @@ Sources: Generalized Advantage Estimation, arXiv 1506.02438; time limits, arXiv 
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
-SHORTEST_PART = 32
-"""Steps of an episode from which the spread of its returns is taken to say something."""
 NORMAL_95 = 1.6448536269514722  # the standard normal distribution's 95 % quantile
 
 
@@ -110,30 +106,6 @@ def spread(x: Tensor) -> Tensor:
     x = x.double()
     low, high = torch.quantile(x, torch.tensor([0.05, 0.95], dtype=x.dtype, device=x.device))
     return torch.maximum((high - low) / (2 * NORMAL_95), x.std(correction=0) / 10)
-
-
-def episode_spreads(returns: Tensor, done: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Splits a rollout into its episodes' parts, of ``SHORTEST_PART`` steps or more.
-
-    Args:
-        returns: ``[T, N]`` discounted returns.
-        done: ``[T, N]``.
-        u: ``[T, N, K]`` what the policy was told, constant within an episode.
-
-    Returns:
-        Of each part ``u`` ``[M, K]``, the spread of its returns ``[M]`` and its length ``[M]``.
-    """
-    told, spreads, lengths = [], [], []
-    for n in range(returns.shape[1]):
-        ends = [-1, *done[:-1, n].nonzero().flatten().tolist(), len(done) - 1]
-        for before, end in itertools.pairwise(ends):
-            if end - before >= SHORTEST_PART:
-                told.append(u[end, n])
-                spreads.append(spread(returns[before + 1 : end + 1, n]))
-                lengths.append(end - before)
-    if not told:
-        return u.new_zeros(0, u.shape[-1]), u.new_zeros(0), u.new_zeros(0)
-    return torch.stack(told), torch.stack(spreads), torch.tensor(lengths, device=u.device)
 
 
 def standardize(x: Tensor, epsilon: float = 1e-8) -> Tensor:

@@ -1,6 +1,6 @@
 """Customization weights as an input: the range that one training covers, and the numbers that the policy is told.
 
-Dimension letters: B batch, K conditioned weights, F features of them.
+Dimension letters: B batch, K conditioned weights, F features of them, T time steps, N environments.
 
 Sources: universal value functions (Schaul et al. 2015), dynamic weights in multi-objective RL (Abels et al. 2019).
 """
@@ -16,7 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rpg_algorithms.maths.advantages import spread
+
 _FROM_ZERO = 100.0  # a range from 0 is logarithmic above a hundredth of its upper end, about linear below
+SHORTEST_PART = 32
+"""Steps whose returns' spread is taken to say something, where each episode has weights of its own."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,16 @@ class Conditioned:
             ValueError: names the setting, its value and what was expected.
         """
         for bound in (self.low, self.high):
-            if not math.isfinite(bound):
+            if type(bound) not in (int, float) or not math.isfinite(bound):
                 raise ValueError(f"{name}={self!r}: expected two finite numbers")
         if not 0 <= self.low < self.high:
             raise ValueError(f"{name}={self!r}: expected 0 <= low < high")
 
     def named(self, name: str) -> Conditioned:
-        """This range, as that of the weight ``name`` if it has no name yet."""
-        return self if self.name else replace(self, name=name)
+        """This range, as that of the weight ``name``. Raises ValueError if it has another's name."""
+        if self.name not in ("", name):
+            raise ValueError(f"{name}={self!r}: its name is {self.name!r}, expected {name!r} or none")
+        return replace(self, name=name)
 
     def scaled(self, factor: float) -> Conditioned:
         """This range for a reward's weight that is ``factor`` times the told one."""
@@ -82,7 +88,9 @@ class Conditioned:
         return min(1.0, max(-1.0, 2 * math.log((weight + c) / a) / b - 1))
 
     def weight(self, u: float) -> float:
-        """The told weight at ``u``."""
+        """The told weight at ``u``; at -1 and 1 the range's ends to the bit."""
+        if abs(u) == 1:
+            return self.high if u > 0 else self.low
         a, b, c = self._curve
         return min(self.high, max(self.low, a * math.exp(b * (u + 1) / 2) - c))
 
@@ -99,6 +107,8 @@ def told(ranges: Sequence[Conditioned], weights: Mapping[str, float]) -> Tensor:
         ValueError: a weight is missing, unknown or outside its range.
     """
     names = [each.name for each in ranges]
+    if weights and not names:
+        raise ValueError(f"weights: {', '.join(weights)} given; the policy is of one setting and is told none")
     if missing := [name for name in names if name not in weights]:
         raise ValueError(f"weights: {', '.join(missing)} missing; the policy needs {', '.join(names)}")
     if unknown := [name for name in weights if name not in names]:
@@ -107,10 +117,18 @@ def told(ranges: Sequence[Conditioned], weights: Mapping[str, float]) -> Tensor:
 
 
 def grid(ranges: Sequence[Conditioned], each: int) -> list[dict[str, float]]:
-    """Settings that cover the ranges evenly in ``u``: ``each`` values of every weight, its ends among them."""
+    """Settings that cover the ranges evenly in ``u``: ``each`` values of every weight, its ends among them.
+
+    Values between the ends are rounded to four digits.
+    """
     axis = torch.linspace(-1.0, 1.0, each, dtype=torch.float64).tolist()
-    values = [[float(f"{told.weight(u):.4g}") for u in axis] for told in ranges]
-    return [dict(zip((told.name for told in ranges), point, strict=True)) for point in itertools.product(*values)]
+
+    def rounded(r: Conditioned, u: float) -> float:
+        value = r.weight(u)  # the ends stay: rounded, they may lie outside
+        return value if abs(u) == 1 else min(r.high, max(r.low, float(f"{value:.4g}")))
+
+    points = itertools.product(*([rounded(r, u) for u in axis] for r in ranges))
+    return [dict(zip((r.name for r in ranges), point, strict=True)) for point in points]
 
 
 def features(u: Tensor) -> Tensor:
@@ -122,3 +140,43 @@ def features(u: Tensor) -> Tensor:
 def features_size(count: int) -> int:
     """F of ``count`` conditioned weights."""
     return count * (count + 3) // 2
+
+
+def spreads(returns: Tensor, done: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Spreads of the returns of a rollout's episodes, each with its weights.
+
+    An episode's part of fewer than ``SHORTEST_PART`` steps says little and is left out; where most of the rollout is
+    such parts, those that were told about the same are put together.
+
+    Args:
+        returns: ``[T, N]`` discounted returns.
+        done: ``[T, N]``.
+        u: ``[T, N, K]`` what the policy was told, constant within an episode.
+
+    Returns:
+        Of each part ``u`` ``[M, K]``, the spread of its returns ``[M]`` and its length ``[M]``.
+    """
+    parts: list[tuple[Tensor, Tensor]] = []
+    for n in range(returns.shape[1]):
+        ends = [-1, *done[:-1, n].nonzero().flatten().tolist(), len(done) - 1]
+        parts += [(u[end, n], returns[before + 1 : end + 1, n]) for before, end in itertools.pairwise(ends)]
+    long = [(told, part) for told, part in parts if len(part) >= SHORTEST_PART]
+    if 2 * sum(len(part) for _, part in long) < returns.numel():
+        long += _together([(told, part) for told, part in parts if len(part) < SHORTEST_PART])
+    told, found = zip(*long, strict=True)
+    lengths = torch.tensor([len(x) for x in found], device=u.device)
+    return torch.stack(told), torch.stack([spread(x) for x in found]), lengths
+
+
+def _together(parts: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Joins neighbours in what was told, until each has ``SHORTEST_PART`` steps, at the mean of what they were told."""
+    groups: list[list[tuple[Tensor, Tensor]]] = [[]]
+    left = sum(len(part) for _, part in parts)
+    for told, part in sorted(parts, key=lambda each: each[0].tolist()):
+        if left >= SHORTEST_PART <= sum(len(x) for _, x in groups[-1]):  # and enough is left for another one
+            groups.append([])
+        groups[-1].append((told, part))
+        left -= len(part)
+    return [
+        (torch.stack([told for told, _ in group]).mean(0), torch.cat([part for _, part in group])) for group in groups
+    ]

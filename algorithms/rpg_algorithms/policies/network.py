@@ -97,11 +97,16 @@ class NetworkSpec:
             )
         if self.graph is not None:
             self._check_graph(self.graph)
-        if self.graph is not None and self.context:
-            names = ", ".join(each.name for each in self.context)
+        self._check_context()
+
+    def _check_context(self) -> None:
+        names = [each.name for each in self.context]
+        if len(set(names)) < len(names):
+            raise ValueError(f"context: weights {', '.join(names)}: expected different names")
+        if self.graph is not None and names:
             raise ValueError(
-                f"{names} conditioned: the network is a graph, which has no first layer to add inputs to; train at "
-                "fixed weights, or start from a prior that is a perceptron"
+                f"{', '.join(names)} conditioned: the network is a graph, which has no first layer to add inputs to; "
+                "train at fixed weights, start from a prior that is a perceptron, or set start_from_prior=False"
             )
 
     def _check_graph(self, graph: Graph) -> None:
@@ -452,17 +457,18 @@ class PolicyNetwork(nn.Module):
         Raises:
             ValueError: a weight is missing, unknown or outside its range.
         """
-        u = told(self.spec.context, weights)
+        constants = told(self.spec.context, weights)
         if not self.spec.context:
             return self
         state, size = dict(self.state_dict()), self.spec.observation_size
         first = state["mlp.0.weight"]
+        u = constants.to(first.device)
         state["mlp.0.weight"] = first[:, :size].contiguous()
         state["mlp.0.bias"] = (state["mlp.0.bias"].double() + first[:, size:].double() @ u).float()
         shift = state.pop("log_std_context", None)
         if shift is not None:
             state["log_std"] = (state["log_std"].double() + shift.double() @ features(u)).float()
-        plain = PolicyNetwork(replace(self.spec, context=()))
+        plain = PolicyNetwork(replace(self.spec, context=())).to(first.device)
         plain.load_state_dict(state)
         return plain.requires_grad_(False).eval()
 

@@ -27,14 +27,8 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor
 
-from rpg_algorithms.maths.advantages import (
-    episode_spreads,
-    generalized_advantages,
-    running_returns,
-    spread,
-    standardize,
-)
-from rpg_algorithms.maths.conditioned import Conditioned
+from rpg_algorithms.maths.advantages import generalized_advantages, running_returns, spread, standardize
+from rpg_algorithms.maths.conditioned import Conditioned, spreads
 from rpg_algorithms.maths.objectives import (
     approximate_kl,
     clip_fraction,
@@ -309,8 +303,9 @@ class SPGLearner(TorchLearner):
         returns, self._return_carry = running_returns(reward, done, self.config.gamma, self._return_carry)
         if isinstance(module.reward_scale, ToldScale):
             u = rollout.obs[..., module.policy.spec.observation_size :]
-            sums = self._summed(ToldScale.sums(*episode_spreads(returns, done, u)))
-            module.rescale_values(module.reward_scale.merge(sums, u))
+            sums = self._summed(ToldScale.sums(*spreads(returns, done, u)))
+            everywhere = self._gathered(u.flatten(0, 1))  # all learners' critics move by one factor
+            module.rescale_values(module.reward_scale.merge(sums, everywhere))
             return module.reward_scale.at(u)
         everybody = self._gathered(returns.flatten())
         module.rescale_values(module.reward_scale.merge(spread(everybody), len(everybody)))
@@ -453,7 +448,7 @@ class SPGLearner(TorchLearner):
         return x
 
     def _gathered(self, x: Tensor) -> Tensor:
-        """All learners' samples ``[B]``, below each other."""
+        """All learners' samples ``[B, ...]``, below each other."""
         if not self.distributed:
             return x
         parts = [torch.empty_like(x) for _ in range(self.config.num_learners)]

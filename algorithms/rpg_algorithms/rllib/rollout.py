@@ -51,7 +51,7 @@ class Rollout:
     """One sampling round of one env runner.
 
     Attributes:
-        obs: ``[T, N, D]`` observations, not normalised.
+        obs: ``[T, N, D]`` observations, not normalised; what the policy was told follows in the last columns.
         actions: ``[T, N, A]`` float32 actions as sampled, or ``[T, N]`` int64.
         logp: ``[T, N]`` log-probability of ``actions`` under the policy that acted, nats.
         basic: ``[T, N]`` the environment's reward.

@@ -209,13 +209,18 @@ class SPGConfig(AlgorithmConfig):
         self._validate_sampling()
         for name, value in self.reward_weights().items():
             if isinstance(value, Conditioned):
-                value.check(name)
+                self._check_told(name, value)
                 continue
             check_weight(name, value, minimum=None if name in ("basic_weight", "addon_weight") else 0.0)
         if self.addon_reward is not None:
             resolve_addon(self.addon_reward)
         elif not self._is_zero(self.addon_weight):
             self._value_error(f"addon_weight={self.addon_weight!r} but no addon_reward is given")
+
+    def _check_told(self, name: str, value: Conditioned) -> None:
+        if name in ("basic_weight", "addon_weight"):
+            self._value_error(f"{name}={value!r}: a range is possible for {', '.join(self._CAN_BE_TOLD)} alone")
+        value.check(name)
 
     @staticmethod
     def _is_zero(weight: Weight | Conditioned) -> bool:
@@ -238,6 +243,7 @@ class SPGConfig(AlgorithmConfig):
             )
         origin = self.prior if self.start_from_prior and isinstance(self.prior, PriorBundle) else None
         if origin is not None:
+            dataclasses.replace(origin.network_spec, context=self.told_weights())  # says what does not go together
             its = origin.network_spec.distribution
             if distribution not in (None, its):
                 self._value_error(
