@@ -13,8 +13,7 @@ import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from tests.algorithms.environments import WalkEnv
 from tests.algorithms.registry import CASES, ENVS, STEPS, addon, built, learner_of, same, weights_of
-from tests.algorithms.rllib.test_engines import after_updates
-from tests.algorithms.rllib.test_env_runner import join
+from tests.algorithms.stepping import after_updates, join
 
 from rpg_algorithms import Conditioned, NetworkConfig, Rollout, RPGConfig, SPGConfig
 from rpg_algorithms.maths.conditioned import told

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.algorithms.registry import CASES, FAMILIES, Case, built, learner_of, same, weights_of
+from tests.algorithms.registry import CASES, FAMILIES, Case, built, learner_of, same
+from tests.algorithms.stepping import after_updates
 
 from rpg_algorithms import NetworkConfig, SPGConfig
-from rpg_algorithms.rllib.rollout import RolloutBatch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -36,19 +36,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "wider critic": {"hidden": (8,), "critic_hidden": (32,)},
     "deeper critic": {"hidden": (8,), "critic_hidden": (16, 16), "critic_activation": "tanh"},
 }
-
-
-def after_updates(config: SPGConfig, engine: str, updates: int = 3) -> tuple[dict[str, torch.Tensor], Any, Any]:
-    """Weights, Adam's state and the last statistics after updates on fixed data (each seeded run has the same)."""
-    config = config.copy(copy_frozen=False).training(update_engine=engine)
-    with built(config) as algorithm:
-        learner = learner_of(algorithm)
-        assert (learner._fused is not None) == (engine == "fused")
-        for rollout in [algorithm.env_runner.sample()[0] for _ in range(updates)]:
-            results = learner.update(training_data=RolloutBatch([rollout]))["default_policy"]
-        state = learner.get_optimizer("default_policy").state_dict()["state"]
-        statistics = {k: float(v) for k, v in results.items() if "throughput" not in k}
-        return weights_of(algorithm), state, statistics
 
 
 def assert_engines_agree(config: SPGConfig) -> None:

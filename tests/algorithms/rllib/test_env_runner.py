@@ -13,6 +13,7 @@ import torch
 from ray.tune.registry import register_env
 from tests.algorithms.environments import WalkEnv
 from tests.algorithms.registry import built
+from tests.algorithms.stepping import join
 
 from rpg_algorithms import NetworkConfig, NonFiniteError, Rollout, SPGConfig
 from rpg_algorithms.rllib.env_runner import env_seeds
@@ -63,18 +64,6 @@ def configure(env: Any, env_config: dict[str, Any], **training: Any) -> SPGConfi
         .rl_module(model_config=NetworkConfig(hidden=(8,), log_std_init=0.0))
         .training(**(settings | training))
         .debugging(seed=5)
-    )
-
-
-def join(rollouts: list[Rollout]) -> Rollout:
-    """Consecutive rollouts of the same environments, one after the other."""
-    offsets = np.cumsum([0] + [r.basic.shape[0] for r in rollouts[:-1]])
-    names = ("obs", "actions", "logp", "basic", "addon", "terminated", "truncated")
-    return Rollout(
-        **{name: np.concatenate([getattr(r, name) for r in rollouts]) for name in names},
-        last_obs=rollouts[-1].last_obs,
-        final_index=np.concatenate([r.final_index + np.array([o, 0]) for r, o in zip(rollouts, offsets, strict=True)]),
-        final_obs=np.concatenate([r.final_obs for r in rollouts]),
     )
 
 
