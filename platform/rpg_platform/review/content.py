@@ -45,8 +45,9 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
         metric_name: heading of the task's readable metric.
     """
     spec, rows = found.spec, found.rows
-    trained = found.trainings
-    trials = _trials_by_group(found)
+    trials, told = _trials_by_group(found), _told(found)
+    points = {trial.trial_id: trial.point_of for trial, _, _ in found.results if trial.point_of is not None}
+    trained = {**found.trainings, **{name: found.trainings[of] for name, of in points.items() if of in found.trainings}}
     about = _about(found, metric_name, run_ids)
     made: dict[str, Any] = as_json(
         {
@@ -62,9 +63,11 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
                 if m.heading
             ],
             "weights": varied_weights(rows),
-            "rows": [_row(row, trials[row.group], trained, found, run_ids) for row in rows],
+            "rows": [
+                _row(row, trials[row.group], trained, found, run_ids) | {"told": told.get(row.group)} for row in rows
+            ],
             "importance": importance(rows),
-            "curves": _curves(rows, trials, trained),
+            "curves": _curves(rows, trials, found.trainings),
             "commands": found.source.commands(spec),
             "videos": _videos(found),
             "yaml": _yaml(found),
@@ -89,10 +92,10 @@ def _trials_by_group(found: Found) -> dict[str, list[str]]:
 def _about(found: Found, metric_name: str, run_ids: Mapping[str, str]) -> dict[str, Any]:
     spec, status = found.spec, found.status
     uri = found.source.tracking_uri(spec)
-    counts = {"total": len(found.results), "finished": 0, **status.get("trials", {})}
-    counts["finished"] = sum(is_finished(report, error) for _, report, error in found.results)
+    counts = {"total": len(found.trained), "finished": 0, **status.get("trials", {})}
+    counts["finished"] = sum(is_finished(report, error) for _, report, error in found.trained)
     started, heard = status.get("started"), status.get("heartbeat")
-    reports = [report for _, report, _ in found.results if report]
+    reports = [report for _, report, _ in found.trained if report]
     rows_with_figures = [row for row in found.rows if row.seeds]
     return {
         "name": spec.name,
@@ -164,6 +167,13 @@ def _row(
         "warnings": warnings_of(worst) if worst else [],
         "evaluated_at": row.evaluated_at if at_words(row) else None,
     }
+
+
+def _told(found: Found) -> dict[str, str]:
+    """Group → the weights that its policy is told, as ``--weights`` takes them; of plain policies nothing."""
+    names = {training.trial_id: tuple(training.told) for training, _, _ in found.trained if training.told}
+    points = (trial for trial, _, _ in found.results if trial.point_of in names)
+    return {t.group: ",".join(f"{name}={t.weights[name]:g}" for name in names[str(t.point_of)]) for t in points}
 
 
 def _path_of(checkpoint: str | None, found: Found, trial_id: str) -> str | None:

@@ -24,7 +24,8 @@ class Found:
     Attributes:
         source: what it was read from.
         spec: what was asked for.
-        results: every known trial with its last report, and why it failed; see ``report.with_points``.
+        trained: every known trial with its last report, and why it failed.
+        results: the same as they are compared, see ``report.with_points``.
         rows: the settings, as ``rows.summarise`` orders them.
         status: what the driver wrote last of how it goes; empty where it never did.
         checkpoints: trial id → the checkpoint that its row's figures are of, else its newest: a local path or a URI.
@@ -32,6 +33,7 @@ class Found:
 
     source: Source
     spec: SweepSpec
+    trained: tuple[TrialResult, ...]
     results: tuple[TrialResult, ...]
     rows: tuple[Row, ...]
     status: Mapping[str, Any]
@@ -40,7 +42,8 @@ class Found:
     @cached_property
     def trainings(self) -> Mapping[str, Training]:
         """Trial id → its training, validated as the objective asks; read when it is first asked for."""
-        return self.source.trainings(list(self.results), self.spec.objective.mode)
+        read = self.source.trainings(list(self.trained), self.spec.objective.mode)
+        return {trial.trial_id: read[trial.trial_id] for trial, _, _ in self.trained if trial.trial_id in read}
 
     @property
     def folder(self) -> SweepFolder:
@@ -82,6 +85,9 @@ def found_at(tracking_uri: str, name: str) -> Found:
 
 def _found(source: Source, objective: Objective | None) -> Found:
     spec = source.spec()
-    results = with_points(source.results(spec))
+    every = source.results(spec)
+    apart = {trial.point_of for trial, _, _ in every}  # MLflow has a policy's settings as runs of their own
+    results = with_points(each for each in every if each[0].trial_id not in apart)
     rows = tuple(summarise(results, objective))
-    return Found(source, spec, tuple(results), rows, source.status(), source.checkpoints(results, rows))
+    trained = tuple(each for each in every if each[0].point_of is None)
+    return Found(source, spec, trained, tuple(results), rows, source.status(), source.checkpoints(results, rows))

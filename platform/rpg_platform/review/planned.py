@@ -28,8 +28,8 @@ def plan_against_what_happened(found: Found, seconds: float | None) -> dict[str,
         return None
     plan = plans[-1]["plan"]
     rate = plan.get("rate") or {}
-    over = sum(error is not None or is_over(report) for _, report, error in found.results)
-    reports = [report for _, report, _ in found.results if report]
+    over = sum(error is not None or is_over(report) for _, report, error in found.trained)
+    reports = [report for _, report, _ in found.trained if report]
     trained = sum(steps for report in reports if math.isfinite(steps := env_steps(report)))
     speeds = [number(report, EVALUATION_STEPS_PER_S) for report in reports]
     rows = [

@@ -79,7 +79,11 @@ class Source(Protocol):
         """Content hash of the prior; None without one, or where it is not known."""
 
     def commands(self, spec: SweepSpec) -> dict[str, str]:
-        """Commands that work as pasted; ``{path}`` stands for a trial's policy, see ``checkpoints``."""
+        """Commands that work as pasted.
+
+        ``{path}`` stands for a trial's policy, see ``checkpoints``, and ``{weights}`` for the option that says at which
+        weights it is taken.
+        """
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,8 @@ class FolderSource:
         where = "" if spec.storage is None else f" --storage {shlex.quote(self.folder.storage)}"
         seeds = max(5, len(spec.seeds) + 3)
         return {
-            "export": "rpg export {path} --out policy",
-            "promote": f"rpg promote {{path}} --name {name} --alias champion",
+            "export": "rpg export {path} --out policy{weights}",
+            "promote": f"rpg promote {{path}} --name {name} --alias champion{{weights}}",
             "extend": f"rpg extend {name}{where} --seeds {seeds}",
             "show": f"rpg show {name}{where}",
             "ui": f"rpg ui {name}{where}",
@@ -202,9 +206,8 @@ class StoreSource:
 
     def results(self, spec: SweepSpec) -> list[TrialResult]:
         """See ``Source``."""
-        mode, trials = spec.objective.mode, self._trials(spec)
-        evaluated = {trial.point_of for trial in trials}  # their points stand for them
-        return [self._result(trial, mode) for trial in trials if trial.trial_id not in evaluated]
+        mode = spec.objective.mode
+        return [self._result(trial, mode) for trial in self._trials(spec)]
 
     def _result(self, trial: TrialSpec, mode: Mode) -> TrialResult:
         run = self.stored.trials.get(trial.trial_id)
@@ -283,7 +286,7 @@ class StoreSource:
         name, store = shlex.quote(spec.name), f"--tracking-uri {shlex.quote(self.stored.uri)}"
         return {
             "export": f"rpg priors import {{path}} {store} --out policies/{name}",
-            "promote": f"rpg promote policies/{name} --name {name} --alias champion {store}",
+            "promote": f"rpg promote policies/{name} --name {name} --alias champion{{weights}} {store}",
             "show": f"rpg show {name} {store}",
             "ui": f"rpg ui {name} --storage {shlex.quote(self.stored.uri)}",
         }

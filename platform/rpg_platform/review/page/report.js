@@ -303,7 +303,8 @@ function command(words) {
 function commandsFor(row) {
   const trial = row.trials.find((each) => each.path);
   if (!trial) return [];
-  return [command(`${D.commands.export.replace("{path}", trial.path)}\n${D.commands.promote.replace("{path}", trial.path)}`)];
+  const filled = (words) => words.replace("{path}", trial.path).replace("{weights}", row.told ? ` --weights ${row.told}` : "");
+  return [command(`${filled(D.commands.export)}\n${filled(D.commands.promote)}`)];
 }
 
 // ---- the table -------------------------------------------------------------------------------------
