@@ -11,6 +11,8 @@ Sources: Residual Policy Gradient, arXiv 2503.11019; Residual Q-Learning, arXiv 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 
@@ -87,3 +89,26 @@ def rpg_reward(
         ``[...]`` the reward that enters the advantage.
     """
     return addon_t + prior_term(prior_logp_t, omega_prime) + entropy_term(logp_t, alpha_hat)
+
+
+def transformed_reward(
+    weights: Mapping[str, float | Tensor], basic_t: Tensor, addon_t: Tensor, logp_t: Tensor, prior_logp_t: Tensor | None
+) -> Tensor:
+    """The reward that a method trains on: r_RPG where the weights have ``omega_prime``, else r_SPG.
+
+    Args:
+        weights: ``omega_prime``, ``alpha_hat`` and ``addon_weight``; or ``alpha``, ``basic_weight`` and
+            ``addon_weight``: what ``SPGConfig.reward_weights`` and ``RPGConfig.reward_weights`` name.
+        basic_t: ``[...]`` the environment's own reward per step; RPG makes no use of it.
+        addon_t: ``[...]`` add-on reward per step.
+        logp_t: ``[...]`` log-probability of the sampled action under the acting policy, nats.
+        prior_logp_t: ``[...]`` the prior's, nats; None where the method has none.
+
+    Returns:
+        ``[...]`` the reward that enters the advantage.
+    """
+    addon = weights["addon_weight"] * addon_t
+    if "omega_prime" in weights:
+        assert prior_logp_t is not None
+        return rpg_reward(addon, prior_logp_t, logp_t, weights["omega_prime"], weights["alpha_hat"])
+    return spg_reward(weights["basic_weight"] * basic_t + addon, logp_t, weights["alpha"])

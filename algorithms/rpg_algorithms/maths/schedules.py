@@ -48,6 +48,17 @@ def _check_schedule(name: str, schedule: Sequence[Any]) -> None:
         raise ValueError(f"{expected} with increasing env steps")
 
 
+def weight_at(value: Weight, env_step: float) -> float:
+    """The value of a weight at an env step: a schedule is linear between its points and constant afterwards."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    after = next((i for i, point in enumerate(value) if point[0] > env_step), None)
+    if after is None:
+        return float(value[-1][1])
+    (start, low), (end, high) = value[after - 1], value[after]
+    return float(low + (high - low) * (env_step - start) / (end - start))
+
+
 def scale_weight(value: Weight, factor: float) -> Weight:
     """``factor * value``, point by point for a schedule."""
     if isinstance(value, (int, float)):

@@ -37,7 +37,7 @@ from rpg_algorithms.maths.objectives import (
     ppo_loss,
     value_loss,
 )
-from rpg_algorithms.maths.rewards import entropy_term, floored, prior_term, rpg_reward, spg_reward
+from rpg_algorithms.maths.rewards import entropy_term, floored, prior_term, transformed_reward
 from rpg_algorithms.policies.comparison import compare
 from rpg_algorithms.policies.network import ToldScale
 from rpg_algorithms.rllib.fused import FusedUpdate, UpdateSettings
@@ -226,8 +226,7 @@ class SPGLearner(TorchLearner):
         self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float | Tensor]
     ) -> Tensor:
         """Returns the reward ``[T, N]`` behind the advantages: r_SPG on the weighted basic and add-on rewards."""
-        task = weights["basic_weight"] * rollout.basic + weights["addon_weight"] * rollout.addon
-        return spg_reward(task, rollout.logp, weights["alpha"])
+        return transformed_reward(weights, rollout.basic, rollout.addon, rollout.logp, prior_logp)
 
     def reward_terms(
         self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float | Tensor]
@@ -482,8 +481,7 @@ class RPGLearner(SPGLearner):
         if self.config.prior_logp_floor is not None:
             median = self._gathered(prior_logp.flatten()).median()
             prior_logp = floored(prior_logp, median, self.config.prior_logp_floor)
-        addon = weights["addon_weight"] * rollout.addon
-        return rpg_reward(addon, prior_logp, rollout.logp, weights["omega_prime"], weights["alpha_hat"])
+        return super().transform_reward(rollout, prior_logp, weights)
 
     def reward_terms(
         self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float | Tensor]

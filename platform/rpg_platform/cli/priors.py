@@ -19,6 +19,7 @@ from rpg_platform.priors.formats import names, what_is_read
 if TYPE_CHECKING:
     from rpg_algorithms.policies.bundle import PriorCard
     from rpg_platform.evaluation.prior_check import PriorCheck, Returns
+    from rpg_platform.evaluation.soft_check import Price, SoftCheck
     from rpg_platform.priors.sources import Import
 
 app = typer.Typer(help="Lists, imports, shows and checks priors.", no_args_is_help=False)
@@ -115,6 +116,13 @@ def import_(
         str | None,
         typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store of models:/ and runs:/; default: your own."),
     ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="Entropy temperature of the policy, reward per nat, where the source does not say it; `rpg priors "
+            "check` measures it."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -146,6 +154,7 @@ def import_(
             name=name,
             form=format_,
             tracking_uri=tracking_uri,
+            alpha=alpha,
             force=force,
         )
     if as_json:
@@ -192,15 +201,24 @@ def check(
     wrappers: Wrappers = None,
     episodes: Annotated[int, typer.Option(min=1, max=100_000, help="Episodes of each mode, all finished.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="First of the evaluation seeds.")] = 10_000,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=100_000_000,
+            help="Env steps to measure what a nat of log π costs in return; 0: don't measure it.",
+        ),
+    ] = 300_000,
     out: Annotated[Path | None, typer.Option(help="PNG file for a picture of the distribution of returns.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plays a prior, compares its returns with its card and draws their distribution."""
+    """Plays a prior, compares its returns with its card, and measures whether its log-probability tells lost return."""
     from rpg_algorithms.policies.bundle import load_bundle
     from rpg_platform.bundles import resolve_prior
 
     with refusals():
         from rpg_platform.evaluation.prior_check import check_prior, returns_png
+        from rpg_platform.evaluation.soft_check import soft_check
         from rpg_platform.priors.environment import chosen_task, wrapper
 
         bundle = load_bundle(resolve_prior(prior))
@@ -212,10 +230,14 @@ def check(
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_bytes(returns_png(done))
+        soft = soft_check(bundle, chosen, steps) if steps else None
     if as_json:
-        output.data(json.dumps(done.as_json(), indent=2))
+        log_prob = {} if soft is None else {"log_prob": soft.as_json()}
+        output.data(json.dumps(done.as_json() | log_prob, indent=2))
         return
     _print_check(done, episodes)
+    if soft is not None:
+        _print_soft_check(soft, prior)
     if out is not None:
         _print_rows([("picture", str(out))])
 
@@ -331,6 +353,49 @@ def _print_check(done: PriorCheck, episodes: int) -> None:
             for mode, returns in done.basic.items()
         ]
     )
+
+
+_MEANS = {
+    "good": "a nat of log π costs about as much return whatever it is lost by: RPG can rely on it",
+    "weak": "log π tells lost return, but not evenly: look at the response curve of omega_prime",
+    "not informative": "log π does not tell what loses return: expect RPG to lose more basic return than omega says",
+}
+
+
+def _print_soft_check(soft: SoftCheck, prior: str) -> None:
+    from rpg_algorithms.policies.discount import recorded_gamma
+    from rpg_platform.priors.imported import printable
+
+    title = Text(printable(f"what a nat of log π costs: {soft.states} states, {soft.env_steps:,} env steps"))
+    table = Table("acting with", "return per nat", "95 % interval", "return", "log π", title=title)
+    for each in soft.prices:
+        table.add_row(each.change, *_price_cells(each))
+    stdout_console().print(table)
+    stated, gamma = soft.card.alpha, f"{soft.gamma:g}"
+    estimate = f"{soft.alpha.value:.3g} ({soft.alpha.low:.3g} to {soft.alpha.high:.3g})"
+    rows = [
+        ("discount", gamma if recorded_gamma(soft.card.made_by) else f"{gamma} is assumed; its card does not say"),
+        ("alpha", f"{'its card says nothing' if stated is None else f'{stated:g} on its card'}; measured {estimate}"),
+        (
+            "one step of training",
+            f"gains {100 * soft.step.value:.2f} % ({100 * soft.step.low:.2f} to {100 * soft.step.high:.2f} %)",
+        ),
+        ("verdict", f"{soft.verdict}: {_MEANS[soft.verdict]}"),
+        *(("because", text) for _, text in soft.reasons),
+    ]
+    if soft.omega_prime is not None:
+        low, high = soft.omega_prime
+        rows.append(
+            ("omega_prime", f"{soft.reference:.3g} keeps the reward at full weight; try {low:.2g} to {high:.2g}")
+        )
+    if stated is None and soft.verdict != "not informative":
+        rows.append(("next", f"rpg priors import {shlex.quote(prior)} --alpha {soft.alpha.value:.3g} --out FOLDER"))
+    _print_rows(rows)
+
+
+def _price_cells(each: Price) -> list[str]:
+    price = each.price
+    return [f"{price.value:.3g}", f"{price.low:.3g} to {price.high:.3g}", f"{each.gained:,.1f}", f"{each.nats:,.0f}"]
 
 
 def _verdict(returns: Returns) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
@@ -21,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from rpg_algorithms.addons import part_names
+from rpg_algorithms.maths.distributions import make_distribution
+from rpg_algorithms.maths.rewards import transformed_reward
 from rpg_algorithms.policies.bundle import ReturnStatistics
 from rpg_algorithms.policies.comparison import compare
 from rpg_algorithms.policies.network import PolicyNetwork
@@ -58,6 +61,8 @@ class Episodes:
         task_metric: mean over the episode's steps.
         kl_to_prior: mean over the episode's steps of KL(policy || prior), nats, between families estimated (see
             ``rpg_algorithms.policies.comparison``); nan without a prior.
+        objective: undiscounted sum of the reward that the policy is trained on, see ``evaluate``; nan where there is
+            none.
         cut: 1 where the episode had not ended after the most steps that it may have, and was cut off there; else 0.
         addon_parts: of a task with several add-on rewards, the weighted return of each; they sum to ``addon_return``.
     """
@@ -68,6 +73,7 @@ class Episodes:
     episode_length: NDArray[np.float64]
     task_metric: NDArray[np.float64]
     kl_to_prior: NDArray[np.float64]
+    objective: NDArray[np.float64] = field(default_factory=lambda: np.full(1, np.nan))
     cut: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     addon_parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
@@ -81,6 +87,7 @@ class Step:
             ended its last observation.
         infos: the infos that were asked for, ``[N]`` each.
         outputs: what the policy computed, see ``NumpyPolicy.outputs``.
+        sampled: ``[N, A]`` or ``[N]`` actions as the policy chose them, before they were clipped or squashed.
         reward, terminated, done: ``[N]``; an episode is done by its own end or by a time limit.
     """
 
@@ -89,6 +96,7 @@ class Step:
     next_obs: NDArray[Any]
     infos: Mapping[str, NDArray[np.float64]]
     outputs: NDArray[Any]
+    sampled: NDArray[Any]
     reward: NDArray[Any]
     terminated: NDArray[np.bool_]
     done: NDArray[np.bool_]
@@ -130,7 +138,7 @@ def play(acting: NumpyPolicy, envs: Any, keys: frozenset[str], seed: int, mode: 
             after[n] = final
         values = {key: np.zeros(number) for key in keys}
         write_infos(values, infos, done)
-        yield Step(obs, env_actions, after, values, outputs, reward, terminated, done)
+        yield Step(obs, env_actions, after, values, outputs, actions, reward, terminated, done)
         obs = next_obs
 
 
@@ -142,6 +150,7 @@ def evaluate(
     mode: Mode,
     prior: PolicyNetwork | None = None,
     *,
+    weights: Mapping[str, float] | None = None,
     max_steps: int | None = None,
 ) -> Episodes:
     """Plays ``episodes`` episodes.
@@ -153,38 +162,47 @@ def evaluate(
         seed: episode i is reset with ``seed + i``; sampling is seeded with ``seed``.
         mode: act by the distribution's mode, or sample.
         prior: to measure the KL to.
+        weights: of the reward that the policy is trained on (``rewards.transformed_reward``), for the objective of the
+            sampled policy; without ``prior_logp_floor``, which bounds single updates and is no part of the objective.
         max_steps: an episode that has not ended after so many steps is cut off; None: as ``longest`` says.
     """
     addon: Any = task.addon
     names, keys = part_names(addon), infos_of(task)
-    sums = np.zeros((4, episodes))  # basic, add-on, metric, KL
+    sums = np.zeros((5, episodes))  # basic, add-on, metric, KL, objective
     parts = np.zeros((len(names), episodes))
     length = np.zeros(episodes)
     playing = np.ones(episodes, bool)
+    given = weights if mode == "sampled" else None
     acting = NumpyPolicy(policy)
     with closing(make_vector_env(partial(make_env, task), episodes, "sync", keys)) as envs:
         bound = max_steps or longest(envs.envs[0])
         for step in itertools.islice(play(acting, envs, keys, seed, mode), bound):
             sums[0, playing] += step.reward[playing]
             if names:
-                parts[:, playing] += np.stack(addon.parts(*step.given_to(addon)))[:, playing]
+                several = np.stack(addon.parts(*step.given_to(addon)))
+                parts[:, playing] += several[:, playing]
+                added = several.sum(0)
             else:
-                sums[1, playing] += np.asarray(addon(*step.given_to(addon)))[playing]
+                added = np.asarray(addon(*step.given_to(addon)))
+            sums[1, playing] += added[playing]
             sums[2, playing] += np.asarray(task.metric(*step.given_to(task.metric)))[playing]
-            if prior is not None:
-                sums[3, playing] += _kl(acting.complete(step.outputs), policy, prior, step.obs)[playing]
+            if prior is not None or given is not None:
+                kl, reward = _by_log_prob(acting.complete(step.outputs), policy, prior, step, added, given)
+                sums[3, playing] += kl[playing]
+                sums[4, playing] += reward[playing]
             length[playing] += 1
             playing &= ~step.done
             if not playing.any():
                 break
     kl = sums[3] / length if prior is not None else np.full(episodes, np.nan)
+    objective = sums[4] if given is not None else np.full(episodes, np.nan)
     addon_return = parts.sum(0) if names else sums[1]
     each = dict(zip(names, parts, strict=True))
     total, cut = sums[0] + addon_return, playing.astype(np.float64)
     if playing.any():
         message = "%s: %d of %d evaluated episodes had not ended after %d steps, and count as far as they went"
         logger.warning(message, task.env_id, int(playing.sum()), episodes, bound)
-    return Episodes(sums[0], addon_return, total, length, sums[2] / length, kl, cut, each)
+    return Episodes(sums[0], addon_return, total, length, sums[2] / length, kl, objective, cut, each)
 
 
 def longest(env: gym.Env[Any, Any]) -> int:
@@ -192,11 +210,30 @@ def longest(env: gym.Env[Any, Any]) -> int:
     return max(LONGEST_EPISODE, time_limit(env) or 0)
 
 
-def _kl(inputs: NDArray[Any], policy: PolicyNetwork, prior: PolicyNetwork, obs: NDArray[Any]) -> NDArray[Any]:
+def _by_log_prob(
+    inputs: NDArray[Any],
+    policy: PolicyNetwork,
+    prior: PolicyNetwork | None,
+    step: Step,
+    addon: NDArray[Any],
+    weights: Mapping[str, float] | None,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """KL to the prior and the reward that the policy is trained on, ``[N]`` each; 0 where that is not asked for."""
+    kl = reward = torch.zeros(len(inputs))
     with torch.no_grad():
-        pair = compare(policy.spec, torch.from_numpy(inputs), prior.spec, prior(torch.from_numpy(obs)))
-        result: NDArray[Any] = pair.kl().numpy()
-        return result
+        own, pair = torch.from_numpy(inputs), None
+        if prior is not None:
+            pair = compare(policy.spec, own, prior.spec, prior(torch.from_numpy(step.obs)))
+            kl = pair.kl()
+        if weights is not None:
+            actions, prior_logp = torch.from_numpy(step.sampled), None
+            logp = make_distribution(policy.spec.distribution, own).log_prob(actions)
+            if pair is not None and "omega_prime" in weights:
+                received, prior_logp = pair.log_probs(actions)
+                logp = logp if received is None else received  # of another family: as RPG's learner has it
+            basic, added = (torch.from_numpy(np.asarray(each, np.float64)) for each in (step.reward, addon))
+            reward = transformed_reward(weights, basic, added, logp, prior_logp)
+    return kl.numpy(), reward.numpy()
 
 
 def evaluate_both(
@@ -206,10 +243,14 @@ def evaluate_both(
     seed: int,
     prior: PolicyNetwork | None = None,
     *,
+    weights: Mapping[str, float] | None = None,
     max_steps: int | None = None,
 ) -> dict[Mode, Episodes]:
-    """Deterministic and sampled evaluation, on the same seeds."""
-    return {mode: evaluate(policy, task, episodes, seed, mode, prior, max_steps=max_steps) for mode in MODES}
+    """Deterministic and sampled evaluation, on the same seeds; see ``evaluate``."""
+    return {
+        mode: evaluate(policy, task, episodes, seed, mode, prior, weights=weights, max_steps=max_steps)
+        for mode in MODES
+    }
 
 
 def pooled(results: Sequence[Mapping[Mode, Episodes]]) -> dict[Mode, Episodes]:
@@ -228,7 +269,9 @@ def pooled(results: Sequence[Mapping[Mode, Episodes]]) -> dict[Mode, Episodes]:
 
 
 def as_metrics(results: Mapping[Mode, Episodes], where: Where = FINAL) -> dict[str, Any]:
-    """Flat metrics: ``eval/<mode>/<measure>_mean`` and ``_std`` over episodes, and ``eval/kl_to_prior`` (sampled).
+    """Flat metrics: ``eval/<mode>/<measure>_mean`` and ``_std`` over episodes.
+
+    Of the sampled policy alone are ``eval/kl_to_prior`` and, where its weights were given, ``eval/objective``.
 
     Of several add-on rewards each has ``eval/<mode>/addon/<name>_return_mean`` and ``_std`` too. Where episodes were
     cut off, ``eval/<mode>/cut_episodes`` says how many. Those at a trial's end have the returns' medians and the total
@@ -249,7 +292,9 @@ def as_metrics(results: Mapping[Mode, Episodes], where: Where = FINAL) -> dict[s
             metrics[cut_key(where, mode)] = float(played.cut.sum())
     if "sampled" in results:
         for measure in (each.name for each in MEASURES if not each.per_mode):
-            metrics[mean_key(where, "sampled", measure)] = float(getattr(results["sampled"], measure).mean())
+            value = float(getattr(results["sampled"], measure).mean())
+            if measure != "objective" or not math.isnan(value):
+                metrics[mean_key(where, "sampled", measure)] = value
     return metrics
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from rpg_algorithms.maths.conditioned import grid
+from rpg_algorithms.maths.conditioned import Conditioned, grid
+from rpg_algorithms.maths.schedules import Weight, weight_at
 from rpg_algorithms.policies.bundle import load_bundle, load_card, save_bundle
 from rpg_algorithms.policies.folding import fold
 from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_platform.spec.sections import Evaluation
+
+Reward: TypeAlias = Mapping[str, Weight | Conditioned]
+"""The weights of the reward that a policy is trained on, as ``reward_weights`` of its configuration gives them."""
 
 
 def at_points(policy: PolicyNetwork, settings: Evaluation) -> list[tuple[Mapping[str, float], PolicyNetwork]]:
@@ -19,6 +23,20 @@ def at_points(policy: PolicyNetwork, settings: Evaluation) -> list[tuple[Mapping
     if not told:
         return [({}, policy)]
     return [(weights, policy.folded(weights)) for weights in grid(told, settings.values_of_each(len(told)))]
+
+
+def weights_at(reward: Reward, env_steps: float, told: Mapping[str, float]) -> dict[str, float]:
+    """The numbers that a reward's weights are.
+
+    Args:
+        reward: its weights: numbers, schedules and ranges.
+        env_steps: of training, for schedules.
+        told: what the policy is told, for ranges.
+    """
+    return {
+        name: value.factor * told[value.name] if isinstance(value, Conditioned) else weight_at(value, env_steps)
+        for name, value in reward.items()
+    }
 
 
 def plain_bundle(folder: Path, place: Path, given: Mapping[str, float], at: Mapping[str, Any]) -> Path:

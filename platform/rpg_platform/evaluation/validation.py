@@ -16,7 +16,7 @@ from pathlib import Path
 from rpg_algorithms.policies.bundle import PriorCard, load_bundle, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_platform.evaluation.play import Episodes, as_metrics, evaluate, pooled
-from rpg_platform.evaluation.points import at_points
+from rpg_platform.evaluation.points import Reward, at_points, weights_at
 from rpg_platform.results.ranking import Figures, needed, needs_prior, order_key, violations
 from rpg_platform.results.report import RUNG, VALIDATION, Mode, as_json, figures_from_json
 from rpg_platform.spec.measures import PER_MODE
@@ -80,13 +80,19 @@ class Validation:
         at_rung = any(before < rung <= now for rung in self._rungs)
         return at_rung or now // every > before // every or now >= self._budget > before
 
-    def consider(self, policy: PolicyNetwork, env_steps: int) -> dict[str, float]:
+    def consider(self, policy: PolicyNetwork, env_steps: int, reward: Reward | None = None) -> dict[str, float]:
         """Tries ``policy`` and keeps a copy if it is the best so far.
+
+        Args:
+            policy: as it is now.
+            env_steps: how far it is trained.
+            reward: the weights of the reward that it is trained on, for its objective; None: without.
 
         Returns:
             Metrics ``validation/<mode>/<measure>_mean`` and ``_std``, and ``validation/best_env_steps``.
         """
-        results = {mode: self._play(policy, mode) for mode in self._modes()}
+        modes = self._modes() if reward is None else (self._objective.mode, "sampled")
+        results = {mode: self._play(policy, mode, reward, env_steps) for mode in dict.fromkeys(modes)}
         figures = measured(results, self._objective.mode)
         key = self._key(figures)
         if self.best is None or key < self._key(self.best.figures):
@@ -109,13 +115,25 @@ class Validation:
         mode = self._objective.mode
         return (mode,) if mode == "sampled" or "kl_to_prior" not in needed(self._objective) else (mode, "sampled")
 
-    def _play(self, policy: PolicyNetwork, mode: Mode) -> Episodes:
+    def _play(self, policy: PolicyNetwork, mode: Mode, reward: Reward | None = None, env_steps: int = 0) -> Episodes:
         """Episodes of a policy; of one that is told its weights at settings that cover their ranges, in turn."""
         settings, prior = self._settings, self._prior if mode == "sampled" else None
         plain = at_points(policy, settings)
         episodes = -(-settings.validation_episodes // len(plain))
         seed, most = settings.validation_seed, settings.max_steps
-        played = [evaluate(each, self._task, episodes, seed, mode, prior, max_steps=most) for _, each in plain]
+        played = [
+            evaluate(
+                each,
+                self._task,
+                episodes,
+                seed,
+                mode,
+                prior,
+                weights=None if reward is None else weights_at(reward, env_steps, told),
+                max_steps=most,
+            )
+            for told, each in plain
+        ]
         return pooled([{mode: each} for each in played])[mode]
 
     def _key(self, figures: Figures) -> tuple[object, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rpg_platform.planning.cluster import Amounts, check_capacity, placement, rounds, total, trials_at_once
 from rpg_platform.planning.rates import Rate
-from rpg_platform.results.ranking import needed, needs_prior
+from rpg_platform.results.ranking import needs_prior
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.trials import arms, searched, trials_of
@@ -229,7 +229,7 @@ def _steps(trial: TrialSpec, state: TrialState | None, episode: int) -> tuple[in
     evaluating = 2 * settings.episodes * (2 if trained and settings.validations else 1)
     evaluating += 2 * settings.episodes_to_choose_by
     if trained:
-        modes = 2 if objective.mode == "deterministic" and "kl_to_prior" in needed(objective) else 1
+        modes = 2 if objective.mode == "deterministic" else 1
         times = settings.validations * (1 - done / trial.env_steps) + len([r for r in trial.rungs if r > done])
         validation = settings.validation_episodes
         if trial.told:

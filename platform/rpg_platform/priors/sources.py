@@ -145,6 +145,7 @@ def import_prior(
     name: str | None = None,
     form: str | None = None,
     tracking_uri: str | None = None,
+    alpha: float | None = None,
     force: bool = False,
 ) -> Import:
     """Reads a policy and writes it as a bundle. The environment is made only once the source has been looked at.
@@ -159,6 +160,7 @@ def import_prior(
         name: short name of the prior; by default the source's.
         form: see ``read_source``.
         tracking_uri: see ``read_source``.
+        alpha: entropy temperature of the policy, reward per nat, whatever the source says; None: as the source says.
         force: replace a bundle that is there.
 
     Raises:
@@ -166,6 +168,8 @@ def import_prior(
     """
     options = options or ImportOptions()
     check_free(out, force)
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise PriorImportError(f"--alpha {alpha:g}: expected a positive number, reward per nat")
     environment = _environment(task, options, wrappers)
     if environment is not None:
         options = replace(options, env_id=environment.env_id, env_kwargs=dict(environment.env_kwargs))
@@ -190,6 +194,10 @@ def import_prior(
     if stored_spaces:
         facts["spaces"] = "as stored in the source; no environment was made"
         notes = (*notes, _UNMET)
+    if alpha is not None:
+        facts["alpha_given"] = alpha
+        if imported.alpha is not None and not math.isclose(alpha, imported.alpha):
+            notes = (*notes, f"the source was trained at alpha {imported.alpha:g}, you gave {alpha:g}")
     card = PriorCard.describe(
         name or _name(imported, source),
         env_id or "",
@@ -197,7 +205,7 @@ def import_prior(
         action_space,
         imported.network.spec,
         env_kwargs=dict(options.env_kwargs if options.env_id is not None else imported.env_kwargs),
-        alpha=imported.alpha,
+        alpha=imported.alpha if alpha is None else alpha,
         made_by={
             "import": {"format": imported.format, **facts},
             "versions": versions("torch", "numpy", "gymnasium"),

@@ -62,7 +62,7 @@ from rpg_platform.spec.space import ConditionedRange
 from rpg_platform.spec.sweep import TrialSpec
 
 Spread = Literal["seeds", "episodes"]
-KL = "kl_to_prior"
+KL, J = "kl_to_prior", "objective"
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,8 @@ class Row:
         deterministic: the policy's mean action (or likeliest).
         sampled: actions sampled from the policy.
         kl_to_prior: nats per state; NaN without a prior.
+        trained_on: the sampled policy's objective J, undiscounted per episode: of the setting's own reward, so that
+            it compares with nothing but the same setting; NaN if unknown, and of the prior.
         basic_kept: deterministic basic return as a share of the prior's; None without a prior, or if the
             prior's is not positive, where a share means nothing.
         env_steps: training steps of one trial, its budget.
@@ -197,6 +199,7 @@ class Row:
     deterministic: Evaluation
     sampled: Evaluation
     kl_to_prior: Estimate
+    trained_on: Estimate
     basic_kept: float | None
     env_steps: int
     evaluated_at: int
@@ -224,8 +227,9 @@ class Row:
         return self.deterministic if mode == "deterministic" else self.sampled
 
     def figure(self, measure: str, mode: Mode | None = None) -> Estimate:
-        """A measure by its name, the KL too; ``mode`` None: the objective's."""
-        return self.kl_to_prior if measure == KL else self.evaluation(mode or self.objective["mode"])[measure]
+        """A measure by its name; ``mode`` None: the objective's. Those of the sampled policy alone have no other."""
+        alone = {KL: self.kl_to_prior, J: self.trained_on}
+        return alone[measure] if measure in alone else self.evaluation(mode or self.objective["mode"])[measure]
 
 
 def summarise(results: Iterable[TrialResult], objective: Objective | None = None) -> list[Row]:
@@ -288,7 +292,8 @@ def _row(
         spread="seeds" if len(done) > 1 else "episodes",
         deterministic=final["deterministic"],
         sampled=final["sampled"],
-        kl_to_prior=_estimate(reports, FINAL, "sampled", "kl_to_prior"),
+        kl_to_prior=_estimate(reports, FINAL, "sampled", KL),
+        trained_on=_estimate(reports, FINAL, "sampled", J),
         basic_kept=kept_share(basic, prior_basic),
         env_steps=spec.env_steps,
         evaluated_at=at,

@@ -20,7 +20,7 @@ from rpg_platform.results.choosing import Improvement
 from rpg_platform.results.difference import certainty_words, choosing_words
 from rpg_platform.results.names import at_words, short_name, steps_words
 from rpg_platform.results.report import Mode, as_json
-from rpg_platform.results.rows import KL, Estimate, Failure, Row
+from rpg_platform.results.rows import KL, Estimate, Failure, J, Row
 from rpg_platform.results.statistics import MANY_RUNS, Interval
 from rpg_platform.spec.measures import BY_NAME, MEASURES, Measure
 
@@ -30,7 +30,7 @@ MOST_EXPLAINED = 8
 """Settings whose broken constraints, or early ends, are spelled out; --json has all."""
 _NO_RESULT = "No trial has a final evaluation."
 _LEFT = ("#", "setting")
-_COLUMNS = tuple(measure for measure in MEASURES if measure.heading)
+_COLUMNS = tuple(measure for measure in MEASURES if measure.heading and measure.bounds)
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,11 @@ def _over_seeds(rows: Sequence[Row], mode: Mode) -> _Grid:
     decimals = _decimals([each.mean for each in figures])
     columns: dict[str, list[str]] = {}
     words: list[str] = []
+    if any(row.trained_on.n for row in rows):
+        columns[BY_NAME[J].heading] = [
+            cell.partition(" ")[0] for cell in _column([row.trained_on for row in rows], rows)
+        ]
+        words.append("J: sum per episode of the reward that the setting trains on (sampled); no two settings' compare.")
     if any(each.n > 1 for each in figures):
         columns[f"{word}: mean [95 %]"] = [_span(each.mean, each.mean_interval, decimals) for each in figures]
         words.append("[ ]: 95 % stratified-bootstrap interval over seeds.")

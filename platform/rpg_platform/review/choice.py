@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from rpg_platform.results.report import FINAL, SELECTION, evaluations, mean_key, number
 from rpg_platform.results.rows import Row
 from rpg_platform.review.found import Found, found_in
-from rpg_platform.spec.measures import BY_NAME, MEASURES
-from rpg_platform.spec.sections import Objective
+from rpg_platform.spec.measures import MEASURES
+from rpg_platform.spec.sections import Constraints, Objective
 from rpg_platform.spec.trials import make_trials
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.wording import one_of, suggestion
@@ -142,9 +142,9 @@ def parse_rule(rule: str) -> Objective:
         condition = _CONDITION.fullmatch(text)
         if condition is None:
             raise ChoiceError(f"--rule: {text.strip()!r}: expected MEASURE >= NUMBER, <= NUMBER or >= NUMBER * prior")
-        if condition["measure"] not in BY_NAME:
-            hint = suggestion(condition["measure"], BY_NAME)
-            raise ChoiceError(f"--rule: {condition['measure']!r} is no measure{hint}")
+        if condition["measure"] not in Constraints.model_fields:
+            hint = suggestion(condition["measure"], Constraints.model_fields)
+            raise ChoiceError(f"--rule: {condition['measure']!r} can't be bounded{hint}")
         if condition["prior"] and condition["sign"] == "<=":
             raise ChoiceError(f"--rule: {text.strip()!r}: a share of the prior's return can be asked for with >= alone")
         kind = "min_fraction_of_prior" if condition["prior"] else "max" if condition["sign"] == "<=" else "min"

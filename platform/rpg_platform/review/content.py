@@ -158,6 +158,7 @@ def _row(
         "collapsed": row.collapsed,
         "kl_estimated": row.kl_estimated,
         "kl": _estimate(row.kl_to_prior),
+        "objective": _estimate(row.trained_on),
         **{each: {name: _estimate(row.evaluation(each)[name]) for name in PER_MODE} for each in MODES},
         "trials": [
             [name.removeprefix(row.group), run_ids.get(name), _path_of(found.checkpoints.get(name), found, name)]
@@ -249,7 +250,7 @@ def _curves(
     rows: Sequence[Row], trials: Mapping[str, Sequence[str]], trained: Mapping[str, Training]
 ) -> dict[str, Any]:
     chosen = _to_draw([row for row in rows if any(name in trained for name in trials[row.group])])
-    lines = sum(len(trials[row.group]) for row in chosen) * 8
+    lines = sum(len(trials[row.group]) for row in chosen) * 9
     points = max(_CURVE_POINTS[0], min(_CURVE_POINTS[1], _CURVE_NUMBERS // max(1, lines)))
     drawn: dict[str, list[dict[str, Any]]] = {
         row.group: [

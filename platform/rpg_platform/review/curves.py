@@ -22,7 +22,8 @@ from rpg_platform.tracking.stored import StoredSweep
 RETURNS = ("total_return", "addon_return", "basic_return")
 TERMS = ("reward_addon_term", "reward_prior_term", "reward_entropy_term", "reward_basic_term")
 CURVES = (*RETURNS, "kl_to_prior", *TERMS)
-"""What is drawn over env steps."""
+"""What is drawn over env steps, by its key in a report; besides, ``objective`` of the validations."""
+_OBJECTIVE = mean_key(VALIDATION, "sampled", "objective")
 _PEAKS = ("approx_kl_peak", "kl_to_prior_peak")
 _HEALTH = ("clip_fraction", "approx_kl", "explained_variance", "nonfinite_values", "env_failures", *_PEAKS)
 SPIKE_KL = 50.0
@@ -38,7 +39,7 @@ class Training:
 
     Attributes:
         steps: ``[T]`` env steps of its reports, ascending.
-        values: name in ``CURVES`` → ``[T]``, NaN where a report lacks it.
+        values: name in ``CURVES``, and ``objective`` → ``[T]``, NaN where a report lacks it.
         validation_steps: ``[V]`` env steps of its validations.
         validation: name in ``RETURNS`` → ``[V]``, of the mode that was asked for.
         health: see ``health_of``.
@@ -73,7 +74,7 @@ def stored_trainings(stored: StoredSweep, mode: Mode = "deterministic") -> dict[
         name: {float(each.step): {ENV_STEPS: each.step} for each in run.data._metric_objs}  # with the steps
         for name, run in stored.trials.items()
     }
-    for key in (*CURVES, *_HEALTH, ENV_STEPS_PER_S, *validated):
+    for key in (*CURVES, *_HEALTH, ENV_STEPS_PER_S, *validated, _OBJECTIVE):
         left = set(seen)
         for named in dict.fromkeys(metric_names(key)):
             found = stored.histories(named, left)
@@ -105,7 +106,7 @@ def _of_reports(seen: Mapping[float, Mapping[str, Any]], mode: Mode) -> Training
     checked = [each for each in ordered if keys["total_return"] in each]
     return Training(
         steps,
-        {name: columns[name] for name in CURVES},
+        {name: columns[name] for name in CURVES} | {"objective": _column(ordered, _OBJECTIVE)},
         np.array([float(each[ENV_STEPS]) for each in checked]),
         {name: _column(checked, key) for name, key in keys.items()},
         health_of(columns),

@@ -15,7 +15,7 @@ class Measure:
         heading: over its column in tables; empty: tables do not show it. The task names its own metric.
         description: what it is, with its unit.
         bounds: how ``objective.constraints`` may bound it: a ``return`` also as a share of the prior's, a ``range`` at
-            both ends, a ``ceiling`` from above.
+            both ends, a ``ceiling`` from above; None: not at all, as settings cannot be compared by it.
         per_mode: measured of the deterministic and of the sampled policy; otherwise of the sampled one alone.
         minimise: less is better, where a search trades it off.
         is_objective: a search may trade it off; what is not minimised may also be ``objective.maximize``.
@@ -25,7 +25,7 @@ class Measure:
     name: str
     heading: str
     description: str
-    bounds: Literal["return", "range", "ceiling"]
+    bounds: Literal["return", "range", "ceiling"] | None
     per_mode: bool = True
     minimise: bool = False
     is_objective: bool = False
@@ -51,6 +51,13 @@ MEASURES = (
         per_mode=False,
         minimise=True,
         is_objective=True,
+    ),
+    Measure(
+        "objective",
+        "J",
+        "Sum per episode of the reward that the setting trains on, sampled policy; another reward for each setting.",
+        None,
+        per_mode=False,
     ),
     Measure("episode_length", "", "Steps per episode.", "range"),
     Measure("task_metric", "task metric", "The task's readable metric, mean over steps.", "range"),

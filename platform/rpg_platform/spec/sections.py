@@ -263,7 +263,9 @@ class Ceiling(Section):
 
 _BOUNDS = {"return": ReturnRange, "range": Range, "ceiling": Ceiling}
 _CONSTRAINTS: dict[str, Any] = {
-    each.name: (_BOUNDS[each.bounds] | None, Field(default=None, description=each.description)) for each in MEASURES
+    each.name: (_BOUNDS[each.bounds] | None, Field(default=None, description=each.description))
+    for each in MEASURES
+    if each.bounds
 }
 if TYPE_CHECKING:
     Maximized: TypeAlias = str

@@ -26,7 +26,7 @@ from rpg_algorithms.rllib.rollout import NonFiniteError
 from rpg_platform.bundles import versions
 from rpg_platform.evaluation.episode_file import EvaluatedPolicy, Which, write_episodes
 from rpg_platform.evaluation.play import Episodes, as_card_returns, as_metrics, evaluate_both, pooled
-from rpg_platform.evaluation.points import at_points
+from rpg_platform.evaluation.points import Reward, at_points, weights_at
 from rpg_platform.evaluation.validation import Best, Validation
 from rpg_platform.results.report import (
     BEST,
@@ -172,7 +172,7 @@ class CustomizationTrial(tune.Trainable):
         is_trained = self._env_steps >= self.trial.env_steps  # saved first: whatever the evaluation does, it is kept
         report["should_checkpoint"] = is_trained or (every is not None and self._env_steps // every > before // every)
         if self._validation.due(before, self._env_steps):
-            report |= self._validation.consider(self.policy(), self._env_steps)
+            report |= self._validation.consider(self.policy(), self._env_steps, self._reward())
         report |= self._validation.at_rungs()
         self._last_report = report
         return report
@@ -220,15 +220,17 @@ class CustomizationTrial(tune.Trainable):
         The final policy plays the selection's episodes too.
         """
         settings, best, started = self.trial.evaluation, self._validation.best, time.perf_counter()
-        final = self._play(self.policy(), settings.episodes, settings.seed)
+        final = self._play(self.policy(), settings.episodes, settings.seed, self._env_steps)
         seconds = time.perf_counter() - started
         pools: dict[Where, dict[Weights, dict[Mode, Episodes]]] = {FINAL: final}
         steps = sum(float(episodes.episode_length.sum()) for each in final.values() for episodes in each.values())
         if count := settings.episodes_to_choose_by:
-            pools[SELECTION] = self._play(self.policy(), count, settings.selection_seed)
+            pools[SELECTION] = self._play(self.policy(), count, settings.selection_seed, self._env_steps)
         if best is not None:
             is_final = best.env_steps == self._env_steps
-            pools[BEST] = final if is_final else self._play(best.network, settings.episodes, settings.seed)
+            pools[BEST] = (
+                final if is_final else self._play(best.network, settings.episodes, settings.seed, best.env_steps)
+            )
         whole = {where: pooled(list(each.values())) for where, each in pools.items()}
         self._evaluated = {"final": EvaluatedPolicy(self._env_steps, settings.seed, whole[FINAL])}
         metrics: dict[str, Any] = {EVALUATION_STEPS_PER_S: steps / seconds}
@@ -241,10 +243,18 @@ class CustomizationTrial(tune.Trainable):
             metrics[POINTS] = [self._point(pools, key, best) for key in final]
         return metrics
 
-    def _play(self, policy: PolicyNetwork, episodes: int, seed: int) -> dict[Weights, dict[Mode, Episodes]]:
+    def _play(
+        self, policy: PolicyNetwork, episodes: int, seed: int, env_steps: int
+    ) -> dict[Weights, dict[Mode, Episodes]]:
         """Weights that the policy is told → its episodes there; of a plain policy none."""
-        points = at_points(policy, self.trial.evaluation)
-        return {tuple(weights.items()): self._play_from(each, episodes, seed) for weights, each in points}
+        reward, most = self._reward(), self.trial.evaluation.max_steps
+        found: dict[Weights, dict[Mode, Episodes]] = {}
+        for told, plain in at_points(policy, self.trial.evaluation):
+            weights = None if reward is None else weights_at(reward, env_steps, told)
+            found[tuple(told.items())] = evaluate_both(
+                plain, self.task, episodes, seed, self.prior_network, weights=weights, max_steps=most
+            )
+        return found
 
     def _point(self, pools: Mapping[Where, Mapping[Weights, Any]], key: Weights, best: Best | None) -> dict[str, Any]:
         report: dict[str, Any] = {} if best is None else {f"{BEST}/{ENV_STEPS}": float(best.env_steps)}
@@ -252,9 +262,9 @@ class CustomizationTrial(tune.Trainable):
             report |= as_metrics(each[key], where)
         return {"weights": dict(key), "report": report}
 
-    def _play_from(self, policy: PolicyNetwork, episodes: int, seed: int) -> dict[Mode, Episodes]:
-        most = self.trial.evaluation.max_steps
-        return evaluate_both(policy, self.task, episodes, seed, self.prior_network, max_steps=most)
+    def _reward(self) -> Reward | None:
+        """The weights of the reward that is trained on; None where nothing is trained."""
+        return None if self.algo is None else self.algo.config.reward_weights()
 
     def policy(self) -> PolicyNetwork:
         """The policy as it is now: the learner's, or the prior itself."""

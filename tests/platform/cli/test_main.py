@@ -106,7 +106,7 @@ AS_JSON: tuple[tuple[str, str], ...] = (
     ("priors", "priors --json"),
     ("priors import", "priors import {folder}/policy --out {folder}/imported --task {task} --json"),
     ("priors show", "priors show {folder}/policy --json"),
-    ("priors check", "priors check {prior} --task {task} --episodes 1 --json"),
+    ("priors check", "priors check {prior} --task {task} --episodes 1 --steps 1000 --json"),
     ("clone", "clone {folder}/demonstrations.npz --env Pendulum-v1 --out {folder}/clone --epochs 1 --json"),
     ("export", "export {folder}/policy --out {folder}/exported --format torchscript --json"),
     ("promote", "promote {storage}/sweep/greedy-seed=0 --name mine --alias champion --json"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from rpg_algorithms.maths.schedules import weight_at
+from rpg_algorithms.policies.bundle import load_bundle
 from rpg_algorithms.policies.network import PolicyNetwork, spec_for_spaces
+from rpg_algorithms.policies.numpy_policy import NumpyPolicy
+from rpg_algorithms.rllib.vector_env import make_vector_env
+from rpg_platform.bundles import resolve_prior
 from rpg_platform.evaluation.play import (
     LONGEST_EPISODE,
     Episodes,
@@ -18,10 +27,14 @@ from rpg_platform.evaluation.play import (
     as_metrics,
     evaluate,
     evaluate_both,
+    infos_of,
     longest,
+    play,
 )
 from rpg_platform.results.report import Mode
 from rpg_platform.spec.measures import PER_MODE
+from rpg_platform.spec.methods import METHODS, training_arguments
+from rpg_platform.spec.task import get_task
 from rpg_platform.tasks.environments import make_env
 from rpg_platform.tasks.task import Linear, Part, Task, WeightedSum
 
@@ -108,6 +121,48 @@ def brute_force(
     return Episodes(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
+HALFCHEETAH_METHODS: dict[str, tuple[dict[str, float], Callable[..., Any]]] = {
+    "rpg": ({"omega_prime": 0.2, "alpha_hat": 0.05}, lambda r, added, own, prior: added + 0.2 * prior - 0.05 * own),
+    "kl": ({"kl_coefficient": 0.3}, lambda r, added, own, prior: added - 0.3 * (own - prior)),
+    "greedy": ({"alpha_hat": 0.05}, lambda r, added, own, prior: added - 0.05 * own),
+    "spg": ({"alpha": 0.1}, lambda r, added, own, prior: r - 0.1 * own),
+    "full": ({"alpha": 0.1, "omega": 2.0}, lambda r, added, own, prior: 2.0 * r + added - 0.1 * own),
+}
+
+
+def test_the_objective_is_the_sum_of_the_reward_that_each_method_trains_on() -> None:
+    """On a whole HalfCheetah episode that leaves the prior's ways, from torch's own distributions, step by step."""
+    task, bundle = get_task("halfcheetah-foot-angle"), load_bundle(resolve_prior("halfcheetah-spg"))
+    prior, policy = bundle.build(), bundle.build()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))
+    keys = infos_of(task)
+    with closing(make_vector_env(partial(make_env, task), 1, "sync", keys)) as envs:
+        terms = []
+        for step in islice(play(NumpyPolicy(policy), envs, keys, SEED, "sampled"), 1000):
+            obs, sampled = torch.from_numpy(step.obs), torch.from_numpy(step.sampled)
+            with torch.no_grad():
+                own, its = (torch_distribution(each, obs).log_prob(sampled).sum() for each in (policy, prior))
+            terms.append(
+                (float(step.reward[0]), float(task.addon(*step.given_to(task.addon))[0]), float(own), float(its))
+            )
+    assert step.done.all()
+    found = {}
+    for method, (given, reward) in HALFCHEETAH_METHODS.items():
+        config = METHODS[method].make_config().training(prior=bundle, **training_arguments(method, given))
+        weights = {name: weight_at(value, 0) for name, value in config.reward_weights().items()}
+        of_prior = prior if METHODS[method].uses_prior else None
+        played = evaluate_both(policy, task, 1, SEED, of_prior, weights=weights)
+        expected = sum(reward(*each) for each in terms)
+        assert played["sampled"].objective[0] == pytest.approx(expected, rel=1e-5), method
+        assert np.isnan(played["deterministic"].objective).all()
+        found[method] = as_metrics(played)["eval/objective"]
+    assert min(float(np.min(np.diff(sorted(found.values())))), 1.0) == 1.0, "no two rewards are one"
+    assert "eval/objective" not in as_metrics(evaluate_both(policy, task, 1, SEED, prior))
+
+
 def torch_distribution(policy: PolicyNetwork, obs: torch.Tensor) -> torch.distributions.Distribution:
     inputs = policy(obs)
     if policy.spec.distribution == "categorical":
@@ -128,7 +183,8 @@ def test_equals_the_plainest_loop(name: str, mode: Mode) -> None:
         assert len(set(found.episode_length.tolist())) > 1  # unequal lengths: each still counts once
     assert found.addon_parts == {}
     assert not found.cut.any()
-    for field in fields(Episodes)[:-2]:
+    assert np.isnan(found.objective).all()
+    for field in fields(Episodes)[:6]:
         np.testing.assert_allclose(getattr(found, field.name), getattr(expected, field.name), rtol=2e-3, atol=2e-3)
 
 

@@ -15,13 +15,14 @@ from stable_baselines3 import PPO
 from typer.testing import CliRunner, Result
 
 from rpg_algorithms.policies.bundle import ReturnStatistics, load_bundle, load_card, save_bundle
+from rpg_algorithms.policies.discount import recorded_gamma
 from rpg_platform.bundles import resolve_prior
 from rpg_platform.cli.main import app
 from rpg_platform.evaluation.prior_check import Returns, check_prior, returns_png, sparkline
 from rpg_platform.priors.environment import bare_task, chosen_task, task_of_card
 
 PRIOR = "halfcheetah-spg"
-FEW = ("--episodes", "2")
+FEW = ("--episodes", "2", "--steps", "0")
 
 
 def rpg(*arguments: str | Path, code: int = 0) -> Result:
@@ -185,11 +186,35 @@ def test_check_against_a_card(tmp_path: Path) -> None:
     assert "a folder; name a PNG file" in rpg("priors", "check", PRIOR, "--out", tmp_path, code=2).stderr
 
 
+def test_check_says_whether_rpg_can_rely_on_a_prior_and_import_takes_its_alpha(pendulum: Path, tmp_path: Path) -> None:
+    arguments = ("priors", "check", pendulum, "--episodes", "1", "--steps", "15000")
+    said = rpg(*arguments).stdout
+    found = json.loads(rpg(*arguments, "--json").stdout)["log_prob"]
+    assert found["alpha_of_card"] is None
+    assert found["gamma"] == found["gamma_of_card"] == 0.99
+    assert found["verdict"] != "good", "it is not trained"
+    assert f"{'verdict':<28}{found['verdict']}: " in said
+    assert all(f"{'because':<28}{text}" in said for text in found["reasons"])
+    for each in found["prices"]:
+        assert each["change"] in said
+        assert each["value"] == pytest.approx(each["return"] / each["log_prob"])
+        assert each["interval"][0] <= each["value"] <= each["interval"][1]
+    rpg("priors", "import", pendulum, "--alpha", "0.25", "--out", tmp_path / "known")
+    card = load_card(tmp_path / "known")
+    assert (card.alpha, recorded_gamma(card.made_by)) == (0.25, 0.99)
+    again = rpg("priors", "import", tmp_path / "known", "--alpha", "0.5", "--out", tmp_path / "other").stdout
+    assert "the source was trained at alpha 0.25, you gave 0.5" in again
+    for bad in ("0", "-1", "nan"):
+        refused = rpg("priors", "import", pendulum, "--alpha", bad, "--out", tmp_path / "bad", code=2).stderr
+        assert f"--alpha {bad}: expected a positive number" in refused
+    assert not (tmp_path / "bad").exists()
+
+
 def test_names_from_elsewhere_are_printed_and_not_acted_on(pendulum: Path, tmp_path: Path) -> None:
     bundle = load_bundle(pendulum)
     card = bundle.card.model_copy(update={"name": "a\x1b[2Jb[red]c"})
     save_bundle(tmp_path / "odd", bundle.build(), card)
-    for arguments in (("show", tmp_path / "odd"), ("check", tmp_path / "odd", "--episodes", "1")):
+    for arguments in (("show", tmp_path / "odd"), ("check", tmp_path / "odd", "--episodes", "1", "--steps", "2000")):
         said = rpg("priors", *arguments).stdout
         assert "\x1b[2J" not in said
         assert r"a\x1b[2Jb[red]c" in said

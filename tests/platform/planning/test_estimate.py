@@ -32,8 +32,8 @@ def test_counts_and_times(tmp_path: Path) -> None:
     ]
     assert (plan.trials, plan.env_steps, plan.at_once, plan.rounds) == (10, 900_000, 2, 5)
     # 10 episodes of 1,000 steps in 2 modes for the final and the best policy, 5 in 2 modes to choose by, and
-    # 2 validations of 5: 60,000 a trial.
-    assert plan.evaluation_steps == 9 * 60_000 + 30_000
+    # 2 validations of 5 in 2 modes: 70,000 a trial.
+    assert plan.evaluation_steps == 9 * 70_000 + 30_000
     # A trained trial: 2 s + 100 s + 15 s; the prior: 2 s + 7.5 s. Two at a time, the prior first.
     assert plan.trial_s == pytest.approx(117)
     assert plan.wall_s == pytest.approx(5 * 117 + 12)
@@ -92,7 +92,7 @@ def test_a_task_without_a_time_limit_is_said_to_have_none(tmp_path: Path) -> Non
     limited = endless | {"max_episode_steps": 200}
     plan = planned(tmp_path, spec(task=limited, prior=None, algorithm="ppo", weights={}, baselines=[]))
     assert plan.assumed_episode is None
-    assert plan.evaluation_steps == 3 * 60 * 200
+    assert plan.evaluation_steps == 3 * 70 * 200
 
 
 # ---- against a real sweep ------------------------------------------------------------------------

@@ -192,6 +192,21 @@ def test_markdown(results: list[TrialResult]) -> None:
     assert lines[-1].endswith("RuntimeError: reward is NaN at step 4096")
 
 
+def test_the_objective_stands_apart_and_is_blank_where_a_report_lacks_it(results: list[TrialResult]) -> None:
+    assert "| J |" not in rows_to_markdown(summarise(results))
+    small = [
+        (trial, {**(report or {}), "eval/objective": j}, error)
+        for (trial, report, error), j in zip(results[3:], (-100.0, -300.0), strict=True)
+    ]
+    rows = summarise([*results[:3], *small])
+    assert [row.figure("objective").mean for row in rows][2] == -200.0
+    lines = rows_to_markdown(rows).splitlines()
+    assert "| J |" not in lines[0]
+    assert next(line for line in lines if "| J |" in line).startswith("| # | J | total: mean")
+    assert [line.split("|")[2].strip() for line in lines if line.startswith("| 3 ◇ |")][1] == "-200.0"
+    assert "no two settings' compare" in "\n".join(lines)
+
+
 def test_settings_are_told_apart_by_what_differs() -> None:
     trials = trials_of(
         weights={"omega_prime": [[0, 0.2], [100_000, 0.05]], "alpha_hat": 0.02},

@@ -55,6 +55,8 @@ def final_report(trial: TrialSpec, apart: bool = False) -> dict[str, Any]:
     """The report at a trial's end; ``apart``: with selection episodes, medians and single episodes, as trials make."""
     of = figures(trial)
     report: dict[str, Any] = {"env_steps": float(trial.env_steps), "finished": True, "eval/kl_to_prior": of["kl"]}
+    if trial.method != "prior":
+        report["eval/objective"] = of["addon"] - 50.0 * of["kl"]
     report["code"] = "rpg 0.1.0 from /somewhere"
     for mode, less in (("deterministic", 0.0), ("sampled", 120.0 if trial.method == "rpg" else 5.0)):
         values = {"basic_return": of["basic"] - less, "addon_return": of["addon"] - less}
@@ -99,6 +101,7 @@ def training_reports(trial: TrialSpec, count: int = 20) -> list[dict[str, Any]]:
             for name in ("basic_return", "addon_return"):
                 report[f"validation/deterministic/{name}_mean"] = of[name.split("_")[0]] - 100 * (1 - part)
             report["validation/deterministic/total_return_mean"] = of["basic"] + of["addon"] - 200 * (1 - part)
+            report["validation/objective"] = of["addon"] - 50.0 * of["kl"] - 300 * (1 - part)
         reports.append(report)
     return reports
 

@@ -37,6 +37,10 @@ def test_thinning_keeps_means_and_ends(tmp_path: Path) -> None:
     thin = thinned(found, 10)
     assert len(thin["steps"]) == 10
     assert thin["steps"][-1] == found.steps[-1]
+    trained_on = found.values["objective"]  # of the validations, which are every fifth report
+    assert np.isfinite(trained_on).sum() == 20
+    assert np.isfinite(thin["objective"]).all()
+    assert np.nanmax(trained_on) - np.nanmin(trained_on) > 200
     whole = found.values["kl_to_prior"][:-1]  # the last report of a made sweep has none
     assert np.isclose(np.mean(thin["kl_to_prior"]), np.mean(whole), rtol=0.02)
     assert thinned(found, 1000)["steps"] == list(found.steps)

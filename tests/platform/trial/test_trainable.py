@@ -95,6 +95,10 @@ def test_method_trains_reports_and_leaves_a_bundle(
         )
     with_prior = METHODS[method].uses_prior
     assert math.isfinite(last["eval/kl_to_prior"]) == with_prior
+    assert ("eval/objective" in last) == (method != "prior"), "the prior is trained on nothing"
+    if method in ("ppo", "greedy"):  # at alpha and alpha_hat 0 it is a return
+        name = {"ppo": "basic", "greedy": "addon"}[method]
+        assert last["eval/objective"] == pytest.approx(last[f"eval/sampled/{name}_return_mean"])
     if iterations:
         check_training_report(method, last, with_prior)
 

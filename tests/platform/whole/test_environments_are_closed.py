@@ -65,7 +65,7 @@ def test_every_environment_is_closed(local_ray: None, tmp_path: Path) -> None:
         ("tasks", "show", str(file)),
         ("tasks", "check", str(file)),
         ("evaluate", policy, "--task", str(file), "--episodes", "2"),
-        ("priors", "check", policy, "--task", str(file), "--episodes", "1"),
+        ("priors", "check", policy, "--task", str(file), "--episodes", "1", "--steps", "1000"),
     ):
         here(*command)
         still, closed = counted(marks)

@@ -184,7 +184,8 @@ function drawMap() {
 }
 
 // ---- what each weight does -------------------------------------------------------------------------
-const SHOWN = [["total_return", "total return"], ["addon_return", "add-on return"], ["basic_return", "basic return"], ["kl_to_prior", "KL to the prior, nats"]];
+const SHOWN = [["total_return", "total return"], ["addon_return", "add-on return"], ["basic_return", "basic return"], ["kl_to_prior", "KL to the prior, nats"],
+  ...(D.rows.some((row) => known(row.objective[0])) ? [["objective", "J: what each setting is trained on"]] : [])];
 function charts(id) {
   if (!$(id).children.length) SHOWN.forEach(([name]) => $(id).append(element("div", { class: "chart", id: `${id}-${name}` })));
 }

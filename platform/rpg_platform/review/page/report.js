@@ -43,7 +43,7 @@ for (const row of D.rows) {
 }
 const NOTHING = [null, null, 0, null, null];
 function figure(row, name) {
-  return name === "kl_to_prior" ? row.kl : row[state.mode][name] || NOTHING;
+  return name === "kl_to_prior" ? row.kl : name === "objective" ? row.objective : row[state.mode][name] || NOTHING;
 }
 const mean = (row, name) => figure(row, name)[0];
 const hasFigures = (row) => row.seeds.length > 0 && known(mean(row, "total_return"));
