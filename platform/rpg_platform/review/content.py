@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -100,6 +101,7 @@ def _about(found: Found, metric_name: str, run_ids: Mapping[str, str]) -> dict[s
     return {
         "name": spec.name,
         "folder": found.source.place,
+        "at": "" if spec.storage is None else f" --storage {shlex.quote(spec.storage)}",
         "description": spec.description,
         "task": task_label(spec.task),
         "prior": spec.prior,

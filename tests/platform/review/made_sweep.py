@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -51,8 +52,19 @@ def figures(trial: TrialSpec) -> dict[str, float]:
     return {"basic": basic, "addon": addon, "kl": 3.5 - 2 * w + noise.gauss(0, 0.1)}
 
 
+def points_of(trial: TrialSpec) -> list[dict[str, float]]:
+    """Three settings over each range that a trial's policy is told."""
+    ranges = [(name, (each.low, math.sqrt(each.low * each.high), each.high)) for name, each in trial.told.items()]
+    return [dict(zip(trial.told, point, strict=True)) for point in itertools.product(*(ends for _, ends in ranges))]
+
+
 def final_report(trial: TrialSpec, apart: bool = False) -> dict[str, Any]:
     """The report at a trial's end; ``apart``: with selection episodes, medians and single episodes, as trials make."""
+    if trial.told:
+        evaluated = [(at, final_report(trial.at(at), apart)) for at in points_of(trial)]
+        own = [{key: value for key, value in each.items() if key.startswith("eval")} for _, each in evaluated]
+        points = [{"weights": at, "report": each} for (at, _), each in zip(evaluated, own, strict=True)]
+        return {**evaluated[0][1], "points": points}
     of = figures(trial)
     report: dict[str, Any] = {"env_steps": float(trial.env_steps), "finished": True, "eval/kl_to_prior": of["kl"]}
     if trial.method != "prior":
@@ -78,7 +90,7 @@ def final_report(trial: TrialSpec, apart: bool = False) -> dict[str, Any]:
 
 def training_reports(trial: TrialSpec, count: int = 20) -> list[dict[str, Any]]:
     """Reports while training; in every third no episode ended."""
-    of, reports = figures(trial), []
+    of, reports = figures(trial.at(points_of(trial)[0]) if trial.told else trial), []
     for i in range(1, count + 1):
         part = i / count
         report = {

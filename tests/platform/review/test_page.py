@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import statistics
@@ -273,3 +274,29 @@ def test_figures_of_a_smaller_budget_say_so(browser: Browser, tmp_path: Path) ->
     assert found.page.locator("#star").inner_text().endswith(" @100k")
     assert found.complaints == []
     found.page.close()
+
+
+def test_the_slider_reads_off_between_the_settings_of_a_range(tmp_path: Path, browser: Browser) -> None:
+    told = {"omega_prime": {"conditioned": [0.05, 0.8]}, "alpha_hat": {"conditioned": [0.02, 0.1]}}
+    folder = made_sweep(tmp_path, name="range", weights=told, baselines=[])
+    found = found_in(folder)
+    write_report(found)
+    page = opened(browser, folder)
+    page.page.locator("#weight").evaluate("(e) => { e.value = 750; e.dispatchEvent(new Event('input')); }")
+    page.page.locator("#line").select_option("0.1")
+    weight = float(page.page.locator("#weight-value").inner_text())
+    assert weight == pytest.approx(0.05 * 16**0.75, rel=1e-2)
+    rows = {row.weights["omega_prime"]: row for row in found.rows if row.weights.get("alpha_hat") == 0.1}
+    below, above = (rows[each] for each in sorted(rows)[1:])
+    share = math.log(weight / 0.2) / math.log(4)
+    ends = [row.deterministic.total_return.mean for row in (below, above)]
+    says = page.page.locator("#weight-says").inner_text()
+    said = re.search(r"Total ≈ ([\d,−]+)", says)
+    assert said is not None
+    assert number(said[1]) == pytest.approx(ends[0] + share * (ends[1] - ends[0]), abs=1)
+    command = page.page.locator("#weight-command pre").inner_text()
+    assert f"rpg export range --out policy --weights omega_prime={weight:g},alpha_hat=0.1 --storage" in command
+    assert "9 of 9 trials" not in page.page.inner_text("body")
+    assert f"{len(found.trained)} of {len(found.trained)} trials finished" in page.page.inner_text("body")
+    assert page.complaints == []
+    look(page.page, "range")

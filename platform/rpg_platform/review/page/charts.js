@@ -212,9 +212,57 @@ function drawResponses() {
       tickvals: ticksOf(MAIN), ticktext: ticksOf(MAIN).map(String) };
     if (known(prior)) made.shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: prior, y1: prior, line: { dash: "dash", width: 1.5, color: colour("--prior") } }];
     if (known(prior)) made.annotations = [{ xref: "paper", x: 1, y: prior, text: "prior", showarrow: false, xanchor: "right", yanchor: "bottom", font: { size: 11, color: colour("--prior") } }];
+    if (known(state.weight)) {
+      made.shapes = [...(made.shapes || []), { type: "line", yref: "paper", y0: 0, y1: 1, x0: state.weight, x1: state.weight, line: { dash: "dot", width: 1.5, color: colour("--accent") } }];
+    }
     if (SECOND && name === "total_return") Object.assign(made, { showlegend: true, legend: { font: { size: 11 }, bgcolor: "rgba(0,0,0,0)", x: 0.02, y: 0.02, yanchor: "bottom" } });
     draw(`responses-${name}`, traces, made, `${title} against ${MAIN.symbol}${SECOND ? `, a line for each ${SECOND.symbol}` : ""}.`);
   }
+}
+// Between the settings at which a policy that is told its weights was evaluated: it has every weight of the range.
+function toldRows() {
+  const rows = D.rows.filter((row) => row.told && hasFigures(row) && ofMain(row));
+  const line = SECOND ? rows.filter((row) => row.weights[SECOND.name] === state.line) : rows;
+  return line.sort((a, b) => a.weights[MAIN.name] - b.weights[MAIN.name]);
+}
+function between(rows, weight, name) {
+  const i = Math.min(rows.length - 2, Math.max(0, rows.findLastIndex((row) => row.weights[MAIN.name] <= weight)));
+  const at = (row) => share(MAIN, row.weights[MAIN.name]), [a, b] = [rows[i], rows[i + 1]];
+  const t = (share(MAIN, weight) - at(a)) / (at(b) - at(a));
+  return mean(a, name) + t * (mean(b, name) - mean(a, name));
+}
+function drawBetween() {
+  const told = MAIN ? D.rows.filter((row) => row.told && hasFigures(row) && ofMain(row)) : [];
+  if (told.length < 2) return;
+  const lines = SECOND ? [...new Set(told.map((row) => row.weights[SECOND.name]))].filter(known).sort((a, b) => a - b) : [];
+  state.line = lines[0];
+  const [low, high] = [Math.min(...told.map((r) => r.weights[MAIN.name])), Math.max(...told.map((r) => r.weights[MAIN.name]))];
+  const weightAt = (t) => Number((MAIN.is_log ? low * (high / low) ** t : low + t * (high - low)).toPrecision(3));
+  const slider = element("input", { type: "range", id: "weight", min: 0, max: 1000, value: 500 });
+  const said = element("p", { id: "weight-says" }), box = element("div", { id: "weight-command" });
+  const moved = () => {
+    state.weight = Math.min(high, Math.max(low, weightAt(slider.value / 1000)));
+    const rows = toldRows(), read = (name) => text(between(rows, state.weight, name));
+    const share = PRIOR && mean(PRIOR, "basic_return") > 0 ? ` (${percent(between(rows, state.weight, "basic_return") / mean(PRIOR, "basic_return"))} of the prior’s)` : "";
+    $("weight-value").textContent = String(state.weight);
+    said.textContent = `Total ≈ ${read("total_return")}, add-on ≈ ${read("addon_return")}, basic ≈ ${read("basic_return")}${share}, KL ≈ ${read("kl_to_prior")} nats: ` +
+      "read off between the settings that were evaluated. rpg weights finds the weight that a rule asks for.";
+    const weights = rows[0].told.split(",").map((each) => (each.startsWith(`${MAIN.name}=`) ? `${MAIN.name}=${state.weight}` : each)).join(",");
+    box.hidden = !D.commands.export.includes("{weights}"); // read from MLflow, which has the policy of the whole range
+    box.replaceChildren(command(`${D.commands.export.replace("{path}", A.name).replace("{weights}", ` --weights ${weights}`)}${A.at}`));
+    drawResponses(); drawWaiting();
+  };
+  slider.addEventListener("input", moved);
+  const row = element("label", {}, `The same policy at ${MAIN.symbol}`, slider, element("output", { id: "weight-value", for: "weight" }));
+  $("between").hidden = false;
+  $("between").append(row);
+  if (lines.length > 1) {
+    const pick = element("select", { id: "line", on: { change: () => { state.line = Number(pick.value); moved(); } } },
+      ...lines.map((value) => element("option", { value }, String(value))));
+    $("between").append(element("label", {}, `at ${SECOND.symbol}`, pick));
+  }
+  $("between").append(said, box);
+  state.moved = moved;
 }
 function drawImportance() {
   const names = Object.keys(D.importance);
@@ -383,4 +431,6 @@ function drawCharts() {
 }
 for (const of of Object.values(D.curves.settings)) for (const curve of of) curve.steps = D.curves.steps[curve.steps];
 drawImportance();
+drawBetween();
 start();
+if (state.moved) state.moved();
