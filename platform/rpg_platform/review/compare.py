@@ -93,7 +93,7 @@ def compared(first: str, second: str, storage: str) -> Comparison:
     mode: Mode = a.found.spec.objective.mode
     episodes = min(each.found.spec.evaluation.episodes for each in (a, b))
     differences = []
-    for measure in MEASURES:
+    for measure in (each for each in MEASURES if each.bounds):  # J is of another reward in each setting
         x, y = (each.row.figure(measure.name, mode) for each in (a, b))
         if math.isfinite(x.mean) or math.isfinite(y.mean):
             differences.append(Difference(measure.name, x.mean, y.mean, difference(x, y, episodes)))

@@ -136,6 +136,10 @@ def test_metrics_and_the_copy_that_is_kept() -> None:
     assert metrics["validation/deterministic/total_return_mean"] == figure(network, "total_return")
     assert metrics["validation/best_env_steps"] == 100
     assert not any("sampled" in name or "kl" in name for name in metrics)  # nothing asks for it
+    assert "validation/objective" not in metrics
+    reward = {"alpha": [[0, 0.0], [200, 1.0]], "basic_weight": 0.0, "addon_weight": 0.0}  # 0.5 at step 100
+    half, whole = (validation().consider(network, step, reward)["validation/objective"] for step in (100, 1000))
+    assert whole == pytest.approx(2 * half) != 0.0
     constrained = validation({"constraints": {"kl_to_prior": {"max": 1}}}).consider(network, 100)
     assert constrained["validation/kl_to_prior"] == figure(network, "kl_to_prior", "sampled")
     with torch.no_grad():

@@ -13,8 +13,11 @@ from mlflow import MlflowClient
 from tests.platform.commands import rpg
 
 from rpg_algorithms.policies.bundle import load_bundle
+from rpg_platform.bundles import SHIPPED
+from rpg_platform.evaluation.play import evaluate_both
 from rpg_platform.results.report import FINAL, mean_key
 from rpg_platform.review.found import found_at, found_in
+from rpg_platform.spec.task import get_task
 from rpg_platform.spec.yaml_file import load_spec
 from rpg_platform.storage.sweep_folder import SweepFolder
 
@@ -57,6 +60,13 @@ def test_each_setting_is_a_row_with_the_figures_that_its_policy_has(storage: Pat
     asked = ("range", "--weights", words(CORNER), "--storage", str(storage))
     done = rpg("evaluate", *asked, "--task", "halfcheetah-foot-angle", "--episodes", "2", "--json")
     assert json.loads(done.stdout)[TOTAL] == pytest.approx(row.deterministic.total_return.mean, rel=1e-12)
+    [training] = [each for each in (storage / "range").glob("rpg-*") if each.is_dir()]
+    whole, prior = load_bundle(max(training.glob("checkpoint_*")) / "bundle"), load_bundle(SHIPPED["halfcheetah-spg"])
+    task, weights = get_task("halfcheetah-foot-angle"), {**CORNER, "addon_weight": 1.0}
+    played = evaluate_both(whole.build().folded(CORNER), task, 2, 10_000, prior.build(), weights=weights)
+    objective = played["sampled"].objective.mean()
+    assert row.figure("objective").mean == pytest.approx(objective, rel=1e-5), "each setting's J is of its own reward"
+    assert len({round(each.figure("objective").mean, 3) for each in told}) == 4
 
 
 def test_mlflow_has_the_settings_below_their_training_and_tells_the_same(storage: Path) -> None:
