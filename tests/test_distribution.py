@@ -131,7 +131,9 @@ def test_the_sweeps_of_the_wheel_can_be_planned_outside_a_checkout(wheel: Path, 
     assert f"{work / 'priors' / 'hopper-spg'}" in rpg("plan", "hopper", "--no-calibrate", code=2)
     assert f"{work / 'priors' / 'ant-spg'}" in rpg("plan", "paper/ant_customise", "--no-calibrate", code=2)
     assert rpg("plan", "priors/hopper", "--no-calibrate")
-    assert "quickstar: neither a file nor a shipped sweep; did you mean 'quickstart'?" in rpg("plan", "quickstar", code=2)
+    assert "quickstar: neither a file nor a shipped sweep; did you mean 'quickstart'?" in rpg(
+        "plan", "quickstar", code=2
+    )
     # A file of the user's goes before a shipped sweep of its name.
     (work / "quickstart").write_text("task: nothing")
     assert "quickstart:1:7: task" in rpg("plan", "quickstart", code=2)
@@ -194,8 +196,10 @@ def test_the_lock_holds_what_is_declared(lock: str, pyproject: dict[str, Any]) -
 
 
 def test_what_is_tested_is_what_is_shipped() -> None:
-    dev, runtime = read_lock("dev.lock"), read_lock("runtime.lock")
+    dev, runtime, server = (read_lock(f"{name}.lock") for name in ("dev", "runtime", "mlflow"))
     assert {name: dev.get(name) for name in runtime} == runtime
+    assert {name: dev.get(name, version) for name, version in server.items()} == server
+    assert {"psycopg2-binary", "flask-wtf", "boto3"} <= set(server)
     assert runtime["torch"] == Version("2.13.0")
 
 
