@@ -26,6 +26,13 @@ def node_ports() -> dict[str, str]:
     return dict(re.findall(r"--([a-z-]*port)=(\d+)", (DEPLOY / "rpg-node").read_text()))
 
 
+def page_ports() -> set[int]:
+    """Every port in the table of deploy/README.md."""
+    rows = re.findall(r"^\| ([\d, to]+) \|", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    spans = [span.split(" to ") for row in rows for span in row.split(", ")]
+    return {port for span in spans for port in range(int(span[0]), int(span[-1]) + 1)}
+
+
 def kustomize(folder: Path) -> list[Manifest]:
     """What `kubectl kustomize` makes of a folder: of its features those that deploy/ uses; any other is an error."""
     file = yaml.safe_load((folder / "kustomization.yaml").read_text())

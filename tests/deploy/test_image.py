@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from tests.deploy.manifests import DEPLOY, ROOT, node_ports
+from tests.deploy.manifests import DEPLOY, ROOT, node_ports, page_ports
 
 TOOLS = Path(sys.executable).parent
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
@@ -145,7 +145,10 @@ def test_a_node_has_fixed_ports_and_a_token(tmp_path: Path) -> None:
     assert {each for each in worker if "port" in each} == {
         each for each in ports if not each.startswith(("--port=", "--dashboard-port=", "--ray-client"))
     }
-    assert len(set(node_ports().values())) == len(node_ports())
+    known = {name: int(port) for name, port in node_ports().items()}
+    workers = set(range(known.pop("min-worker-port"), known.pop("max-worker-port") + 1))
+    assert len(set(known.values())) == len(known)
+    assert page_ports() == workers | set(known.values()) | {5000, 44217, 44227}  # MLflow's, and Ray's own constants
 
 
 @pytest.mark.parametrize(
