@@ -51,7 +51,7 @@ def job(tmp_path: Path) -> Shell:
     shell = Shell(tmp_path)
     shell.fake("scontrol", 'if [ "$1" = show ]; then printf "one\\ntwo\\n"; fi')
     shell.fake("getent", 'printf "127.0.1.1 STREAM\\n10.0.0.7 STREAM $2\\n"')
-    shell.fake("ray")
+    shell.fake("python")
     shell.fake("srun", f"stat -c '%a %s' $RAY_AUTH_TOKEN_PATH >> {tmp_path}/token; exec sleep 1000")
     # Ends when it is told to, having something left to do, or by itself with the code in the file `code`.
     shell.fake(
@@ -86,9 +86,9 @@ def test_head_on_the_first_node_and_workers_on_the_others(job: Shell, tmp_path: 
     finish(running, 0)
     head, worker = sorted(job.asked("srun"), key=lambda each: each[2])
     assert head[:3] == ["--nodes=1", "--ntasks=1", "--nodelist=one"]
-    assert head[3:] == ["rpg-node", "head", "--node-ip-address=10.0.0.7", "--num-cpus=3"]
+    assert head[-4:] == ["node", "head", "--node-ip-address=10.0.0.7", "--num-cpus=3"]
     assert worker[:3] == ["--nodes=1", "--ntasks=1", "--nodelist=two"]
-    assert worker[-3:] == ["worker", "10.0.0.7", "--num-cpus=3"]
+    assert worker[-4:] == ["node", "worker", "10.0.0.7", "--num-cpus=3"]
     (sweep,) = job.asked("rpg")
     assert sweep == ["sweep", "level.yaml", "--resume-or-start", "--address", "10.0.0.7:6379", "--name", "level"]
     assert job.asked("scontrol") == [["show", "hostnames", "[one-two]"]]
@@ -162,7 +162,7 @@ class Slurm:
             clean
             | machines.mark
             | {
-                "PYTHONPATH": os.environ.get("RPG_TEST_PYTHONPATH", path),
+                "PYTHONPATH": path,
                 "PYTHONUNBUFFERED": "1",
                 "PATH": f"{fakes}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 "HOME": str(folder),
@@ -187,7 +187,7 @@ class Slurm:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(4 * LIMIT_S)
+@pytest.mark.timeout(6 * LIMIT_S)
 def test_a_sweep_whose_time_is_up_goes_on_when_it_is_queued_again() -> None:
     folder = Path(tempfile.mkdtemp(prefix="rpg", dir="/tmp"))  # short: Ray's sockets lie in it
     try:
@@ -197,13 +197,10 @@ def test_a_sweep_whose_time_is_up_goes_on_when_it_is_queued_again() -> None:
             job = slurm.sbatch()
 
             def saved() -> bool:
-                nonlocal job
-                if job.poll() is not None:
-                    assert "timed out during startup" in slurm.log(), slurm.log()  # Ray's 30 s, on a busy machine
-                    job = slurm.sbatch()
+                assert job.poll() is None, slurm.log()
                 return len({path.parts[-3] for path in results.glob("rpg-*/checkpoint_*/trial.json")}) == 2
 
-            wait_for(saved, "both hosts have a CPU, so both trials run", LIMIT_S)
+            wait_for(saved, "both hosts have a CPU, so both trials run", 2 * LIMIT_S)
             token = next((folder / ".rpg").glob("*/token"))
             assert token.stat().st_mode & 0o077 == 0
             assert token.read_text() not in slurm.log()
@@ -211,11 +208,8 @@ def test_a_sweep_whose_time_is_up_goes_on_when_it_is_queued_again() -> None:
             assert job.wait(LIMIT_S) == 1, slurm.log()
             assert (folder / "requeued").read_text() == "7\n"
             assert not list((folder / ".rpg").iterdir())
-            for _ in range(3):
-                job = slurm.sbatch()
-                if job.wait(LIMIT_S) == 0 or "timed out during startup" not in slurm.log():
-                    break
-            assert job.returncode == 0, slurm.log()
+            job = slurm.sbatch()
+            assert job.wait(2 * LIMIT_S) == 0, slurm.log()
             assert "go on from a checkpoint" in slurm.log()
             assert '"finished"' in (results / "status.json").read_text()
     finally:
