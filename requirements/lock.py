@@ -1,4 +1,4 @@
-"""Write requirements/dev.lock, runtime.lock and bench.lock: the newest versions that pyproject.toml allows.
+"""Write dev.lock, runtime.lock, mlflow.lock and bench.lock: the newest versions that pyproject.toml allows.
 
 Run by `make lock`. pip resolves in a fresh, empty environment without installing anything; what it chose is
 written as `name==version`, without build tags, hosts or paths, so that a lock means the same on every machine
@@ -104,6 +104,11 @@ def main() -> None:
             runtime_lock,
             "What the package needs to run: the image and Ray jobs.",
             resolve(python, runtime, [CONSTRAINTS, dev_lock]),
+        )
+        write_lock(
+            HERE / "mlflow.lock",
+            "What the tracking server of deploy/ needs: an image of its own.",
+            resolve(python, pyproject["project"]["optional-dependencies"]["server"], [CONSTRAINTS, dev_lock]),
         )
 
 

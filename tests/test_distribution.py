@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
+import os
 import re
 import subprocess
 import sys
@@ -41,12 +43,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def package_files() -> set[str]:
-    """Return every file of the two packages, as named in a wheel."""
+    """Return every file of the two packages, as named in a wheel; the shipped sweeps lie behind a link."""
     return {
-        str(path.relative_to(package.parent))
+        str((Path(folder) / name).relative_to(package.parent))
         for package in PACKAGES
-        for path in package.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        for folder, _, names in os.walk(package, followlinks=True)
+        for name in names
+        if "__pycache__" not in folder
     }
 
 
@@ -102,6 +105,38 @@ def test_the_wheel_has_the_shipped_priors(wheel: Path) -> None:
     names = {info.filename for info in shipped}
     assert any(name.endswith(".safetensors") for name in names), names
     assert any(name.endswith(".json") for name in names), names
+
+
+def test_the_sweeps_of_the_wheel_can_be_planned_outside_a_checkout(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    named = {str(file.relative_to(ROOT / "tune_configs")) for file in (ROOT / "tune_configs").rglob("*.yaml")}
+    shipped = site / "rpg_platform" / "shipped_sweeps"
+    assert {str(file.relative_to(shipped)) for file in shipped.rglob("*.yaml")} == named
+
+    def rpg(*arguments: str, code: int = 0) -> str:
+        # -P and no other path of ours: an editable install would bring the checkout's packages
+        command = [sys.executable, "-P", "-m", "rpg_platform.cli", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(site), "COLUMNS": "200", "HOME": str(work)}
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout if code == 0 else " ".join(done.stderr.split())
+
+    plan = json.loads(rpg("plan", "quickstart", "--no-calibrate", "--json"))
+    assert plan["sweep"] == "quickstart"
+    assert plan["trials"] == 7  # six settings and the prior
+    # A prior that is not shipped is looked for, and trained, beside the working directory and never in the package.
+    assert f"{work / 'priors' / 'hopper-spg'}" in rpg("plan", "hopper", "--no-calibrate", code=2)
+    assert f"{work / 'priors' / 'ant-spg'}" in rpg("plan", "paper/ant_customise", "--no-calibrate", code=2)
+    assert rpg("plan", "priors/hopper", "--no-calibrate")
+    assert "quickstar: neither a file nor a shipped sweep; did you mean 'quickstart'?" in rpg(
+        "plan", "quickstar", code=2
+    )
+    # A file of the user's goes before a shipped sweep of its name.
+    (work / "quickstart").write_text("task: nothing")
+    assert "quickstart:1:7: task" in rpg("plan", "quickstart", code=2)
 
 
 def test_the_wheel_says_what_it_is(wheel: Path, pyproject: dict[str, Any]) -> None:
@@ -161,8 +196,10 @@ def test_the_lock_holds_what_is_declared(lock: str, pyproject: dict[str, Any]) -
 
 
 def test_what_is_tested_is_what_is_shipped() -> None:
-    dev, runtime = read_lock("dev.lock"), read_lock("runtime.lock")
+    dev, runtime, server = (read_lock(f"{name}.lock") for name in ("dev", "runtime", "mlflow"))
     assert {name: dev.get(name) for name in runtime} == runtime
+    assert {name: dev.get(name, version) for name, version in server.items()} == server
+    assert {"psycopg2-binary", "flask-wtf", "boto3"} <= set(server)
     assert runtime["torch"] == Version("2.13.0")
 
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 FAILED, REFUSED = 1, 2
 
-SpecFile = Annotated[Path, typer.Argument(help="A sweep specification, see tune_configs/.", metavar="FILE")]
+SpecFile = Annotated[
+    Path, typer.Argument(help="A sweep specification, or a shipped one's name, such as quickstart.", metavar="FILE")
+]
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster that this machine is a node of: auto or HOST:PORT; default: its own."),

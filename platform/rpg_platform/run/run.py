@@ -28,6 +28,7 @@ from rpg_platform.review.found import found_in
 from rpg_platform.review.page import REPORT_FILE
 from rpg_platform.review.report import LiveReport, write_report
 from rpg_platform.review.videos import VIDEOS_FILE, sweep_videos
+from rpg_platform.run.gauges import Gauges
 from rpg_platform.run.progress import Progress
 from rpg_platform.run.status import StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
@@ -151,7 +152,8 @@ def _run(
     results: list[TrialResult] = [(trial, reports.get(trial.trial_id), None) for trial in trials]
     interrupted = True
     todo = [trial for trial in trials if trial.trial_id not in finished]
-    status = StatusWriter(folder, lambda: progress.snapshot().as_json())
+    gauges = Gauges(spec.name)
+    status = StatusWriter(folder, lambda: gauges.show(progress.snapshot().as_json()))
     live = LiveReport(folder, lambda: progress.snapshot().over, lambda: tracker.run_ids)
     try:
         status.start()

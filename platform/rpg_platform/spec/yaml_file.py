@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from rpg_platform.bundles import SHIPPED
 from rpg_platform.spec.checks import check, is_path, with_discount_of_prior
 from rpg_platform.spec.errors import Problem, SpecError, explain
+from rpg_platform.spec.shipped import sweep_file
 from rpg_platform.spec.sweep import SECTION_KEYS, SweepSpec
 from rpg_platform.spec.task import TaskFile, TaskSpec, get_task
 from rpg_platform.spec.yaml_document import MAX_BYTES, Document, read_document
@@ -36,8 +37,8 @@ def load_spec(path: str | os.PathLike[str], *, check_files: bool = True) -> Swee
     """Read a sweep's specification from a YAML file.
 
     Args:
-        path: The file. A relative path inside it (the prior's, the storage's) is relative to its folder, of a pipe to
-            the working directory.
+        path: The file, or the name of a shipped sweep (`sweep_file`). A relative path inside it (the prior's, the
+            storage's) is relative to its folder, of a pipe to the working directory.
         check_files: Require that the prior exists and fits. Without it a specification can be checked before
             its prior has been trained, or on another machine.
 
@@ -48,8 +49,9 @@ def load_spec(path: str | os.PathLike[str], *, check_files: bool = True) -> Swee
         SpecError: If anything is wrong with the file or with what it says; lists every fault with line and
         column.
     """
-    file = pathlib.Path(path)
-    text, folder = text_of(file), "." if file in _pipes else file.parent
+    text = text_of(pathlib.Path(path))
+    file, beside = sweep_file(path)
+    folder = "." if file in _pipes else beside
     return parse_spec(text, source=str(file), folder=folder, name=file.stem, check_files=check_files)
 
 
@@ -59,6 +61,10 @@ def text_of(file: pathlib.Path) -> bytes:
     Raises:
         SpecError: it can't be read.
     """
+    try:
+        file, _ = sweep_file(file)
+    except ValueError as error:
+        raise SpecError([str(error)]) from error
     if file in _pipes:
         return _pipes[file]
     try:
