@@ -109,8 +109,8 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
         if sweep.is_resumed:
             sweep.folder.go_on_with(sweep.spec, sweep.source)  # all that may refuse it has been asked
         else:
+            held.enter_context(sweep.folder.lock())  # first: of two that start at once one writes
             sweep.folder.create(sweep.spec, sweep.source, sweep.prior)
-            held.enter_context(sweep.folder.lock())
         kept = keep_plan(sweep.folder, plan.as_json())
         return _run(sweep, states, plan, {PLANS_FILE: kept}, console)
 

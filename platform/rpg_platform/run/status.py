@@ -131,6 +131,19 @@ def status_of(folder: SweepFolder, storage_option: str | None = None, now: float
     return SweepStatus(folder.name, folder.uri, state, words, content, command)
 
 
+def is_done(folder: SweepFolder) -> bool:
+    """Whether nothing is left to do of a sweep: its driver said so, every trial is over, and MLflow has all of it.
+
+    Raises:
+        SweepFolderError: as ``status_of``.
+    """
+    found = status_of(folder)
+    tracker = found.content.get("tracker") or {}
+    if found.state != "finished" or tracker.get("spooled") or tracker.get("rejected"):
+        return False
+    return _from_checkpoints(folder, folder.spec(), False)[0] == "finished"  # it may have been extended since
+
+
 def _read(folder: SweepFolder) -> dict[str, Any] | None:
     text = folder.read_text(STATUS_FILE)
     if text is None:
