@@ -16,6 +16,7 @@ from rich.console import Console
 from rpg_platform.cli import output, review
 from rpg_platform.cli.common import (
     FAILED,
+    UNSENT,
     Address,
     AsJson,
     Name,
@@ -191,7 +192,7 @@ def _check_out(out: Path) -> None:
 
 
 def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
-    """Runs a sweep and prints its outcome; exits with 1 when a trial has no result or MLflow has not got all of it."""
+    """Runs a sweep and prints its outcome; exits 1: trials have no result, 3: records are unsent."""
     from rpg_platform.planning.cluster import quiet, start_ray_while_importing
 
     console = stdout_console()
@@ -224,8 +225,10 @@ def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
             tell(f"Dashboard   {dashboard}")
     if outcome.failed:
         _explain(outcome)
-    if outcome.failed or outcome.unsent:  # what is unsent the tracker has explained
-        raise typer.Exit(FAILED)
+    if outcome.unsent:
+        _explain_unsent(outcome)
+    if outcome.failed or outcome.unsent:
+        raise typer.Exit(FAILED if outcome.failed else UNSENT)
     return outcome.checkpoints
 
 
@@ -265,3 +268,11 @@ def _explain(outcome: SweepOutcome) -> None:
     spec = outcome.sweep.spec
     where = "" if spec.storage is None else f" --storage {shlex.quote(outcome.sweep.storage)}"
     console.print(f"Run only these: rpg resume {spec.name}{where}", markup=False)
+
+
+def _explain_unsent(outcome: SweepOutcome) -> None:
+    """Says last what MLflow has not got, and why."""
+    folder, uri = outcome.sweep.folder.uri, outcome.sweep.tracking_uri
+    why = "" if outcome.unsent_because is None else f" ({outcome.unsent_because})"
+    said = f"{outcome.unsent} records are not in MLflow at {uri}{why}; to send them: rpg track {shlex.quote(folder)}"
+    Console(stderr=True, soft_wrap=True, highlight=False).print(said, style="red", markup=False)

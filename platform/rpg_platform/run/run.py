@@ -62,6 +62,7 @@ class SweepOutcome:
         checkpoints: trial id → folder of its last checkpoint (a local path or a URI).
         interrupted: it was stopped (Ctrl-C, SIGTERM) before every trial had ended.
         unsent: records that are not in MLflow: they wait on the disk, or MLflow did not take them.
+        unsent_because: why, in a line; None where nobody knows.
     """
 
     sweep: Sweep
@@ -70,6 +71,7 @@ class SweepOutcome:
     checkpoints: dict[str, str]
     interrupted: bool = False
     unsent: int = 0
+    unsent_because: str | None = None
 
     @property
     def failed(self) -> int:
@@ -172,7 +174,9 @@ def _run(
         live.stop()
         review = functools.partial(_review, folder, tracker, tell)
         status.stop(tracker.finish(results, interrupted=interrupted, tell=tell, files=review))
-    return SweepOutcome(sweep, results, tracker.parent_url, checkpoints, interrupted, tracker.unsent)
+    return SweepOutcome(
+        sweep, results, tracker.parent_url, checkpoints, interrupted, tracker.unsent, tracker.last_failure
+    )
 
 
 def _review(

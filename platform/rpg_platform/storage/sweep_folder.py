@@ -20,11 +20,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import posixpath
 import re
 import shutil
-import socket
 import tempfile
 import time
 from collections import defaultdict
@@ -39,7 +37,7 @@ from pyarrow import fs as filesystems
 
 from rpg_platform.results.report import STOPPED_BY
 from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.storage.heartbeat import STATUS_FILE, alive
+from rpg_platform.storage.heartbeat import STATUS_FILE, alive, in_words, this_process
 from rpg_platform.storage.location import LocationError, file_system, storage_path
 from rpg_platform.storage.trial_state import STATE_FILE, TrialState
 from rpg_platform.wording import suggestion
@@ -430,7 +428,7 @@ class SweepFolder:
                 f"{self.uri} is being run by {file.read().strip() or 'another driver'}; end that one first"
             ) from error
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(in_words(this_process()))
         file.flush()
 
     # --- files
