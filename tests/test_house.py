@@ -28,6 +28,7 @@ FLOORS = (
     ("tracking", "trial", "search"),
     ("priors", "planning", "review"),
     ("run", "export"),
+    ("jobs",),
     ("cli",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -1,7 +1,6 @@
 """What the commands of ``rpg`` share: options, exit codes, consoles, and turning errors about input into messages.
 
-Exit codes: 0 all went well; 1 a sweep has trials without a result, or records that MLflow has not got; 2 the input was
-refused.
+``MEANINGS`` has the exit codes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,15 @@ from rpg_platform.spec.logins import without_login
 if TYPE_CHECKING:
     from rpg_platform.storage.sweep_folder import SweepFolder
 
-FAILED, REFUSED = 1, 2
+FAILED, REFUSED, UNSENT, INTERRUPTED = 1, 2, 3, 130
+MEANINGS: Mapping[int | None, str] = {
+    0: "all went well",
+    FAILED: "some trials have no result",
+    REFUSED: "the input was refused, and nothing was started",
+    UNSENT: "every trial has its result, but MLflow has not got all of it: the same command again sends the rest",
+    INTERRUPTED: "Ctrl-C ended the following of a job, which goes on",
+}
+"""What the exit code of a command means; deploy/README.md has the same table."""
 
 SpecFile = Annotated[
     Path, typer.Argument(help="A sweep specification, or a shipped one's name, such as quickstart.", metavar="FILE")

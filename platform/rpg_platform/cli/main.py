@@ -1,6 +1,6 @@
 """The command line ``rpg``: every command calls one function of the package, and imports it when it is called.
 
-Exit codes: 0 all went well; 1 a sweep has trials without a result; 2 the input was refused.
+``common.MEANINGS`` has the exit codes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rpg_platform.cli import (
     clone,
     evaluate,
     export,
+    jobs,
     output,
     plan,
     priors,
@@ -48,6 +49,7 @@ sweep.add_to(app)
 export.add_to(app)
 clone.add_to(app)
 review.add_to(app)
+jobs.add_to(app)
 app.command()(track.track)
 app.command()(plan.plan)
 app.command()(status.status)

@@ -23,6 +23,10 @@ _WATCH_S, _LINE_S = 2.0, 60.0
 def status(
     name: Annotated[str | None, typer.Argument(help="A sweep's name; none: all of them.", metavar="NAME")] = None,
     storage: Annotated[str | None, typer.Option(help="Where the sweep's results are; default: ~/rpg_results.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ask NAME's cluster, http://HEAD:8265, instead of a storage; see rpg submit."),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow NAME until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -33,6 +37,13 @@ def status(
     from rpg_platform.storage.sweep_folder import SweepFolder
 
     with refusals():
+        if address is not None:
+            if name is None or watch:
+                raise ValueError(
+                    "--address takes one sweep, without --watch: rpg status NAME --address http://HEAD:8265"
+                )
+            _show([_status_there(name, address, storage)], name, as_json)
+            return
         where = storage_path(storage)
         if watch:
             if name is None or as_json:
@@ -41,15 +52,27 @@ def status(
             return
         names = sweeps_in(where) if name is None else [name]
         found = [status_of(SweepFolder(where, each), storage) for each in names]
+    if found or as_json:
+        _show(found, name, as_json)
+    else:
+        stdout_console().print(f"No sweep in {where}", soft_wrap=True, highlight=False)
+
+
+def _status_there(name: str, address: str, storage: str | None) -> SweepStatus:
+    from rpg_platform.jobs.client import connect
+    from rpg_platform.jobs.status import status_at
+
+    return status_at(connect(address), name, storage)
+
+
+def _show(found: list[SweepStatus], name: str | None, as_json: bool) -> None:
     if as_json:
         documents = [each.as_json() for each in found]
         output.data(json.dumps(documents if name is None else documents[0], indent=2))
     elif name is not None:
         _print(found[0], stdout_console())
-    elif found:
-        _print_all(found, stdout_console())
     else:
-        stdout_console().print(f"No sweep in {where}", soft_wrap=True, highlight=False)
+        _print_all(found, stdout_console())
 
 
 def _watch(look: Callable[[], SweepStatus]) -> None:
@@ -96,6 +119,8 @@ def _lines(found: SweepStatus) -> list[str]:
         lines.append(("Pace", pace if left is None else f"{pace}, about {duration(left)} left"))
     if found.state == "running" and content.get("waiting"):
         lines.append(("Waiting", content["waiting"]))
+    if content.get("job"):
+        lines.append(("Ray job", content["job"]))
     if content.get("best"):
         lines.append(("Best", content["best"]["text"]))
     if content.get("tracker"):

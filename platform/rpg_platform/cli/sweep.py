@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from rpg_platform.cli import output
+from rpg_platform.cli import output, review
 from rpg_platform.cli.common import (
     FAILED,
+    UNSENT,
     Address,
     AsJson,
     Name,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rpg_platform.run.run import SweepOutcome
     from rpg_platform.spec.sweep import SweepSpec
     from rpg_platform.storage.sweep import Sweep
+    from rpg_platform.storage.sweep_folder import SweepFolder
 
 
 def add_to(app: typer.Typer) -> None:
@@ -61,13 +63,18 @@ def sweep(
     name: Name = None,
     storage: Storage = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep of this name from its storage.")] = False,
+    resume_or_start: Annotated[
+        bool, typer.Option("--resume-or-start", help="Continue it if it was begun, else start it: safe to repeat.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Runs a sweep of customization weights and prints weights against returns and KL, best first."""
     with refusals():
+        if resume and resume_or_start:
+            raise ValueError("--resume and --resume-or-start: expected one of them")
         spec = load_for(file, name, storage)
-        if resume:
-            _continue(spec, address, as_json)
+        if resume or (resume_or_start and _folder_of(spec).is_sweep()):
+            _continue(spec, address, as_json, unless_done=resume_or_start)
         else:
             _run(_resolved(spec, file), address, as_json)
 
@@ -79,6 +86,13 @@ def resume(name: SweepName, storage: Where = None, address: Address = None, as_j
 
     with refusals():
         _continue(SweepFolder(storage_path(storage), name).spec(), address, as_json)
+
+
+def _folder_of(spec: SweepSpec) -> SweepFolder:
+    from rpg_platform.storage.location import storage_path
+    from rpg_platform.storage.sweep_folder import SweepFolder
+
+    return SweepFolder(storage_path(spec.storage), spec.name)
 
 
 def extend(
@@ -94,29 +108,34 @@ def extend(
     from rpg_platform.spec.extension import extended, what_schedules_do
     from rpg_platform.spec.yaml_file import text_of
     from rpg_platform.storage.location import storage_path
-    from rpg_platform.storage.sweep import Sweep
+    from rpg_platform.storage.sweep import Sweep, as_found_here
     from rpg_platform.storage.sweep_folder import SweepFolder
 
     with refusals():
         folder = SweepFolder(storage_path(storage), name)
         wanted = None if file is None else load_for(file, name, folder.storage)
         stored = folder.spec()
-        spec = extended(stored, wanted, env_steps=env_steps, seeds=seeds)
+        before = stored if wanted is None else as_found_here(folder, wanted)
+        spec = extended(before, wanted, env_steps=env_steps, seeds=seeds)
         for line in what_schedules_do(stored, spec):
             Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
         source = folder.source() if file is None else text_of(file).decode()
         _run(Sweep.resolve(spec, source=source, resume=True), address, as_json)
 
 
-def _continue(spec: SweepSpec, address: str | None, as_json: bool) -> None:
-    """Resumes the sweep that ``spec`` describes, if it is the one in its folder."""
+def _continue(spec: SweepSpec, address: str | None, as_json: bool, *, unless_done: bool = False) -> None:
+    """Resumes the sweep that ``spec`` describes, if it is the one in its folder; one that is done is shown again."""
+    from rpg_platform.run.status import is_done
     from rpg_platform.spec.extension import check_same
-    from rpg_platform.storage.location import storage_path
-    from rpg_platform.storage.sweep import Sweep
-    from rpg_platform.storage.sweep_folder import SweepFolder
+    from rpg_platform.storage.sweep import Sweep, as_found_here
 
-    folder = SweepFolder(storage_path(spec.storage), spec.name)
-    check_same(folder.spec(), spec)
+    folder = _folder_of(spec)
+    check_same(as_found_here(folder, spec), spec)
+    if unless_done and is_done(folder):
+        said = f"{spec.name} is finished: nothing is left to run. Results: {folder.uri}"
+        Console(stderr=True).print(said, soft_wrap=True, highlight=False, markup=False)
+        review.show(spec.name, spec.storage, as_json=as_json)
+        return
     _run(Sweep.resolve(spec, source=folder.source(), resume=True), address, as_json)
 
 
@@ -173,7 +192,7 @@ def _check_out(out: Path) -> None:
 
 
 def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
-    """Runs a sweep and prints its outcome; exits with 1 when a trial has no result or MLflow has not got all of it."""
+    """Runs a sweep and prints its outcome; exits 1: trials have no result, 3: records are unsent."""
     from rpg_platform.planning.cluster import quiet, start_ray_while_importing
 
     console = stdout_console()
@@ -206,8 +225,10 @@ def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
             tell(f"Dashboard   {dashboard}")
     if outcome.failed:
         _explain(outcome)
-    if outcome.failed or outcome.unsent:  # what is unsent the tracker has explained
-        raise typer.Exit(FAILED)
+    if outcome.unsent:
+        _explain_unsent(outcome)
+    if outcome.failed or outcome.unsent:
+        raise typer.Exit(FAILED if outcome.failed else UNSENT)
     return outcome.checkpoints
 
 
@@ -247,3 +268,11 @@ def _explain(outcome: SweepOutcome) -> None:
     spec = outcome.sweep.spec
     where = "" if spec.storage is None else f" --storage {shlex.quote(outcome.sweep.storage)}"
     console.print(f"Run only these: rpg resume {spec.name}{where}", markup=False)
+
+
+def _explain_unsent(outcome: SweepOutcome) -> None:
+    """Says last what MLflow has not got, and why."""
+    folder, uri = outcome.sweep.folder.uri, outcome.sweep.tracking_uri
+    why = "" if outcome.unsent_because is None else f" ({outcome.unsent_because})"
+    said = f"{outcome.unsent} records are not in MLflow at {uri}{why}; to send them: rpg track {shlex.quote(folder)}"
+    Console(stderr=True, soft_wrap=True, highlight=False).print(said, style="red", markup=False)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from rpg_platform.cli import output
-from rpg_platform.cli.common import FAILED, AsJson, refusals, stdout_console
+from rpg_platform.cli.common import UNSENT, AsJson, refusals, stdout_console
 
 
 def track(
@@ -60,4 +60,4 @@ def track(
     if state.rejected:
         tell(f"{state.rejected} records are not taken; the reasons: {done.folder / 'rejected.log'}")
     if not done.complete:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(UNSENT)

@@ -63,6 +63,7 @@ class SweepOutcome:
         checkpoints: trial id → folder of its last checkpoint (a local path or a URI).
         interrupted: it was stopped (Ctrl-C, SIGTERM) before every trial had ended.
         unsent: records that are not in MLflow: they wait on the disk, or MLflow did not take them.
+        unsent_because: why, in a line; None where nobody knows.
     """
 
     sweep: Sweep
@@ -71,6 +72,7 @@ class SweepOutcome:
     checkpoints: dict[str, str]
     interrupted: bool = False
     unsent: int = 0
+    unsent_because: str | None = None
 
     @property
     def failed(self) -> int:
@@ -110,8 +112,8 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
         if sweep.is_resumed:
             sweep.folder.go_on_with(sweep.spec, sweep.source)  # all that may refuse it has been asked
         else:
+            held.enter_context(sweep.folder.lock())  # first: of two that start at once one writes
             sweep.folder.create(sweep.spec, sweep.source, sweep.prior)
-            held.enter_context(sweep.folder.lock())
         kept = keep_plan(sweep.folder, plan.as_json())
         return _run(sweep, states, plan, {PLANS_FILE: kept}, console)
 
@@ -174,7 +176,9 @@ def _run(
         live.stop()
         review = functools.partial(_review, folder, tracker, tell)
         status.stop(tracker.finish(results, interrupted=interrupted, tell=tell, files=review))
-    return SweepOutcome(sweep, results, tracker.parent_url, checkpoints, interrupted, tracker.unsent)
+    return SweepOutcome(
+        sweep, results, tracker.parent_url, checkpoints, interrupted, tracker.unsent, tracker.last_failure
+    )
 
 
 def _review(

@@ -21,7 +21,14 @@ from rpg_platform.results.endings import ENDS, State
 from rpg_platform.search.proposals import known_trials
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.spec.trials import count_trials
-from rpg_platform.storage.heartbeat import STATUS_FILE, WRITE_EVERY_S, dead_after_s, silent_for_s, this_process
+from rpg_platform.storage.heartbeat import (
+    STATUS_FILE,
+    WRITE_EVERY_S,
+    dead_after_s,
+    in_words,
+    silent_for_s,
+    this_process,
+)
 from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError
 from rpg_platform.storage.trial_state import TrialState
 
@@ -120,19 +127,40 @@ def status_of(folder: SweepFolder, storage_option: str | None = None, now: float
         SweepFolderError: there is no sweep, or its status is of another version.
     """
     spec = folder.spec()
-    content = _read(folder)
+    content = content_of(folder.read_text(STATUS_FILE), folder.uri)
     locked = folder.is_locked()
     if content is None:
         state, words, content = _from_checkpoints(folder, spec, locked)
     else:
-        state, words = _judge(content, locked, time.time() if now is None else now)
+        state, words = judge(content, locked, time.time() if now is None else now)
     where = "" if storage_option is None else f" --storage {shlex.quote(storage_option)}"
     command = None if state in ("running", "finished") else f"rpg resume {folder.name}{where}"
     return SweepStatus(folder.name, folder.uri, state, words, content, command)
 
 
-def _read(folder: SweepFolder) -> dict[str, Any] | None:
-    text = folder.read_text(STATUS_FILE)
+def is_done(folder: SweepFolder) -> bool:
+    """Whether nothing is left to do of a sweep: its driver said so, every trial is over, and MLflow has all of it.
+
+    Raises:
+        SweepFolderError: as ``status_of``.
+    """
+    found = status_of(folder)
+    tracker = found.content.get("tracker") or {}
+    if found.state != "finished" or tracker.get("spooled") or tracker.get("rejected"):
+        return False
+    return _from_checkpoints(folder, folder.spec(), False)[0] == "finished"  # it may have been extended since
+
+
+def content_of(text: str | None, folder: str) -> dict[str, Any] | None:
+    """What a status file says; None where there is none.
+
+    Args:
+        text: of the file.
+        folder: where it lies.
+
+    Raises:
+        SweepFolderError: it is of another version.
+    """
     if text is None:
         return None
     try:
@@ -142,20 +170,26 @@ def _read(folder: SweepFolder) -> dict[str, Any] | None:
         problem = f"format {content['format']}, this version reads {FORMAT}"
     except (ValueError, KeyError, TypeError) as error:
         problem = str(error)
-    raise SweepFolderError(f"{folder.uri}/{STATUS_FILE}: {problem}")
+    raise SweepFolderError(f"{folder}/{STATUS_FILE}: {problem}")
 
 
-def _judge(content: dict[str, Any], locked: bool | None, now: float) -> tuple[State, str]:
+def judge(content: Mapping[str, Any], locked: bool | None, now: float) -> tuple[State, str]:
+    """The state that a status file tells, and the same in words.
+
+    Args:
+        content: of the file.
+        locked: whether a driver of this machine holds the sweep; None: the file lies elsewhere.
+        now: seconds since the epoch, by the clock of whoever reads it.
+    """
     state: State = content["state"]
     if state != "running":
         return state, f"{state} {_at(content['heartbeat'])}"
-    who = f"process {content['pid']} on {content['host']}"
     # The lock speaks for drivers of this machine alone: not every network file system passes it on.
     here = locked is not None and content["host"] == socket.gethostname()
     dead = not locked if here else silent_for_s(content, now) > dead_after_s(content)
     if dead:
-        return "dead", f"the driver ({who}) is dead; it was last heard of {_at(content['heartbeat'])}"
-    return "running", f"running ({who}), since {_at(content['started'])}"
+        return "dead", f"the driver ({in_words(content)}) is dead; it was last heard of {_at(content['heartbeat'])}"
+    return "running", f"running ({in_words(content)}), since {_at(content['started'])}"
 
 
 def _from_checkpoints(folder: SweepFolder, spec: SweepSpec, locked: bool | None) -> tuple[State, str, dict[str, Any]]:

@@ -18,11 +18,32 @@ WRITE_EVERY_S = 5.0
 DEAD_AFTER_S = 60.0
 _MISSED = 6  # heartbeats, after which a driver that writes more rarely counts as dead
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+_JOB_CONFIG, _JOB_ID = "RAY_JOB_CONFIG_JSON_ENV_VAR", "job_submission_id"  # Ray's names: its job has them so
 
 
 def this_process() -> dict[str, Any]:
-    """Who a driver is, as its heartbeats say it: ``host``, ``boot`` (of the machine's kernel) and ``pid``."""
-    return {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
+    """Who a driver is, as its heartbeats say it.
+
+    Returns:
+        ``host``, ``boot`` (of the machine's kernel), ``pid``, and ``job``: the id that it was submitted to Ray as, None
+        where it was not.
+    """
+    return {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "job": this_job()}
+
+
+def this_job() -> str | None:
+    """The id that this process was submitted to Ray as; None where it is no Ray job's."""
+    try:
+        metadata: dict[str, str] = json.loads(os.environ.get(_JOB_CONFIG, "{}")).get("metadata") or {}
+    except (ValueError, AttributeError):
+        return None
+    return metadata.get(_JOB_ID)
+
+
+def in_words(driver: Mapping[str, Any]) -> str:
+    """A driver as people find it: ``process 7 on head, Ray job quickstart-1``."""
+    job = f", Ray job {driver['job']}" if driver.get("job") else ""
+    return f"process {driver['pid']} on {driver['host']}{job}"
 
 
 def is_here(content: Mapping[str, Any]) -> bool:
@@ -56,7 +77,7 @@ def alive(text: str | None, now: float, *, locked: bool = False) -> str | None:
         if (locked and content["host"] == socket.gethostname()) or (is_here(content) and _ended(int(content["pid"]))):
             return None
         left = f"last heard of {silent:.0f} s ago; it counts as dead after {limit:.0f} s"
-        return f"process {content['pid']} on {content['host']} ({left})"
+        return f"{in_words(content)} ({left})"
     except (ValueError, KeyError, TypeError):  # of another version, or cut short
         return None
 

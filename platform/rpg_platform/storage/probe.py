@@ -5,6 +5,8 @@ from __future__ import annotations
 import posixpath
 from uuid import uuid4
 
+from pyarrow.fs import FileSelector
+
 from rpg_platform.storage.location import LocationError, file_system
 
 _QUESTION = "question"
@@ -32,6 +34,17 @@ def answer(storage: str, name: str, who: str) -> str | None:
     except (OSError, LocationError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def confirm(storage: str, name: str, who: str, others: list[str]) -> str | None:
+    """Reads what each of ``others`` has answered, on the machine of ``who``; why that can't be done, or None."""
+    try:
+        files, base = file_system(storage)
+        there = {info.base_name for info in files.get_file_info(FileSelector(posixpath.join(base, name)))}
+        unseen = set(others) - there - {who}
+    except (OSError, LocationError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"it does not see what {len(unseen)} other nodes have written there" if unseen else None
 
 
 def is_answered(storage: str, name: str, who: str) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.logins import without_login
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
-from rpg_platform.spec.task import get_task
+from rpg_platform.spec.task import TaskSpec, get_task
 from rpg_platform.storage.location import storage_path, tracking_uri_of
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.tasks.conformance import faults_in
@@ -103,6 +103,30 @@ class Sweep:
     def prior_for(self, trial: TrialSpec) -> PriorBundle | None:
         """The prior that a trial is given: None where its method makes no use of one."""
         return self.prior if trial.prior is not None else None
+
+
+def as_found_here(folder: SweepFolder, asked: SweepSpec) -> SweepSpec:
+    """The specification that ``folder`` keeps, with the paths of ``asked`` for what lies elsewhere and is the same.
+
+    On a cluster each job unpacks its files into a folder of its own, so a prior that is a folder and the user's modules
+    have another path every time. A prior is the same if its content is; modules are the user's to keep.
+
+    Args:
+        folder: of a sweep.
+        asked: what it is to be continued with.
+
+    Raises:
+        SweepFolderError: there is no sweep.
+    """
+    stored = folder.spec()
+    changes: dict[str, Any] = {}
+    if stored.prior is not None and asked.prior not in (None, stored.prior):
+        before, now = folder.prior(), _prior_of(asked, None)
+        if before is not None and now is not None and before.card.content_hash == now.card.content_hash:
+            changes["prior"] = asked.prior
+    if isinstance(stored.task, TaskSpec) and isinstance(asked.task, TaskSpec):
+        changes["task"] = stored.task.model_copy(update={"folder": asked.task.folder})
+    return stored.model_copy(update=changes)
 
 
 def _check_prior(prior: PriorBundle, spaces: tuple[gym.Space[Any], gym.Space[Any]], env_id: str) -> None:

@@ -20,11 +20,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import posixpath
 import re
 import shutil
-import socket
 import tempfile
 import time
 from collections import defaultdict
@@ -39,7 +37,7 @@ from pyarrow import fs as filesystems
 
 from rpg_platform.results.report import STOPPED_BY
 from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.storage.heartbeat import STATUS_FILE, alive
+from rpg_platform.storage.heartbeat import STATUS_FILE, alive, in_words, this_process
 from rpg_platform.storage.location import LocationError, file_system, storage_path
 from rpg_platform.storage.trial_state import STATE_FILE, TrialState
 from rpg_platform.wording import suggestion
@@ -58,6 +56,7 @@ _ATTEMPT = re.compile(r"attempt-(\d+)")
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 _MARK_OF_TUNE = ".validate_storage_marker"  # the first file that Tune writes into a run's folder
 _REPORTS_OF_TUNE = "result.json"
+_UNFINISHED = ".part"
 _READERS = 16
 _LOCK_ATTEMPTS, _LOCK_PAUSE_S = 5, 0.05
 
@@ -107,17 +106,24 @@ class SweepFolder:
         return bool(self._fs.get_file_info(self._root).type != filesystems.FileType.NotFound)
 
     def check_free(self) -> None:
-        """Refuses a name that is taken.
+        """Refuses a name that is taken; what a driver that was killed while it began has left takes none.
 
         Raises:
             SweepFolderError: something is there; nothing is overwritten.
         """
-        if self.exists():
+        if self.exists() and not self._is_only_begun():
             hint = "continue it with --resume" if self._exists(SPEC_FILE) else "it is no sweep of this version"
             raise SweepFolderError(
                 f"{self.uri} exists: a sweep named {self.name!r} was run there; nothing is overwritten. "
                 f"Either {hint}, or give another name (--name) or another storage (--storage)"
             )
+
+    def _is_only_begun(self) -> bool:
+        """Whether all that is there is what ``create`` makes before ``sweep.json``, which it writes last."""
+        found = self._fs.get_file_info(filesystems.FileSelector(self._root, allow_not_found=True))
+        names = {info.base_name.removesuffix(_UNFINISHED) for info in found}
+        begun = LOCK_FILE in names or not self.is_local
+        return begun and not self._exists(SPEC_FILE) and names <= {LOCK_FILE, SOURCE_FILE, PRIOR_FOLDER, SPEC_FILE}
 
     def create(self, spec: SweepSpec, source: str | None, prior: PriorBundle | None = None) -> None:
         """Claims the folder for a new sweep and keeps what was asked for, the prior too.
@@ -372,7 +378,7 @@ class SweepFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the sweep for this driver.
+        """Holds the sweep for this driver; a new one's folder is made.
 
         An object store has no locks: there only the other driver's heartbeat in ``status.json`` tells, so two that
         begin within the same seconds do not see each other.
@@ -384,6 +390,7 @@ class SweepFolder:
             self._check_heartbeat(locked=False)
             yield
             return
+        Path(self._root).mkdir(parents=True, exist_ok=True)
         with (Path(self._root) / LOCK_FILE).open("a+", encoding="utf-8") as file:
             self._take(file)
             self._check_heartbeat(locked=True)  # a network file system may keep a machine's locks to itself
@@ -421,7 +428,7 @@ class SweepFolder:
                 f"{self.uri} is being run by {file.read().strip() or 'another driver'}; end that one first"
             ) from error
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(in_words(this_process()))
         file.flush()
 
     # --- files
@@ -472,7 +479,7 @@ class SweepFolder:
 
     def _write(self, name: str, content: str | bytes) -> None:
         path = posixpath.join(self._root, name)
-        temporary = f"{path}.part" if self.is_local else path  # an object appears whole
+        temporary = f"{path}{_UNFINISHED}" if self.is_local else path  # an object appears whole
         with self._fs.open_output_stream(temporary) as stream:
             stream.write(content.encode("utf-8") if isinstance(content, str) else content)
         if temporary != path:

@@ -96,6 +96,8 @@ class MlflowTracker(Callback):
 
     evaluated: Collection[str] = ()
     """Trials that were evaluated at a smaller budget: their policy of then stays their run's until the new end."""
+    last_failure: str | None = None
+    """Why MLflow took nothing at the end, in a line."""
 
     def __init__(
         self,
@@ -269,7 +271,7 @@ class MlflowTracker(Callback):
     def _stop(self) -> None:
         if self._sender is not None and self._spool is not None:
             self._sender.stop()
-            self._last_state = self._sender.state()
+            self._last_state, self.last_failure = self._sender.state(), self._sender.last_failure
             self._spool.close()
             self._spool = None
 

@@ -25,7 +25,7 @@ from rpg_platform.tasks.registry import TASKS
 
 COMMANDS = (
     *("plan", "sweep", "resume", "extend", "train", "status", "evaluate", "tasks", "priors", "clone", "export"),
-    *("promote", "track", "ui"),
+    *("promote", "track", "ui", "submit", "jobs", "logs", "stop"),
 )
 PRIOR, TASK = "halfcheetah-spg", "halfcheetah-foot-angle"
 

@@ -23,6 +23,7 @@ from rpg_platform.planning.preflight import (
 from rpg_platform.planning.shared_storage import check_shared
 from rpg_platform.planning.words import head_lines
 from rpg_platform.run.run import run_sweep
+from rpg_platform.storage import probe
 from rpg_platform.storage.location import file_system
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.trial.room import RESERVE
@@ -114,3 +115,24 @@ def test_a_remote_storage_is_tried_and_nothing_is_left_there(local_ray: None, bu
         check_shared(bucket.replace("s3://sweeps/", "s3://nobodys/"))
     assert check_shared(str(tmp_path / "not" / "yet")) == []  # of one node there is nothing to ask
     assert not (tmp_path / "not").exists()
+
+
+def test_each_node_reads_what_every_other_one_has_written(tmp_path: Path) -> None:
+    storage = str(tmp_path / "results")
+    name = probe.ask(storage)
+    assert [probe.answer(storage, name, who) for who in ("head", "worker")] == [None, None]
+    assert probe.confirm(storage, name, "head", ["head", "worker"]) is None
+    said = probe.confirm(storage, name, "head", ["head", "worker", "third"])
+    assert said == "it does not see what 1 other nodes have written there"
+    assert str(probe.confirm(storage, "elsewhere", "head", ["worker"])).startswith("FileNotFoundError")
+    probe.end(storage, name)
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_results_in_a_jobs_own_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a relative storage of a submitted file would lie, and be gone with the job."""
+    unpacked = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    unpacked.mkdir(parents=True)
+    monkeypatch.chdir(unpacked)
+    with pytest.raises(PlanError, match="lies in what Ray unpacked for this job, and removes after it"):
+        check_shared(str(unpacked / "tune_configs" / "results"))

@@ -317,7 +317,11 @@ def test_records_that_mlflow_has_not_got_make_it_fail_and_no_dashboard_is_promis
         ended = CliRunner().invoke(app, command, env={"COLUMNS": "400"})
     finally:
         server.close()
-    assert ended.exit_code == 1
+    assert ended.exit_code == 3
+    last = ended.stderr.splitlines()[-1]
+    assert re.search(
+        rf"^\d+ records are not in MLflow at http://\S+ \(MlflowException: .*401.*\); .* {tmp_path}/small$", last
+    )
     assert re.search(r"Tracking: \d+ records are not in MLflow yet \(MlflowException: .*401", ended.stdout)
     assert f"rpg track {tmp_path}/small" in ended.stdout
     assert "no result" not in ended.stderr

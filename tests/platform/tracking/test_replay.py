@@ -91,7 +91,7 @@ def test_what_an_outage_left_is_sent_later_and_once(
     assert f"rpg track {tmp_path / 'later'}" in said[-1]
 
     early = rpg_track(tmp_path / "later", "--wait", 0.2)
-    assert early.exit_code == 1
+    assert early.exit_code == 3
     assert f"{left} records are still to send" in early.stdout
 
     refuse = [b'"seed"']  # a parameter of the second trial's run
@@ -99,7 +99,7 @@ def test_what_an_outage_left_is_sent_later_and_once(
     proxy.open()
     once = rpg_track(tmp_path / "later", "--json")
     result = json.loads(once.stdout)
-    assert once.exit_code == 1
+    assert once.exit_code == 3
     assert (result["sent_now"], result["spooled"], result["rejected"]) == (left, 0, 2)
     assert (result["ended"], result["complete"], result["experiment"]) == ([], False, "later")
     assert "secret" not in once.stdout

@@ -134,22 +134,38 @@ def test_every_command_of_the_page_does_what_it_says(host: Host) -> None:
     head = host.start(page.pop("head"))
     wait_for("This command will now block", head)
 
-    # Submit, stop, follow, resume.
+    # By name: submit, look, stop, submit again.
+    results, named = host.home / "rpg_results", page.pop("rpg-submit")
+    submitted = host.start(named)
+    while not list(results.glob("quickstart/rpg-*/checkpoint_*/trial.json")):
+        assert submitted.poll() is None, submitted.communicate()[0]
+        time.sleep(0.1)
+    looking = host.start(page.pop("rpg-look"))
+    wait_for("Running entrypoint for job quickstart-1", looking)
+    assert "quickstart-1: stopped" in host.run(page.pop("rpg-stop"))
+    for each in (submitted, looking):
+        said = each.communicate(timeout=LIMIT_S)[0]
+        assert (each.returncode, "quickstart-1 was stopped" in said) == (1, True), said
+    said = host.run(named)
+    assert "go on from a checkpoint" in said
+    assert re.search(r"^quickstart-2: succeeded .* exit code 0: all went well$", said, re.MULTILINE)
+
+    # By hand: submit, stop, follow, resume.
     submit = page.pop("submit")
     following = host.start(submit)
-    results = host.home / "rpg_results" / "quickstart"
+    results /= "by-hand"
     while not list(results.glob("rpg-*/checkpoint_*/trial.json")):
         assert following.poll() is None, following.communicate()[0]
         time.sleep(0.1)
     host.run(page.pop("stop"))
     said = host.run(page.pop("follow"))
-    assert "Job 'quickstart-1' was stopped" in said
-    assert "rpg resume quickstart" in said
+    assert "Job 'by-hand-1' was stopped" in said
+    assert "rpg resume by-hand" in said
     state = json.loads((results / "status.json").read_text())
-    assert (state["state"], state["trials"]["stopped"]) == ("stopped", 1)
+    assert (state["state"], state["trials"]["stopped"], state["job"]) == ("stopped", 1, "by-hand-1")
     said = host.run(page.pop("resume"))
     assert "go on from a checkpoint" in said
-    assert "Job 'quickstart-2' succeeded" in said
+    assert "Job 'by-hand-2' succeeded" in said
     assert json.loads((results / "status.json").read_text())["state"] == "finished"
     following.communicate(timeout=LIMIT_S)
 
@@ -157,7 +173,7 @@ def test_every_command_of_the_page_does_what_it_says(host: Host) -> None:
     hidden = f"unshare --mount sh -c 'mount -t tmpfs tmpfs {host.home}/rpg_results && exec \"$@\"' sh"
     joined = host.start("ray start --address=$HEAD:6379 --block", before=hidden)
     wait_for("This command will now block", joined)
-    said = host.run(submit.replace("quickstart-1", "elsewhere").rstrip() + " --name elsewhere", code=1)
+    said = host.run(submit.replace("by-hand", "elsewhere"), code=1)
     assert re.search(r"storage='\S+/rpg_results' is not shared by all nodes", said)
     assert not list((host.home / "rpg_results").glob(".rpg-probe*"))
     assert not page, "commands that are not run"

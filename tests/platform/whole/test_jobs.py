@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,15 +19,18 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import pytest
 import yaml
 from mlflow.entities import Run
 from ray.runtime_env import RuntimeEnv
+from tests.platform import own_tasks
+from tests.platform.line import Line
 from tests.platform.servers import free_port
 
 import rpg_platform
+from rpg_platform.bundles import SHIPPED
 from rpg_platform.spec.yaml_file import load_spec
 from rpg_platform.storage.location import default_tracking_uri
 
@@ -66,6 +70,29 @@ class Head:
             timeout=JOB_S,
             check=False,
         )
+
+    def rpg(
+        self, *arguments: str, cwd: Path, stdout: int | IO[str] = subprocess.PIPE, **env: str
+    ) -> subprocess.Popen[str]:
+        """``rpg <arguments>`` of this checkout, on a machine that has the token alone."""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        own = {"HOME": str(cwd), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        path = os.pathsep.join(str(ROOT / root) for root in ("algorithms", "platform"))
+        return subprocess.Popen(
+            [sys.executable, "-m", "rpg_platform.cli", *arguments],
+            cwd=cwd,
+            env=clean | own | {"RAY_API_SERVER_ADDRESS": self.address, "PYTHONPATH": path, "COLUMNS": "160"} | env,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def said(self, *arguments: str, cwd: Path, code: int = 0, **env: str) -> tuple[str, str]:
+        """Standard output and standard error of ``rpg <arguments>``, which ends with ``code``."""
+        running = self.rpg(*arguments, cwd=cwd, **env)
+        stdout, stderr = running.communicate(timeout=JOB_S)
+        assert running.returncode == code, stdout + stderr
+        return stdout, stderr
 
     def status(self, job: str) -> str:
         request = urllib.request.Request(
@@ -252,6 +279,112 @@ def test_stopped_job_ends_its_runs(head: Head, checkout: Path, read_sweep: ReadS
 
 def _is_open(run: Run) -> bool:
     return run.info.status not in ("FINISHED", "FAILED", "KILLED")
+
+
+def test_a_sweep_is_run_by_its_name_from_a_laptop(head: Head, checkout: Path, tmp_path: Path) -> None:
+    """Submitted, followed over a line that is cut, asked after, stopped, submitted again; and by hand, as printed."""
+    file, line = "tune_configs/named.yaml", Line(int(head.address.rpartition(":")[2]))
+    task = {"env": "my_world:Faulty", "kwargs": {"folder": str(tmp_path)}, "addons": {"middle": "-abs(next_obs[0])"}}
+    raw = {
+        "task": task,
+        "algorithm": "full",
+        "weights": {"alpha": 0.01},
+        "budget": {"env_steps": 60 * 512},
+        "training": {"rollout_length": 64, "minibatch_size": 256, "num_epochs": 1},
+        "checkpoint": {"every_env_steps": 512},
+        "evaluation": {"episodes": 1, "validations": 0},
+    }
+    (checkout / file).write_text(yaml.safe_dump(raw))
+    (checkout / "tune_configs/my_world.py").write_text(Path(own_tasks.__file__).read_text())
+    results = head.home / "rpg_results/named"
+    with (tmp_path / "log").open("w") as log:
+        address = f"http://127.0.0.1:{line.port}"
+        following = head.rpg("submit", file, "--address", address, cwd=checkout, stdout=log)
+    try:
+        while not list(results.glob("full-*/checkpoint_*/trial.json")):
+            assert following.poll() is None, following.communicate()
+            time.sleep(0.05)
+        (tmp_path / "hang").touch()
+        line.cut()
+        shown = head.said("status", "named", "--address", head.address, cwd=checkout)[0]
+        assert re.search(r"State +running \(process \d+ on \S+, Ray job named-1\)", shown), shown
+        stopping = head.rpg("stop", "named", cwd=checkout)
+        assert stopping.stderr is not None
+        assert stopping.stderr.readline().startswith("named-1 is asked to stop")
+        line.mend()
+        (tmp_path / "hang").unlink()
+        assert "named-1: stopped" in stopping.communicate(timeout=JOB_S)[1]
+        assert stopping.returncode == 0
+        _, about = following.communicate(timeout=JOB_S)
+    finally:
+        following.kill()
+        line.close()
+    assert following.returncode == 1, about
+    assert head.status("named-1") == "STOPPED"
+    assert "no Ray dashboard answers" in about
+    assert "named-1 was stopped: submit the same file again to go on" in about
+    followed = (tmp_path / "log").read_text()
+    assert followed == head.said("logs", "named", cwd=checkout)[0], "each line once"
+    assert "1 running trials save their state" in followed
+
+    # The same command again goes on with it; then there is nothing left to do, by hand too.
+    log_of_2, about = head.said("submit", file, cwd=checkout)
+    assert "go on from a checkpoint" in log_of_2
+    assert "named-2: succeeded" in about
+    [plain] = re.findall(r"^The same by hand: (ray job submit .*)$", about, re.MULTILINE)
+    words = shlex.split(plain.replace("named-2", "named-3"))
+    by_hand = head.client(*words[1:], cwd=checkout)
+    assert head.wait("named-3") == "SUCCEEDED", by_hand.stdout + by_hand.stderr
+    assert "named is finished: nothing is left to run" in head.said("logs", "named", cwd=checkout)[0]
+    listed = json.loads(head.said("jobs", "--json", cwd=checkout)[0])
+    assert [(e["job"], e["status"], e["exit_code"]) for e in listed if e["sweep"] == "named"] == [
+        ("named-3", "SUCCEEDED", 0),
+        ("named-2", "SUCCEEDED", 0),
+        ("named-1", "STOPPED", None),
+    ]
+    found = json.loads(head.said("status", "named", "--address", head.address, "--json", cwd=checkout)[0])
+    assert (found["state"], found["job"], found["trials"]["finished"]) == ("finished", "named-2", 1)
+
+
+def test_what_can_not_run_there_is_refused_before_anything_is_sent(head: Head, checkout: Path) -> None:
+    def refused(*arguments: str, **env: str) -> str:
+        return head.said(*arguments, cwd=checkout, code=2, **env)[1]
+
+    file, before = "tune_configs/refused.yaml", len(head.said("jobs", "--json", cwd=checkout)[0])
+    raw = yaml.safe_load((checkout / "tune_configs/tiny.yaml").read_text())
+
+    def write(**changes: object) -> None:
+        (checkout / file).write_text(yaml.safe_dump(raw | changes))
+
+    write(weights={"omega_prim": 0.1})
+    assert "did you mean 'omega_prime'?" in refused("submit", file)
+    write(storage="results")
+    assert "storage: 'results' is relative, and would lie in the job's own folder" in refused("submit", file)
+    write(resources={"cpus_per_trial": 64})
+    assert "a trial asks for 64 CPU (resources), the cluster has 2" in refused("submit", file)
+    shutil.copytree(SHIPPED["halfcheetah-spg"], checkout / "priors" / "mine")
+    (checkout / ".gitignore").write_text("*.safetensors\n")
+    write(prior="../priors/mine")
+    said = refused("submit", file)
+    assert f"its prior: {checkout}/priors/mine/weights.safetensors (left out by .gitignore" in said
+    (checkout / ".gitignore").unlink()
+    with (checkout / "tune_configs/data.bin").open("wb") as large:
+        large.truncate(101 * 2**20)
+    assert re.search(r"takes less than 100\.0 MiB. Largest: tune_configs \(101\.\d MiB\)", refused("submit", file))
+    (checkout / "tune_configs/data.bin").unlink()
+    write()
+    (checkout / "in_image.yaml").write_text("working_dir: .\nexcludes: [/algorithms/, /platform/]\n")
+    newer = os.pathsep.join(str(checkout / root) for root in ("algorithms", "platform"))
+    said = refused("submit", file, "--runtime-env", "in_image.yaml", PYTHONPATH=newer)
+    assert f"residual-policy-gradient {rpg_platform.__version__}, expected {VERSION}, which runs here" in said
+    no_token = {"RAY_AUTH_MODE": "disabled"}
+    for command in (("submit", file), ("jobs",), ("logs", "named"), ("stop", "named")):
+        said = refused(*command, **no_token)
+        assert "asks for a token (401), and RAY_AUTH_MODE is 'disabled' here" in said
+    assert "does not take the token in RAY_AUTH_TOKEN (403)" in refused("jobs", RAY_AUTH_TOKEN="0" * 32)
+    assert "no Ray dashboard answers at http://127.0.0.1:9" in refused("jobs", "--address", "http://127.0.0.1:9")
+    assert "has no job of a sweep 'tinny'" in refused("logs", "tinny")
+    assert len(head.said("jobs", "--json", cwd=checkout)[0]) == before
 
 
 @pytest.mark.parametrize(
