@@ -70,6 +70,13 @@ Std = Annotated[
         "first output)."
     ),
 ]
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        help="Entropy temperature of the policy, reward per nat, where the source does not say it; `rpg priors check` "
+        "measures it."
+    ),
+]
 Normalizer = Annotated[
     Path | None,
     typer.Option(
@@ -116,13 +123,7 @@ def import_(
         str | None,
         typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store of models:/ and runs:/; default: your own."),
     ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="Entropy temperature of the policy, reward per nat, where the source does not say it; `rpg priors "
-            "check` measures it."
-        ),
-    ] = None,
+    alpha: Alpha = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:

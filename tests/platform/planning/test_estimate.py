@@ -34,11 +34,11 @@ def test_counts_and_times(tmp_path: Path) -> None:
     # 10 episodes of 1,000 steps in 2 modes for the final and the best policy, 5 in 2 modes to choose by, and
     # 2 validations of 5 in 2 modes: 70,000 a trial.
     assert plan.evaluation_steps == 9 * 70_000 + 30_000
-    # A trained trial: 2 s + 100 s + 15 s; the prior: 2 s + 7.5 s. Two at a time, the prior first.
-    assert plan.trial_s == pytest.approx(117)
-    assert plan.wall_s == pytest.approx(5 * 117 + 12)
-    assert plan.cpu_hours == pytest.approx((9 * 117 + 9.5) / 3600)
-    assert plan.evaluation_share == pytest.approx((9 * 15 + 7.5) / (9 * 117 + 9.5))
+    # A trained trial: 2 s + 100 s + 17.5 s; the prior: 2 s + 7.5 s. Two at a time, the prior first.
+    assert plan.trial_s == pytest.approx(119.5)
+    assert plan.wall_s == pytest.approx(5 * 119.5 + 12)
+    assert plan.cpu_hours == pytest.approx((9 * 119.5 + 9.5) / 3600)
+    assert plan.evaluation_share == pytest.approx((9 * 17.5 + 7.5) / (9 * 119.5 + 9.5))
     assert json.loads(json.dumps(plan.as_json()))["trials"] == 10
 
 
