@@ -1,7 +1,8 @@
 """The sign of life that a sweep's driver leaves in ``status.json``: who it is, and whether it is still there.
 
 Where a storage has no locks (an object store), or a lock that other machines do not see (some network file systems),
-this is all that tells one driver of the other.
+this is all that tells one driver of the other. A lease on an object store would need a conditional write
+(`If-None-Match`), which pyarrow, through which every storage is reached, does not offer: it ignores such keys.
 """
 
 from __future__ import annotations

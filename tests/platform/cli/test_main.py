@@ -18,6 +18,7 @@ from tests.platform.commands import ROOT, here, refused, rpg
 
 import rpg_platform
 from rpg_platform.bundles import SHIPPED
+from rpg_platform.cli.common import MEANINGS
 from rpg_platform.cli.main import app
 from rpg_platform.cli.sweep import write_picture
 from rpg_platform.spec.yaml_file import load_spec
@@ -40,6 +41,11 @@ def test_help_lists_every_command() -> None:
     ended = rpg("--help")
     assert ended.returncode == 0
     assert [name for name in COMMANDS if re.search(rf"\b{name}\b", ended.stdout)] == list(COMMANDS)
+
+
+def test_exit_codes_are_those_of_the_page() -> None:
+    codes = re.findall(r"^\| (\d+) \| ", (ROOT / "deploy" / "README.md").read_text(), re.MULTILINE)
+    assert [int(code) for code in codes] == list(MEANINGS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

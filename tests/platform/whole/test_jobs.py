@@ -308,6 +308,12 @@ def test_a_sweep_is_run_by_its_name_from_a_laptop(head: Head, checkout: Path, tm
         line.cut()
         shown = head.said("status", "named", "--address", head.address, cwd=checkout)[0]
         assert re.search(r"State +running \(process \d+ on \S+, Ray job named-1\)", shown), shown
+        looking = head.rpg("logs", "named", "--follow", cwd=checkout)
+        assert looking.stdout is not None
+        assert looking.stdout.readline()
+        looking.send_signal(signal.SIGINT)
+        assert "named-1 goes on. Follow it: rpg logs named --follow" in looking.communicate(timeout=JOB_S)[1]
+        assert looking.returncode == 130
         stopping = head.rpg("stop", "named", cwd=checkout)
         assert stopping.stderr is not None
         assert stopping.stderr.readline().startswith("named-1 is asked to stop")
