@@ -28,7 +28,8 @@ def node_ports() -> dict[str, str]:
 
 def page_ports() -> set[int]:
     """Every port in the table of deploy/README.md."""
-    rows = re.findall(r"^\| ([\d, to]+) \|", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    _, _, table = (DEPLOY / "README.md").read_text().partition("| port | of |")
+    rows = re.findall(r"^\| ([\d, to]+) \|", table.partition("\n\n")[0], re.MULTILINE)
     spans = [span.split(" to ") for row in rows for span in row.split(", ")]
     return {port for span in spans for port in range(int(span[0]), int(span[-1]) + 1)}
 

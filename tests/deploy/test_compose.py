@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from tests.deploy.manifests import DEPLOY, SCHEMAS, secret_names
 from tests.deploy.pages import Shell, blocks
+from tests.platform.buckets import new_bucket
 
 from rpg_platform.spec.yaml_file import load_spec
 from rpg_platform.storage.location import file_system
@@ -97,6 +99,12 @@ def test_names_and_ports_agree() -> None:
     assert "rpg sweep /sweeps/stack.yaml --resume-or-start" in " ".join(SERVICES["sweep"]["command"])
     assert SERVICES["s3"]["environment"].keys() <= SERVICES["worker"]["environment"].keys()
     assert "MLFLOW_TRACKING_PASSWORD" not in SERVICES["worker"]["environment"]
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with new_bucket(tmp_path, monkeypatch) as storage:
+        yield storage
 
 
 def test_the_bucket_is_made_and_found(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

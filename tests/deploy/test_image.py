@@ -168,7 +168,7 @@ def test_a_node_refuses(tmp_path: Path, arguments: tuple[str, ...], environment:
 
 # ---- mlflow-server ------------------------------------------------------------------------------
 SERVER = {
-    "MLFLOW_BACKEND_STORE_URI": "postgresql://mlflow@postgres/mlflow",
+    "MLFLOW_BACKEND_STORE_URI": "postgresql+psycopg2://mlflow@postgres/mlflow",
     "MLFLOW_ARTIFACTS_DESTINATION": "s3://rpg/mlflow",
     "MLFLOW_SERVER_ALLOWED_HOSTS": "mlflow:5000",
     "MLFLOW_FLASK_SERVER_SECRET_KEY": "s" * 20,
@@ -192,7 +192,10 @@ def test_the_server_has_a_login_and_no_secret_on_its_command_line(tmp_path: Path
     arguments, mode, *config = done.stdout.splitlines()
     assert arguments == "server --app-name basic-auth"
     assert mode == "600"
-    assert {"default_permission = NO_PERMISSIONS", "database_uri = postgresql://mlflow@postgres/mlflow"} <= set(config)
+    assert {
+        "default_permission = NO_PERMISSIONS",
+        "database_uri = postgresql+psycopg2://mlflow@postgres/mlflow",
+    } <= set(config)
     assert "ssss" not in done.stdout
     assert "pppp" not in done.stdout
     (tmp_path / "cert").touch()

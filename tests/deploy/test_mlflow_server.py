@@ -126,7 +126,7 @@ def test_only_the_login_opens_it_and_only_by_its_names(
             "PATH": f"{locked}{os.pathsep}/usr/bin:/bin",
             "HOME": str(tmp_path),
             "PGPASSWORD": database,
-            "MLFLOW_BACKEND_STORE_URI": f"postgresql://mlflow@127.0.0.1:{database_port}/mlflow",
+            "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg2://mlflow@127.0.0.1:{database_port}/mlflow",
             "MLFLOW_ARTIFACTS_DESTINATION": str(tmp_path / "artifacts"),
             "MLFLOW_SERVER_ALLOWED_HOSTS": f"mlflow:5000,127.0.0.1:{port}",
             "MLFLOW_FLASK_SERVER_SECRET_KEY": key,

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from pyarrow import fs
+from tests.platform.buckets import new_bucket
 from tests.platform.servers import MlflowServer, StoreTemplate, TrackedSweep, free_port, read_sweep
 
 from rpg_platform.storage.location import DATABASE_FILE, default_tracking_uri
@@ -69,33 +65,8 @@ def embedded_store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return default_tracking_uri(folder)
 
 
-LOGIN = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Storage on an S3 server of this test alone."""
-    pytest.importorskip("moto.server", reason="moto[server], an S3 server")
-    for name, value in LOGIN.items():
-        monkeypatch.setenv(name, value)
-    port = free_port()
-    with (tmp_path / "moto.log").open("wb") as log:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        end = time.monotonic() + 180
-        while True:
-            assert server.poll() is None, (tmp_path / "moto.log").read_text()
-            assert time.monotonic() < end
-            with suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5).close()
-                break
-            time.sleep(0.05)
-        store = fs.S3FileSystem(
-            endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-        )
-        store.create_dir("sweeps")
-        yield f"s3://sweeps/lab?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
-    finally:
-        server.kill()
-        server.wait(10)
+    with new_bucket(tmp_path, monkeypatch) as storage:
+        yield storage

@@ -16,18 +16,29 @@ from rpg_platform.run.gauges import GAUGES
 
 ROOT = Path(__file__).resolve().parents[3]
 DASHBOARD = ROOT / "deploy" / "grafana" / "sweeps.json"
+SWEEP = {
+    "name": "many",
+    "task": "halfcheetah-foot-angle",
+    "prior": "halfcheetah-spg",
+    "algorithm": "rpg",
+    "weights": {"omega_prime": {"grid": [0.1, 0.2]}, "alpha_hat": 0.02},
+    "seeds": 2,
+    "budget": {"env_steps": 100_000},
+}
 PROGRAM = """
 import sys, time, urllib.request
 import ray
 from rich.console import Console
-from tests.platform.run.test_progress import trials
+from rpg_platform.spec.checks import expand
+from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.run.gauges import Gauges
 from rpg_platform.run.progress import Progress
 from rpg_platform.tracking.sender import TrackerState
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _metrics_export_port={port})
+trials = expand(SweepSpec.model_validate({sweep}))
 state = lambda: TrackerState(sent=7, spooled=3)
-progress = Progress(trials(), Console(quiet=True), state, {{}}, {{trials()[0].trial_id: 2000}})
+progress = Progress(trials, Console(quiet=True), state, {{}}, {{trials[0].trial_id: 2000}})
 gauges = Gauges("many")
 end = time.monotonic() + 200
 text = ""
@@ -45,12 +56,10 @@ print("\\n".join(line for line in text.splitlines() if line.startswith("ray_rpg_
 @pytest.mark.slow
 def test_prometheus_scrapes_what_a_sweep_is_doing() -> None:
     """In a process of its own: the Ray that other tests share exports nothing."""
-    program = PROGRAM.format(port=free_port())
-    path = os.pathsep.join(each for each in ["", *sys.path] if each or not sys.path)
+    program = PROGRAM.format(port=free_port(), sweep=SWEEP)
     done = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), path])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
         capture_output=True,
         text=True,
         timeout=280,
