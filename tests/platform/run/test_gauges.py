@@ -38,7 +38,7 @@ from rpg_platform.tracking.sender import TrackerState
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _metrics_export_port={port})
 trials = expand(SweepSpec.model_validate({sweep}))
 state = lambda: TrackerState(sent=7, spooled=3)
-progress = Progress(trials, Console(quiet=True), state, {{}}, {{trials[0].trial_id: 2000}})
+progress = Progress(trials, Console(quiet=True), state, {{}}, {{trials[-1].trial_id: 2000}})
 gauges = Gauges("many")
 end = time.monotonic() + 200
 text = ""
