@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tests.algorithms.proofs.finite_mdp import FiniteMDPEnv, TabularReward, kl_per_state, soft_value_iteration
-from tests.algorithms.proofs.test_proof_residual import ALPHA, Problem, make_problem
+from tests.algorithms.proofs.problem import ALPHA, Problem, make_problem
 from tests.algorithms.registry import built, learner_of
 
 from rpg_algorithms import Conditioned, NetworkSpec, PolicyNetwork, PriorCard, RPGConfig, save_bundle

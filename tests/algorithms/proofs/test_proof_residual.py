@@ -7,7 +7,6 @@ omega * r + r_R at alpha_hat. That policy comes from soft value iteration on r i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
@@ -21,49 +20,18 @@ from tests.algorithms.proofs.finite_mdp import (
     all_transitions,
     kl_per_state,
     policy_value,
-    random_mdp,
-    random_reward,
     soft_value_iteration,
     visitation,
 )
+from tests.algorithms.proofs.problem import ALPHA, ALPHA_HAT, OMEGA, Problem, make_problem
 
 from rpg_algorithms import NetworkSpec, PolicyNetwork, PriorCard, RPGConfig, save_bundle
 from rpg_algorithms.maths.advantages import generalized_advantages
 from rpg_algorithms.maths.objectives import policy_gradient_objective
 from rpg_algorithms.maths.rewards import rpg_reward
 
-ALPHA, OMEGA, ALPHA_HAT = 0.6, 1.2, 0.4  # omega' = 0.72, and alpha_hat is neither omega' nor alpha
 TOLERANCE = 1e-3  # nats, in every visited state
 REFUTED = 1e-2
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What the proof is about. ``hidden_reward`` is r: nothing that learns may read it."""
-
-    mdp: FiniteMDP
-    hidden_reward: np.ndarray
-    addon: np.ndarray
-    prior: np.ndarray
-    target: np.ndarray
-
-
-def make_problem(
-    seed: int,
-    alpha: float = ALPHA,
-    omega: float = OMEGA,
-    alpha_hat: float = ALPHA_HAT,
-    addon_scale: float = 1.0,
-) -> Problem:
-    mdp = random_mdp(seed)
-    hidden, addon = random_reward(seed, mdp), random_reward(seed + 1, mdp, addon_scale)
-    return Problem(
-        mdp,
-        hidden,
-        addon,
-        prior=soft_value_iteration(mdp, hidden, alpha),
-        target=soft_value_iteration(mdp, omega * hidden + addon, alpha_hat),
-    )
 
 
 def residual_policy_gradient(
