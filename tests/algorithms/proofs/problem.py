@@ -1,4 +1,4 @@
-"""A customization problem on a random finite MDP and its soft-optimal policy, for the proofs of residual policy gradient."""
+"""A customization problem on a random finite MDP and its soft-optimal policy, for the proofs of RPG."""
 
 from __future__ import annotations
 
