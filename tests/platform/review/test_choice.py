@@ -56,7 +56,7 @@ def test_a_rule_chooses_what_it_says(folder: SweepFolder) -> None:
     [
         ("min total_return", "expected 'max RETURN"),
         ("max kl_to_prior", "'kl_to_prior' can't be maximised; expected one of 'basic_return'"),
-        ("max total_return where basic_retrun >= 3", "'basic_retrun' is no measure; did you mean 'basic_return'"),
+        ("max total_return where basic_retrun >= 3", "'basic_retrun' can't be bounded; did you mean 'basic_return'"),
         ("max total_return where basic_return > 3", "'basic_return > 3': expected MEASURE >= NUMBER"),
         ("max total_return where kl_to_prior <= 0.5 * prior", "with >= alone"),
         ("max total_return where kl_to_prior >= 1", "kl_to_prior.min"),

@@ -49,7 +49,8 @@ from rpg_platform.storage.sweep_folder import SweepFolder
 folder = SweepFolder(sys.argv[1], sys.argv[2])
 with folder.lock():
     StatusWriter(folder, lambda: json.loads(sys.argv[3])).start()
-    time.sleep(0.2)
+    while not folder.read_text("status.json"):
+        time.sleep(0.05)
     print("started", flush=True)
     time.sleep(100)
 """
