@@ -22,7 +22,7 @@ MARKED = re.compile(
     r"^<!-- test: (?P<name>\S+) -->\n+```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 MARKER = re.compile(r"^<!-- test:", re.MULTILINE)
-MOST_LINES = 5
+MOST_LINES = 6
 LIMIT_S = 600
 
 

@@ -48,7 +48,7 @@ def test_the_rate_is_measured_once_and_kept(capfd: pytest.CaptureFixture[str], t
     shown, said = plan(capfd, tmp_path)
     assert said == ""
     assert re.search(r"Trials +5: the prior, rpg 2 settings x 2 seeds", shown)
-    assert re.search(r"Env steps +4,000,000, and 560,000 at most in evaluations", shown)
+    assert re.search(r"Env steps +4,000,000, and 660,000 at most in evaluations", shown)
     assert re.search(
         r"Time +about .*CPU-hours \(\d+% of it evaluations\) at [\d,]+ env steps/s a trial, measured", shown
     )

@@ -14,7 +14,7 @@ from tests.algorithms.policies.networks import make_network
 from tests.platform.export.bundles import bundle_of
 
 from rpg_algorithms.policies.bundle import load_card
-from rpg_platform.export.files import FILES, export
+from rpg_platform.export.files import FOREIGN, export
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_all_formats_into_one_folder(bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    written = export(str(bundle), tuple(FILES), out)
+    written = export(str(bundle), FOREIGN, out)
     assert [each.path.name for each in written] == ["policy.pt", "policy.onnx", "mlflow"]
     assert {each.name for each in out.iterdir()} == {"policy.pt", "policy.onnx", "mlflow"}
     assert max(each.deviation for each in written) < 1e-6
@@ -52,10 +52,10 @@ def test_nothing_is_overwritten_unasked(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "all").mkdir()
     (tmp_path / "all" / "mlflow").mkdir()
     with pytest.raises(ValueError, match="exists"):
-        export(str(bundle), tuple(FILES), tmp_path / "all")
+        export(str(bundle), FOREIGN, tmp_path / "all")
     assert [each.name for each in (tmp_path / "all").iterdir()] == ["mlflow"]
     with pytest.raises(ValueError, match="several formats go into a folder"):
-        export(str(bundle), tuple(FILES), out, overwrite=True)
+        export(str(bundle), FOREIGN, out, overwrite=True)
 
 
 def test_a_failed_export_leaves_what_was_there(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,8 @@ def test_the_head_of_a_sweep_and_the_table_say_the_same(tmp_path: Path) -> None:
     )
     lines = [
         "Trials      10: the prior, rpg 2 settings x 3 seeds, greedy 1 setting x 3 seeds",
-        "Env steps   900,000, and 570,000 at most in evaluations",
-        "Time        about 10 min, 0.295 CPU-hours (13% of it evaluations) at 1,000 env steps/s a trial, measured here",
+        "Env steps   900,000, and 660,000 at most in evaluations",
+        "Time        about 10 min, 0.301 CPU-hours (15% of it evaluations) at 1,000 env steps/s a trial, measured here",
         "Cluster     1 node, 2 CPUs: 2 trials at once (1 CPU each), 5 rounds",
         "Disk        24.1 MB in /data (1.1 MB a checkpoint, 65.6 GB free)",
     ]
@@ -49,5 +49,5 @@ def test_gpus_are_named_where_there_are_some(tmp_path: Path) -> None:
     wanted = spec(resources={"gpus_per_trial": 0.5})
     lines = head_lines(planned(tmp_path, wanted, nodes=[{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}]))
     assert "CPU-hours, 0.295 GPU-hours" not in lines[2]
-    assert "0.148 GPU-hours" in lines[2]
+    assert "0.151 GPU-hours" in lines[2]
     assert lines[3] == "Cluster     2 nodes, 16 CPUs, 1 GPUs: 2 trials at once (1 CPU and 0.5 GPU each), 5 rounds"

@@ -225,7 +225,7 @@ def test_narrow_and_dark(browser: Browser, folder: SweepFolder, width: int, sche
     for chart in page.locator(".chart:visible").all():
         assert len(chart.get_attribute("aria-label") or "") > 20
     page.wait_for_selector("#terms .main-svg")
-    assert page.locator(".chart:visible").count() == page.locator(".chart:visible:has(.main-svg)").count() == 11
+    assert page.locator(".chart:visible").count() == page.locator(".chart:visible:has(.main-svg)").count() == 13
     width_of_png = int.from_bytes(look(page, f"report-{width}-{scheme}", whole=True)[16:20])
     assert width_of_png == width
     assert found.complaints == []

@@ -108,7 +108,7 @@ def test_they_play_in_step_from_one_button(page: Page) -> None:
     states = page.evaluate(STATES)
     now = states[1]["time"]
     assert all(each["paused"] for each in states)
-    assert [each["time"] for each in states] == pytest.approx([now] * 3, abs=0.02)
+    assert [each["time"] for each in states] == pytest.approx([min(now, lasts) for lasts in LASTS_S.values()], abs=0.02)
     assert float(page.input_value("#seek")) == pytest.approx(1000 * now / 4, abs=50)
     assert trace_step(page) == pytest.approx(now * FPS * EVERY, abs=10)
 
