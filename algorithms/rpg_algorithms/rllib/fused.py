@@ -211,10 +211,8 @@ class FusedUpdate:
         policy, value = outputs[0], outputs[1][:, 0]
         if self.spec.distribution == "categorical":
             logp, log.entropy[i], backward = self._categorical(policy, action)
-        elif self._told is not None:
-            logp, log.entropy[i], backward = self._told_gaussian(policy, action, x[:, self.spec.observation_size :])
         else:
-            logp, log.entropy[i], backward = self._gaussian(policy, action)
+            logp, log.entropy[i], backward = self._gaussian(policy, action, x[:, self.spec.observation_size :])
         log_ratio = np.subtract(logp, logp_old, out=log.log_ratio[i])
         ratio = np.exp(log_ratio)
         unclipped = ratio * advantage
@@ -238,13 +236,22 @@ class FusedUpdate:
             for stack, grad in zip(self.stacks, grads, strict=True):
                 stack.backward(x, [grad])
 
-    def _gaussian(self, out: Array, action: Array) -> tuple[Array, float, Callable[[Array, Any], Array]]:
-        """``logp`` (before squashing's constant), mean entropy, and the gradient with respect to the outputs."""
+    def _gaussian(self, out: Array, action: Array, u: Array) -> tuple[Array, float, Callable[[Array, Any], Array]]:
+        """``logp`` (before squashing's constant), mean entropy, and the gradient with respect to the outputs.
+
+        ``u`` is what the policy is told, ``[B, K]``.
+        """
         a = self.spec.action_size
         mean, raw = out[:, :a], out[:, a:]
-        free = self._log_std is not None
-        log_std = self._log_std if free else np.clip(raw, *self.spec.log_std_bounds)
-        assert log_std is not None
+        free, told = self._log_std, None
+        if free is None:
+            log_std = np.clip(raw, *self.spec.log_std_bounds)
+        elif self._told is None:
+            log_std = free
+        else:
+            told = np_features(u)
+            log_std = told @ self._told.T
+            log_std += free
         inverse = np.exp(-log_std)
         z = (action - mean) * inverse
         zz = z * z
@@ -252,54 +259,27 @@ class FusedUpdate:
         logp = np.add.reduce(zz, -1)
         logp *= np.float32(-0.5)
         logp -= total + np.float32(a * HALF_LOG_2PI)
-        entropy = (float(total) if free else float(total.mean())) + a * (0.5 + HALF_LOG_2PI)
+        entropy = float(total.mean()) + a * (0.5 + HALF_LOG_2PI)
 
         def backward(logp_grad: Array, entropy_grad: Any) -> Array:
             column = logp_grad[:, None]
             mean_grad = z * inverse
             mean_grad *= column
             std_grad = zz - np.float32(1.0)
-            if free:
+            if free is not None and told is None:  # one product instead of a sum over the minibatch
                 np.matmul(logp_grad, std_grad, out=self._log_std_grad)
                 if entropy_grad:
                     self._log_std_grad += entropy_grad * np.float32(len(zz))
                 return np.asarray(mean_grad)
             std_grad *= column
             std_grad += entropy_grad
+            if told is not None:
+                np.add.reduce(std_grad, 0, out=self._log_std_grad)
+                np.matmul(std_grad.T, told, out=self._told_grad)
+                return np.asarray(mean_grad)
             low, high = self.spec.log_std_bounds
             std_grad *= (raw >= low) & (raw <= high)
             return np.concatenate((mean_grad, std_grad), axis=1)
-
-        return logp, entropy, backward
-
-    def _told_gaussian(
-        self, mean: Array, action: Array, u: Array
-    ) -> tuple[Array, float, Callable[[Array, Any], Array]]:
-        """As ``_gaussian`` where the log standard deviation is a free parameter that depends on the told weights."""
-        assert self._log_std is not None
-        assert self._told is not None
-        told = np_features(u)
-        log_std = told @ self._told.T
-        log_std += self._log_std
-        inverse = np.exp(-log_std)
-        z = (action - mean) * inverse
-        zz = z * z
-        total = np.add.reduce(log_std, -1)
-        logp = np.add.reduce(zz, -1)
-        logp *= np.float32(-0.5)
-        logp -= total + np.float32(self.spec.action_size * HALF_LOG_2PI)
-        entropy = float(total.mean()) + self.spec.action_size * (0.5 + HALF_LOG_2PI)
-
-        def backward(logp_grad: Array, entropy_grad: Any) -> Array:
-            std_grad = zz - np.float32(1.0)
-            std_grad *= logp_grad[:, None]
-            if entropy_grad:
-                std_grad += entropy_grad
-            np.add.reduce(std_grad, 0, out=self._log_std_grad)
-            np.matmul(std_grad.T, told, out=self._told_grad)
-            mean_grad = z * inverse
-            mean_grad *= logp_grad[:, None]
-            return np.asarray(mean_grad)
 
         return logp, entropy, backward
 
