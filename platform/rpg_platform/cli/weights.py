@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,5 +147,5 @@ def _say(name: str, storage: str | None, answer: FoundWeight, found: Mapping[str
     seeds = f"{found['seeds']} seed{'s' if found['seeds'] > 1 else ''}"
     line("Of", f"{found['method']}, {seeds}; other episodes than the {len(answer.at)} weights were judged by")
     words = ",".join(f"{each}={value:g}" for each, value in found["weights"].items())
-    where = "" if storage is None else f" --storage {storage}"
+    where = "" if storage is None else f" --storage {shlex.quote(storage)}"
     line("Export", f"rpg export {name} --weights {words} --out policy{where}")

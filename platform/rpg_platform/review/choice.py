@@ -12,7 +12,6 @@ from rpg_platform.results.rows import Row
 from rpg_platform.review.found import Found, found_in
 from rpg_platform.spec.measures import MEASURES
 from rpg_platform.spec.sections import Constraints, Objective
-from rpg_platform.spec.trials import make_trials
 from rpg_platform.storage.sweep_folder import SweepFolder
 from rpg_platform.wording import one_of, suggestion
 
@@ -103,11 +102,8 @@ def _told(found: Found, rows: Sequence[Row], names: set[str], text: str) -> list
     Raises:
         ChoiceError: there are none.
     """
-    trained = {trial.point_of for trial, _, _ in found.results}
-    ranges = {each.trial_id: set(each.told) for each, _ in make_trials(found.spec) if each.trial_id in trained}
-    groups = {trial.group for trial, _, _ in found.results if ranges.get(trial.point_of or "") == names}
-    if not (left := [row for row in rows if row.group in groups]):
-        every = sorted({", ".join(sorted(each)) for each in ranges.values()})
+    if not (left := [row for row in rows if set(found.told.get(row.group, ())) == names]):
+        every = sorted({", ".join(sorted(each)) for each in found.told.values()})
         has = f"its policies are told {' or '.join(every)}" if every else "its policies are told none"
         raise ChoiceError(f"{text}: --weights gives {', '.join(sorted(names))}; {has}")
     return left

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import math
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +45,7 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
         metric_name: heading of the task's readable metric.
     """
     spec, rows = found.spec, found.rows
-    trials, told = _trials_by_group(found), _told(found)
+    trials = _trials_by_group(found)
     points = {trial.trial_id: trial.point_of for trial, _, _ in found.results if trial.point_of is not None}
     trained = {**found.trainings, **{name: found.trainings[of] for name, of in points.items() if of in found.trainings}}
     about = _about(found, metric_name, run_ids)
@@ -64,9 +63,7 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
                 if m.heading
             ],
             "weights": varied_weights(rows),
-            "rows": [
-                _row(row, trials[row.group], trained, found, run_ids) | {"told": told.get(row.group)} for row in rows
-            ],
+            "rows": [_row(row, trials[row.group], trained, found, run_ids) for row in rows],
             "importance": importance(rows),
             "curves": _curves(rows, trials, found.trainings),
             "commands": found.source.commands(spec),
@@ -101,7 +98,6 @@ def _about(found: Found, metric_name: str, run_ids: Mapping[str, str]) -> dict[s
     return {
         "name": spec.name,
         "folder": found.source.place,
-        "at": "" if spec.storage is None else f" --storage {shlex.quote(spec.storage)}",
         "description": spec.description,
         "task": task_label(spec.task),
         "prior": spec.prior,
@@ -149,6 +145,7 @@ def _row(
         "name": short_name(row),
         "method": row.method,
         "weights": {k: v if isinstance(v, (int, float)) else None for k, v in row.weights.items()},
+        "told": found.told.get(row.group),
         "seeds": row.seeds,
         "is_prior": row.is_prior,
         "is_best": row.is_best,
@@ -170,13 +167,6 @@ def _row(
         "warnings": warnings_of(worst) if worst else [],
         "evaluated_at": row.evaluated_at if at_words(row) else None,
     }
-
-
-def _told(found: Found) -> dict[str, str]:
-    """Group → the weights that its policy is told, as ``--weights`` takes them; of plain policies nothing."""
-    names = {training.trial_id: tuple(training.told) for training, _, _ in found.trained if training.told}
-    points = (trial for trial, _, _ in found.results if trial.point_of in names)
-    return {t.group: ",".join(f"{name}={t.weights[name]:g}" for name in names[str(t.point_of)]) for t in points}
 
 
 def _path_of(checkpoint: str | None, found: Found, trial_id: str) -> str | None:

@@ -110,7 +110,7 @@ def find_weight(
         told.weight(best),
         (told.weight(float(low)), told.weight(float(high))),
         [told.weight(u) for u in response],
-        _curve(response, objective, None)[1](best),
+        {name: float(value) for name, [value] in _curve(response, np.array([best]), None).items()},
     )
 
 
@@ -127,21 +127,11 @@ def _means(played: Played) -> dict[str, float]:
     return {name: float(values.mean()) for name, values in played.items()}
 
 
-def _curve(
-    response: Mapping[float, Played], objective: Objective, rng: np.random.Generator | None
-) -> tuple[Drawn | None, Callable[[float], dict[str, float]]]:
-    """Which seeds and episodes were drawn (None: all, each once), and every measure's mean at any ``u``."""
-    us = sorted(response)
-    drawn: Drawn | None = None
-    if rng is not None:
-        seeds, episodes = next(iter(response[us[0]].values())).shape
-        drawn = np.asarray(rng.integers(seeds, size=seeds)), np.asarray(rng.integers(episodes, size=episodes))
-    means = {name: [float(_taken(response[u][name], drawn).mean()) for u in us] for name in response[us[0]]}
-
-    def at(u: float) -> dict[str, float]:
-        return {name: float(np.interp(u, us, values)) for name, values in means.items()}
-
-    return drawn, at
+def _curve(response: Mapping[float, Played], us: Array, drawn: Drawn | None) -> dict[str, Array]:
+    """Measure → its mean at each of ``us``; ``drawn``: of these seeds and episodes, None: of all."""
+    at = sorted(response)
+    means = {name: [float(_taken(response[u][name], drawn).mean()) for u in at] for name in response[at[0]]}
+    return {name: np.interp(us, at, values) for name, values in means.items()}
 
 
 def _taken(values: Array, drawn: Drawn | None) -> Array:
@@ -152,18 +142,22 @@ def _best(
     response: Mapping[float, Played], objective: Objective, prior: Played | None, rng: np.random.Generator | None
 ) -> float | None:
     """``u`` of the best point of the curve that satisfies the constraints; None if there is none."""
-    drawn, at = _curve(response, objective, rng)
+    drawn: Drawn | None = None
+    if rng is not None:
+        seeds, episodes = next(iter(next(iter(response.values())).values())).shape
+        drawn = np.asarray(rng.integers(seeds, size=seeds)), np.asarray(rng.integers(episodes, size=episodes))
     of_prior = None
     if prior is not None:
         of_prior = {
             name: float((values if drawn is None else values[:, drawn[1]]).mean()) for name, values in prior.items()
         }
-    best, highest = None, -math.inf
-    for u in np.union1d(np.linspace(-1.0, 1.0, _DENSE), sorted(response)):
-        figures = at(float(u))
-        if figures[objective.maximize] > highest and not violations(objective.constraints, figures, of_prior):
-            best, highest = float(u), figures[objective.maximize]
-    return best
+    us = np.union1d(np.linspace(-1.0, 1.0, _DENSE), sorted(response))
+    figures = _curve(response, us, drawn)
+    for i in np.argsort(-figures[objective.maximize], kind="stable"):
+        here = {name: float(values[i]) for name, values in figures.items()}
+        if math.isfinite(here[objective.maximize]) and not violations(objective.constraints, here, of_prior):
+            return float(us[i])
+    return None
 
 
 def _nearest(told: Conditioned, response: Mapping[float, Played], objective: Objective, prior: Played | None) -> str:

@@ -45,6 +45,12 @@ class Found:
         read = self.source.trainings(list(self.trained), self.spec.objective.mode)
         return {trial.trial_id: read[trial.trial_id] for trial, _, _ in self.trained if trial.trial_id in read}
 
+    @cached_property
+    def told(self) -> Mapping[str, tuple[str, ...]]:
+        """Group → the weights that the setting's policy is told; plain policies' groups are not in it."""
+        names = {training.trial_id: tuple(training.told) for training, _, _ in self.trained if training.told}
+        return {trial.group: names[trial.point_of] for trial, _, _ in self.results if trial.point_of in names}
+
     @property
     def folder(self) -> SweepFolder:
         """The sweep's folder.

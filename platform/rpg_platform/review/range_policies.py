@@ -18,7 +18,7 @@ from rpg_platform.results.ranking import needed
 from rpg_platform.results.report import Mode
 from rpg_platform.review.choice import ChoiceError
 from rpg_platform.review.found import Found
-from rpg_platform.spec.measures import MEASURES, PER_MODE
+from rpg_platform.spec.measures import PER_MODE
 from rpg_platform.spec.sections import Objective
 from rpg_platform.spec.task import get_task
 from rpg_platform.tasks.task import Task
@@ -74,10 +74,9 @@ class RangePolicies:
 
         played = episodes_of(objective.mode)
         found = {name: np.stack([getattr(each, name) for each in played]) for name in PER_MODE}
-        for name in (measure.name for measure in MEASURES if not measure.per_mode):
-            if name in needed(objective) and self.prior is not None:
-                sampled = played if objective.mode == "sampled" else episodes_of("sampled")
-                found[name] = np.stack([getattr(each, name) for each in sampled])
+        if KL in needed(objective) and self.prior is not None:
+            sampled = played if objective.mode == "sampled" else episodes_of("sampled")
+            found[KL] = np.stack([getattr(each, KL) for each in sampled])
         return found
 
 

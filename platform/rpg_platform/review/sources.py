@@ -79,7 +79,7 @@ class Source(Protocol):
         """Content hash of the prior; None without one, or where it is not known."""
 
     def commands(self, spec: SweepSpec) -> dict[str, str]:
-        """Commands that work as pasted.
+        """Commands that work as pasted; ``export_at``, of a policy for a range at any weights, where that can be.
 
         ``{path}`` stands for a trial's policy, see ``checkpoints``, and ``{weights}`` for the option that says at which
         weights it is taken.
@@ -162,6 +162,7 @@ class FolderSource:
         return {
             "export": "rpg export {path} --out policy{weights}",
             "promote": f"rpg promote {{path}} --name {name} --alias champion{{weights}}",
+            "export_at": f"rpg export {name} --out policy{{weights}}{where}",
             "extend": f"rpg extend {name}{where} --seeds {seeds}",
             "show": f"rpg show {name}{where}",
             "ui": f"rpg ui {name}{where}",
@@ -252,11 +253,8 @@ class StoreSource:
 
     def checkpoints(self, results: Sequence[TrialResult], rows: Sequence[Row]) -> Mapping[str, str]:
         """See ``Source``; of the trials that were evaluated, which left their policies."""
-        trials, left = (
-            self.stored.trials,
-            [trial for trial, report, error in results if evaluations(trial, report, error)],
-        )
-        runs = {trial.trial_id: trials.get(trial.point_of or trial.trial_id) for trial in left}
+        left = [trial for trial, report, error in results if evaluations(trial, report, error)]
+        runs = {trial.trial_id: self.stored.trials.get(trial.point_of or trial.trial_id) for trial in left}
         return {name: f"runs:/{run.info.run_id}/bundle" for name, run in runs.items() if run is not None}
 
     def trainings(self, results: list[TrialResult], mode: Mode) -> Mapping[str, Training]:

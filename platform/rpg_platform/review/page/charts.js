@@ -220,11 +220,7 @@ function drawResponses() {
   }
 }
 // Between the settings at which a policy that is told its weights was evaluated: it has every weight of the range.
-function toldRows() {
-  const rows = D.rows.filter((row) => row.told && hasFigures(row) && ofMain(row));
-  const line = SECOND ? rows.filter((row) => row.weights[SECOND.name] === state.line) : rows;
-  return line.sort((a, b) => a.weights[MAIN.name] - b.weights[MAIN.name]);
-}
+const TOLD = MAIN ? D.rows.filter((row) => row.told && hasFigures(row) && ofMain(row)) : [];
 function between(rows, weight, name) {
   const i = Math.min(rows.length - 2, Math.max(0, rows.findLastIndex((row) => row.weights[MAIN.name] <= weight)));
   const at = (row) => share(MAIN, row.weights[MAIN.name]), [a, b] = [rows[i], rows[i + 1]];
@@ -232,37 +228,31 @@ function between(rows, weight, name) {
   return mean(a, name) + t * (mean(b, name) - mean(a, name));
 }
 function drawBetween() {
-  const told = MAIN ? D.rows.filter((row) => row.told && hasFigures(row) && ofMain(row)) : [];
-  if (told.length < 2) return;
-  const lines = SECOND ? [...new Set(told.map((row) => row.weights[SECOND.name]))].filter(known).sort((a, b) => a - b) : [];
-  state.line = lines[0];
-  const [low, high] = [Math.min(...told.map((r) => r.weights[MAIN.name])), Math.max(...told.map((r) => r.weights[MAIN.name]))];
-  const weightAt = (t) => Number((MAIN.is_log ? low * (high / low) ** t : low + t * (high - low)).toPrecision(3));
+  if (TOLD.length < 2) return;
+  const lines = SECOND ? [...new Set(TOLD.map((row) => row.weights[SECOND.name]))].filter(known).sort((a, b) => a - b) : [];
+  const values = TOLD.map((row) => row.weights[MAIN.name]), [low, high] = [Math.min(...values), Math.max(...values)];
   const slider = element("input", { type: "range", id: "weight", min: 0, max: 1000, value: 500 });
+  const pick = element("select", { id: "line" }, ...lines.map((value) => element("option", { value }, String(value))));
   const said = element("p", { id: "weight-says" }), box = element("div", { id: "weight-command" });
-  const moved = () => {
-    state.weight = Math.min(high, Math.max(low, weightAt(slider.value / 1000)));
-    const rows = toldRows(), read = (name) => text(between(rows, state.weight, name));
-    const share = PRIOR && mean(PRIOR, "basic_return") > 0 ? ` (${percent(between(rows, state.weight, "basic_return") / mean(PRIOR, "basic_return"))} of the prior’s)` : "";
+  state.moved = () => {
+    const t = slider.value / 1000, exact = MAIN.is_log ? low * (high / low) ** t : low + t * (high - low);
+    state.weight = Math.min(high, Math.max(low, Number(exact.toPrecision(3))));
+    const rows = TOLD.filter((row) => !lines.length || row.weights[SECOND.name] === Number(pick.value)).sort((a, b) => a.weights[MAIN.name] - b.weights[MAIN.name]);
+    const read = (name) => between(rows, state.weight, name), ofPrior = PRIOR ? mean(PRIOR, "basic_return") : 0;
+    const kept = ofPrior > 0 ? ` (${percent(read("basic_return") / ofPrior)} of the prior’s)` : "";
     $("weight-value").textContent = String(state.weight);
-    said.textContent = `Total ≈ ${read("total_return")}, add-on ≈ ${read("addon_return")}, basic ≈ ${read("basic_return")}${share}, KL ≈ ${read("kl_to_prior")} nats: ` +
+    said.textContent = `Total ≈ ${text(read("total_return"))}, add-on ≈ ${text(read("addon_return"))}, basic ≈ ${text(read("basic_return"))}${kept}, KL ≈ ${text(read("kl_to_prior"))} nats: ` +
       "read off between the settings that were evaluated. rpg weights finds the weight that a rule asks for.";
-    const weights = rows[0].told.split(",").map((each) => (each.startsWith(`${MAIN.name}=`) ? `${MAIN.name}=${state.weight}` : each)).join(",");
-    box.hidden = !D.commands.export.includes("{weights}"); // read from MLflow, which has the policy of the whole range
-    box.replaceChildren(command(`${D.commands.export.replace("{path}", A.name).replace("{weights}", ` --weights ${weights}`)}${A.at}`));
+    const words = D.commands.export_at; // read from MLflow, which has the policy of the whole range, there is none
+    if (words) box.replaceChildren(command(words.replace("{weights}", weightsOf(rows[0], { ...rows[0].weights, [MAIN.name]: state.weight }))));
     drawResponses(); drawWaiting();
   };
-  slider.addEventListener("input", moved);
-  const row = element("label", {}, `The same policy at ${MAIN.symbol}`, slider, element("output", { id: "weight-value", for: "weight" }));
+  slider.addEventListener("input", state.moved);
+  pick.addEventListener("change", state.moved);
   $("between").hidden = false;
-  $("between").append(row);
-  if (lines.length > 1) {
-    const pick = element("select", { id: "line", on: { change: () => { state.line = Number(pick.value); moved(); } } },
-      ...lines.map((value) => element("option", { value }, String(value))));
-    $("between").append(element("label", {}, `at ${SECOND.symbol}`, pick));
-  }
+  $("between").append(element("label", {}, `The same policy at ${MAIN.symbol}`, slider, element("output", { id: "weight-value", for: "weight" })));
+  if (lines.length > 1) $("between").append(element("label", {}, `at ${SECOND.symbol}`, pick));
   $("between").append(said, box);
-  state.moved = moved;
 }
 function drawImportance() {
   const names = Object.keys(D.importance);

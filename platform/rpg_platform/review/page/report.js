@@ -300,10 +300,11 @@ function command(words) {
   } } }, "copy");
   return element("div", { class: "command" }, element("pre", {}, words), button);
 }
+const weightsOf = (row, values) => (row.told ? ` --weights ${row.told.map((name) => `${name}=${Number(values[name].toPrecision(6))}`).join(",")}` : "");
 function commandsFor(row) {
   const trial = row.trials.find((each) => each.path);
   if (!trial) return [];
-  const filled = (words) => words.replace("{path}", trial.path).replace("{weights}", row.told ? ` --weights ${row.told}` : "");
+  const filled = (words) => words.replace("{path}", trial.path).replace("{weights}", weightsOf(row, row.weights));
   return [command(`${filled(D.commands.export)}\n${filled(D.commands.promote)}`)];
 }
 
