@@ -179,10 +179,10 @@ def send(client: Client, ready: Submission) -> Job:
             )
             return job_of(client.get_job_info(sent))
         except JobError:
-            taken = {job.id for job in jobs_of(client)}
-            if ready.id not in taken:
+            jobs = jobs_of(client)
+            if ready.id not in {job.id for job in jobs}:
                 raise
-            ready = replace(ready, id=next_id(jobs_of(client), ready.metadata[SWEEP]))
+            ready = replace(ready, id=next_id(jobs, ready.metadata[SWEEP]))
         except (RuntimeError, ValueError, TypeError, OSError) as error:  # of Ray, about the runtime environment
             raise JobError(f"{ready.upload.source[1]}: {error}") from error
     raise JobError(f"{client.get_address()}: no id was free for a job of {ready.metadata[SWEEP]!r}; try again")

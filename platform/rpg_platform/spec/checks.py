@@ -18,7 +18,7 @@ from rpg_platform.spec.errors import Problem, SpecError
 from rpg_platform.spec.methods import METHODS, weight_faults
 from rpg_platform.spec.search_checks import check_search, space_paths
 from rpg_platform.spec.space import ConditionedRange, SearchSpace
-from rpg_platform.spec.sweep import SweepSpec, TrialSpec
+from rpg_platform.spec.sweep import SweepSpec, TrialSpec, WeightSetting
 from rpg_platform.spec.task import build_task, same_environment, task_env_id, task_label
 from rpg_platform.spec.trials import Arm, arms, count_trials, draws, in_running_order, make_trials, uses_prior
 from rpg_platform.tasks.registry import TASKS
@@ -140,12 +140,16 @@ def _weight_names(spec: SweepSpec) -> Iterator[Problem]:
             yield Problem(path, message, at_key=path != arm.path, needs=needs)
 
 
+def _has_range(value: WeightSetting) -> bool:
+    inside = value.values if isinstance(value, SearchSpace) else (value,)
+    return any(isinstance(each, ConditionedRange) for each in inside)
+
+
 def _told(spec: SweepSpec) -> Iterator[Problem]:
     for arm in arms(spec):
         able = METHODS[arm.entry.method].can_be_told
         for name, value in arm.entry.weights.items():
-            inside = value.values if isinstance(value, SearchSpace) else (value,)
-            if name not in able and any(isinstance(each, ConditionedRange) for each in inside):
+            if name not in able and _has_range(value):
                 which = f"it can be told {', '.join(sorted(able))}" if able else "it can be told none"
                 message = f"conditioned: a policy of method {arm.entry.method!r} can't be told {name}; {which}"
                 yield Problem(arm.weight_path(name), message, at_key=True, needs=(arm.path,))
@@ -191,7 +195,7 @@ def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
     if network.get("graph") is not None:
         for arm in arms(spec):
             for name, value in arm.entry.weights.items():
-                if isinstance(value, ConditionedRange) and uses_prior(spec, arm.entry.method):
+                if _has_range(value) and uses_prior(spec, arm.entry.method):
                     message = (
                         f"conditioned: the network of {prior!r} is a graph, without a first layer to add inputs to"
                     )
