@@ -9,15 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from tests.algorithms.proofs.finite_mdp import FiniteMDPEnv, TabularReward, kl_per_state, soft_value_iteration
-from tests.algorithms.proofs.problem import ALPHA, Problem, make_problem
+from tests.algorithms.proofs.finite_mdp import kl_per_state, soft_value_iteration
+from tests.algorithms.proofs.problem import ALPHA, Problem, make_problem, residual_config, save_prior
 from tests.algorithms.registry import built, learner_of
 
-from rpg_algorithms import Conditioned, NetworkSpec, PolicyNetwork, PriorCard, RPGConfig, save_bundle
+from rpg_algorithms import Conditioned, NetworkSpec, PolicyNetwork
 from rpg_algorithms.maths.conditioned import grid
 
 TOLERANCE = 1e-2  # nats, in every state, at every weight
@@ -37,36 +36,20 @@ def hidden_layer_prior(folder: Path, policy: np.ndarray) -> Path:
         network.mlp[2].weight.zero_()
         network.mlp[2].weight[:, :states] = torch.from_numpy(np.log(policy).T)
         network.mlp[2].bias.zero_()
-    card = PriorCard.describe(
-        "tabular", "finite-mdp", gym.spaces.Discrete(states), gym.spaces.Discrete(actions), spec, alpha=ALPHA
-    )
-    save_bundle(folder, network, card)
-    return folder
+    return save_prior(folder, network)
 
 
 def train(p: Problem, folder: Path, iterations: int, hide: bool = False, **weights: Any) -> PolicyNetwork:
     """The policy after training over a range, in an environment whose own reward is misleading."""
     batch = 64 * 32
-    config = (
-        RPGConfig()
-        .environment(FiniteMDPEnv, env_config={"mdp": p.mdp, "reward": -50.0 * p.hidden_reward, "max_steps": 25})
-        .env_runners(num_envs_per_env_runner=64)
-        .training(
-            prior=hidden_layer_prior(folder, p.prior),
-            addon_reward=TabularReward(p.addon),
-            critic_warmup_iterations=4,
-            gamma=p.mdp.gamma,
-            lambda_=0.95,
-            lr=[[0, 0.02], [int(0.5 * iterations * batch), 0.004], [iterations * batch, 0.0]],
-            clip_param=0.3,
-            grad_clip=None,
-            num_epochs=6,
-            minibatch_size=512,
-            train_batch_size_per_learner=batch,
-            normalize_advantages="none",
-            **weights,
-        )
-        .debugging(seed=0)
+    config = residual_config(
+        p,
+        hidden_layer_prior(folder, p.prior),
+        lr=[[0, 0.02], [int(0.5 * iterations * batch), 0.004], [iterations * batch, 0.0]],
+        num_epochs=6,
+        minibatch_size=512,
+        train_batch_size_per_learner=batch,
+        **weights,
     )
     with built(config) as algorithm:
         if hide:  # what was told is zero where the policy is trained, so its columns stay zero everywhere

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from tests.algorithms.proofs.finite_mdp import (
     FiniteMDP,
-    FiniteMDPEnv,
-    TabularReward,
     all_transitions,
     kl_per_state,
     policy_value,
     soft_value_iteration,
     visitation,
 )
-from tests.algorithms.proofs.problem import ALPHA, ALPHA_HAT, OMEGA, Problem, make_problem
+from tests.algorithms.proofs.problem import ALPHA, ALPHA_HAT, OMEGA, Problem, make_problem, residual_config, save_prior
 
-from rpg_algorithms import NetworkSpec, PolicyNetwork, PriorCard, RPGConfig, save_bundle
+from rpg_algorithms import NetworkSpec, PolicyNetwork
 from rpg_algorithms.maths.advantages import generalized_advantages
 from rpg_algorithms.maths.objectives import policy_gradient_objective
 from rpg_algorithms.maths.rewards import rpg_reward
@@ -123,36 +120,20 @@ def tabular_prior(folder: Path, policy: np.ndarray) -> Path:
     with torch.no_grad():
         network.mlp[0].weight.copy_(torch.from_numpy(np.log(policy).T))
         network.mlp[0].bias.zero_()
-    card = PriorCard.describe(
-        "tabular", "finite-mdp", gym.spaces.Discrete(states), gym.spaces.Discrete(actions), spec, alpha=ALPHA
-    )
-    save_bundle(folder, network, card)
-    return folder
+    return save_prior(folder, network)
 
 
 def train_tabular(p: Problem, folder: Path, iterations: int, **weights: float) -> np.ndarray:
     """The policy ``[S, A]`` after training RPG in an environment whose own reward is misleading."""
     batch = 64 * 64
-    config = (
-        RPGConfig()
-        .environment(FiniteMDPEnv, env_config={"mdp": p.mdp, "reward": -50.0 * p.hidden_reward, "max_steps": 25})
-        .env_runners(num_envs_per_env_runner=64)
-        .training(
-            prior=tabular_prior(folder, p.prior),
-            addon_reward=TabularReward(p.addon),
-            critic_warmup_iterations=4,
-            gamma=p.mdp.gamma,
-            lambda_=0.95,
-            lr=[[0, 0.06], [int(0.35 * iterations * batch), 0.015], [iterations * batch, 0.0]],
-            clip_param=0.3,
-            grad_clip=None,
-            num_epochs=4,
-            minibatch_size=1024,
-            train_batch_size_per_learner=batch,
-            normalize_advantages="none",
-            **weights,
-        )
-        .debugging(seed=0)
+    config = residual_config(
+        p,
+        tabular_prior(folder, p.prior),
+        lr=[[0, 0.06], [int(0.35 * iterations * batch), 0.015], [iterations * batch, 0.0]],
+        num_epochs=4,
+        minibatch_size=1024,
+        train_batch_size_per_learner=batch,
+        **weights,
     )
     algorithm = config.build_algo()
     try:

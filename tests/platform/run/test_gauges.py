@@ -10,21 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.platform.run.many import MANY
 from tests.platform.servers import free_port
 
 from rpg_platform.run.gauges import GAUGES
 
 ROOT = Path(__file__).resolve().parents[3]
 DASHBOARD = ROOT / "deploy" / "grafana" / "sweeps.json"
-SWEEP = {
-    "name": "many",
-    "task": "halfcheetah-foot-angle",
-    "prior": "halfcheetah-spg",
-    "algorithm": "rpg",
-    "weights": {"omega_prime": {"grid": [0.1, 0.2]}, "alpha_hat": 0.02},
-    "seeds": 2,
-    "budget": {"env_steps": 100_000},
-}
 PROGRAM = """
 import sys, time, urllib.request
 import ray
@@ -56,7 +48,7 @@ print("\\n".join(line for line in text.splitlines() if line.startswith("ray_rpg_
 @pytest.mark.slow
 def test_prometheus_scrapes_what_a_sweep_is_doing() -> None:
     """In a process of its own: the Ray that other tests share exports nothing."""
-    program = PROGRAM.format(port=free_port(), sweep=SWEEP)
+    program = PROGRAM.format(port=free_port(), sweep=MANY)
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},

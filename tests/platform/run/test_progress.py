@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.platform.run.many import MANY
 
 from rpg_platform.results.leader import Standing
 from rpg_platform.run.progress import Progress
@@ -18,20 +19,11 @@ from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.tracking.sender import TrackerState
 
-RAW: dict[str, Any] = {
-    "name": "many",
-    "task": "halfcheetah-foot-angle",
-    "prior": "halfcheetah-spg",
-    "algorithm": "rpg",
-    "weights": {"omega_prime": {"grid": [0.1, 0.2]}, "alpha_hat": 0.02},
-    "seeds": 2,
-    "budget": {"env_steps": 100_000},
-}
 A, B = (f"rpg-omega_prime={w}-alpha_hat=0.02" for w in (0.1, 0.2))
 
 
 def trials(**changes: Any) -> list[TrialSpec]:
-    return expand(SweepSpec.model_validate(RAW | changes))
+    return expand(SweepSpec.model_validate(MANY | changes))
 
 
 def tune_trial(spec: TrialSpec) -> Any:
