@@ -47,6 +47,7 @@ from rpg_platform.tasks.environments import make_env
 from rpg_platform.tasks.task import StepFunction, Task
 
 logger = logging.getLogger(__name__)
+_STEPS_AT_ONCE = 64
 LONGEST_EPISODE = 20_000
 """Steps after which an episode of an environment without a longer time limit is cut off."""
 
@@ -168,12 +169,12 @@ def evaluate(
     """
     addon: Any = task.addon
     names, keys = part_names(addon), infos_of(task)
-    sums = np.zeros((5, episodes))  # basic, add-on, metric, KL, objective
+    sums = np.zeros((3, episodes))  # basic, add-on, metric
     parts = np.zeros((len(names), episodes))
     length = np.zeros(episodes)
     playing = np.ones(episodes, bool)
     given = weights if mode == "sampled" else None
-    acting = NumpyPolicy(policy)
+    acting, by_log_prob = NumpyPolicy(policy), _ByLogProb(policy, prior, given, episodes)
     with closing(make_vector_env(partial(make_env, task), episodes, "sync", keys)) as envs:
         bound = max_steps or longest(envs.envs[0])
         for step in itertools.islice(play(acting, envs, keys, seed, mode), bound):
@@ -187,15 +188,14 @@ def evaluate(
             sums[1, playing] += added[playing]
             sums[2, playing] += np.asarray(task.metric(*step.given_to(task.metric)))[playing]
             if prior is not None or given is not None:
-                kl, reward = _by_log_prob(acting.complete(step.outputs), policy, prior, step, added, given)
-                sums[3, playing] += kl[playing]
-                sums[4, playing] += reward[playing]
+                by_log_prob.add(acting.complete(step.outputs), step, added, playing)
             length[playing] += 1
             playing &= ~step.done
             if not playing.any():
                 break
-    kl = sums[3] / length if prior is not None else np.full(episodes, np.nan)
-    objective = sums[4] if given is not None else np.full(episodes, np.nan)
+    by_log_prob.finish()
+    kl = by_log_prob.kl / length if prior is not None else np.full(episodes, np.nan)
+    objective = by_log_prob.objective if given is not None else np.full(episodes, np.nan)
     addon_return = parts.sum(0) if names else sums[1]
     each = dict(zip(names, parts, strict=True))
     total, cut = sums[0] + addon_return, playing.astype(np.float64)
@@ -210,30 +210,55 @@ def longest(env: gym.Env[Any, Any]) -> int:
     return max(LONGEST_EPISODE, time_limit(env) or 0)
 
 
-def _by_log_prob(
-    inputs: NDArray[Any],
-    policy: PolicyNetwork,
-    prior: PolicyNetwork | None,
-    step: Step,
-    addon: NDArray[Any],
-    weights: Mapping[str, float] | None,
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """KL to the prior and the reward that the policy is trained on, ``[N]`` each; 0 where that is not asked for."""
-    kl = reward = torch.zeros(len(inputs))
-    with torch.no_grad():
-        own, pair = torch.from_numpy(inputs), None
-        if prior is not None:
-            pair = compare(policy.spec, own, prior.spec, prior(torch.from_numpy(step.obs)))
+class _ByLogProb:
+    """Sums over episodes what follows from log-probabilities, many steps at once: torch costs as much for one.
+
+    Attributes:
+        kl: ``[N]`` to the prior, summed over the steps; 0 without one.
+        objective: ``[N]`` of the reward that the policy is trained on; 0 without its weights.
+    """
+
+    def __init__(
+        self, policy: PolicyNetwork, prior: PolicyNetwork | None, weights: Mapping[str, float] | None, episodes: int
+    ) -> None:
+        self.kl, self.objective = np.zeros((2, episodes))
+        self._policy, self._prior, self._weights = policy, prior, weights
+        self._steps: list[tuple[NDArray[Any], ...]] = []
+
+    def add(self, inputs: NDArray[Any], step: Step, addon: NDArray[Any], playing: NDArray[np.bool_]) -> None:
+        """Takes a step: the policy's ``dist_inputs`` ``[N, P]``, add-on rewards, and who still plays, ``[N]`` each."""
+        rewards = np.array(step.reward, np.float64), np.array(addon, np.float64)
+        self._steps.append((inputs, step.obs, step.sampled, *rewards, playing.copy()))
+        if len(self._steps) == _STEPS_AT_ONCE:
+            self.finish()
+
+    def finish(self) -> None:
+        """Adds up the steps that were taken since the last time."""
+        if not self._steps:
+            return
+        columns = [np.stack(column) for column in zip(*self._steps, strict=True)]
+        self._steps.clear()
+        playing = columns.pop()
+        with torch.no_grad():
+            kl, reward = self._of(*(torch.from_numpy(each.reshape(-1, *each.shape[2:])) for each in columns))
+        for total, values in ((self.kl, kl), (self.objective, reward)):
+            total += np.where(playing, values.double().numpy().reshape(playing.shape), 0.0).sum(0)
+
+    def _of(
+        self, inputs: torch.Tensor, obs: torch.Tensor, sampled: torch.Tensor, basic: torch.Tensor, addon: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        spec, weights, pair = self._policy.spec, self._weights, None
+        kl = reward = torch.zeros(len(inputs))
+        if self._prior is not None:
+            pair = compare(spec, inputs, self._prior.spec, self._prior(obs))
             kl = pair.kl()
         if weights is not None:
-            actions, prior_logp = torch.from_numpy(step.sampled), None
-            logp = make_distribution(policy.spec.distribution, own).log_prob(actions)
+            prior_logp, logp = None, make_distribution(spec.distribution, inputs).log_prob(sampled)
             if pair is not None and "omega_prime" in weights:
-                received, prior_logp = pair.log_probs(actions)
+                received, prior_logp = pair.log_probs(sampled)
                 logp = logp if received is None else received  # of another family: as RPG's learner has it
-            basic, added = (torch.from_numpy(np.asarray(each, np.float64)) for each in (step.reward, addon))
-            reward = transformed_reward(weights, basic, added, logp, prior_logp)
-    return kl.numpy(), reward.numpy()
+            reward = transformed_reward(weights, basic, addon, logp, prior_logp)
+        return kl, reward
 
 
 def evaluate_both(
