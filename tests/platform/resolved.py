@@ -38,6 +38,7 @@ def resolved(
         tuple(expand(spec) if trials is None else trials),
         get_task(spec.task),
         prior,
+        None,
         space,
         space,
         1_000,

@@ -94,7 +94,7 @@ class SPGLearner(TorchLearner):
         prior = self.config.prior
         if prior is not None:
             prior.check_spaces(module.observation_space, module.action_space, str(self.config.env))
-            module.load_prior(prior, self.config.start_from_prior)
+            module.load_prior(prior, self.config.origin)
         weights = self.config.reward_weights()
         self._told = {name: value for name, value in weights.items() if isinstance(value, Conditioned)}
         self._weights = {
@@ -219,8 +219,7 @@ class SPGLearner(TorchLearner):
 
     @property
     def _warmup_iterations(self) -> int:
-        starts_from_prior = self.config.prior is not None and self.config.start_from_prior
-        return self.config.critic_warmup_iterations if starts_from_prior else 0
+        return 0 if self.config.origin is None else self.config.critic_warmup_iterations
 
     def transform_reward(
         self, rollout: TensorRollout, prior_logp: Tensor | None, weights: Mapping[str, float | Tensor]
@@ -313,8 +312,7 @@ class SPGLearner(TorchLearner):
     def _update_observation_moments(self, rollout: TensorRollout) -> None:
         """Merges this rollout's observations after the update, so the whole update used one normalisation."""
         normalizer = self.actor_critic.policy.normalizer
-        frozen = self.config.prior is not None and self.config.start_from_prior
-        if normalizer is not None and not frozen:
+        if normalizer is not None and self.config.origin is None:  # else it stays the origin's
             size = self.actor_critic.policy.spec.observation_size
             normalizer.merge(self._summed(normalizer.sums(rollout.obs[..., :size].flatten(0, 1))))
 

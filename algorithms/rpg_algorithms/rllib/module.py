@@ -100,12 +100,12 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         """Returns the attributes that env runners do without."""
         return ["critic", "reward_scale", "prior"]
 
-    def load_prior(self, bundle: PriorBundle, start_from_prior: bool) -> None:
-        """Puts the bundle's weights into ``prior`` and, to start from it, into ``policy`` as well."""
+    def load_prior(self, bundle: PriorBundle, origin: PriorBundle | None) -> None:
+        """Puts the bundle's weights into ``prior``, and those of ``origin``, if there is one, into ``policy``."""
         assert self.prior is not None
         self.prior.load_state_dict(bundle.build().state_dict())
-        if start_from_prior:
-            self.policy.start_from(self.prior)
+        if origin is not None:
+            self.policy.start_from(origin.build())
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Returns the state as numpy arrays. Running figures stay float64, which RLlib's own conversion would round."""

@@ -63,6 +63,7 @@ class SPGConfig(AlgorithmConfig):
         self.step_metrics: dict[str, Any] = {}
         self.prior: PriorBundle | str | Path | None = None
         self.start_from_prior = True
+        self.start: PriorBundle | str | Path | None = None
         self.critic_warmup_iterations = 10
         self.lr = 3e-4
         self.gamma = 0.99
@@ -130,6 +131,7 @@ class SPGConfig(AlgorithmConfig):
         step_metrics: Mapping[str, Any] = NotProvided,
         prior: PriorBundle | str | Path | None = NotProvided,
         start_from_prior: bool = NotProvided,
+        start: PriorBundle | str | Path | None = NotProvided,
         critic_warmup_iterations: int = NotProvided,
         lambda_: float = NotProvided,
         clip_param: float = NotProvided,
@@ -156,6 +158,8 @@ class SPGConfig(AlgorithmConfig):
             prior: a ``PriorBundle`` or a bundle's folder. It is read at once; checkpoints carry it.
             start_from_prior: start with the prior's weights and its frozen observation normaliser (default), or from
                 scratch; the policy may then have another family than the prior (see ``policies.comparison``).
+            start: start with the weights of this bundle, which has the prior's network, rather than with the prior's:
+                to go on from a customised policy. The prior stays what is kept. A bundle or its folder.
             critic_warmup_iterations: training iterations in which the critic alone learns, when starting from a prior.
             lambda_: GAE's lambda.
             clip_param: half-width of PPO's clipping.
@@ -177,13 +181,20 @@ class SPGConfig(AlgorithmConfig):
         """
         super().training(**kwargs)
         given = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__") and v is not NotProvided}
-        if isinstance(given.get("prior"), (str, Path)):
-            given["prior"] = load_bundle(given["prior"])
+        for name in ("prior", "start"):
+            if isinstance(given.get(name), (str, Path)):
+                given[name] = load_bundle(given[name])
         if "step_metrics" in given:
             given["step_metrics"] = dict(given["step_metrics"])
         for name, value in given.items():
             setattr(self, name, value)
         return self
+
+    @property
+    def origin(self) -> PriorBundle | None:
+        """The policy whose weights and observation normaliser the training starts from; None: from scratch."""
+        origin = (self.start or self.prior) if self.start_from_prior else None
+        return origin if isinstance(origin, PriorBundle) else None
 
     def reward_weights(self) -> dict[str, Weight | Conditioned]:
         """The weights of the reward's terms, each a number, a schedule or a range."""
@@ -202,8 +213,9 @@ class SPGConfig(AlgorithmConfig):
             ValueError: names the setting, its value and what was expected.
         """
         super().validate()
-        if isinstance(self.prior, (str, Path)):
-            self.prior = load_bundle(self.prior)
+        self.prior, self.start = (
+            load_bundle(each) if isinstance(each, (str, Path)) else each for each in (self.prior, self.start)
+        )
         self._validate_network()
         self._validate_numbers()
         self._validate_sampling()
@@ -235,13 +247,15 @@ class SPGConfig(AlgorithmConfig):
             self._value_error(f"model_config has unknown settings {unknown}; NetworkConfig knows {sorted(known)}")
         fixed = sorted(k for k in given if not k.startswith("critic_") and self._differs_from_default(k))
         distribution = self.model_config["distribution"]
-        if isinstance(self.prior, PriorBundle) and self.prior.network_spec.context:
-            names = ", ".join(each.name for each in self.prior.network_spec.context)
-            self._value_error(
-                f"prior {self.prior.card.name!r} is a policy for a range of {names}, expected a policy at one setting: "
-                "fold it at the weights that you choose (PolicyNetwork.folded, or `rpg export --weights`)"
-            )
-        origin = self.prior if self.start_from_prior and isinstance(self.prior, PriorBundle) else None
+        for what, bundle in (("prior", self.prior), ("start", self.start)):
+            if isinstance(bundle, PriorBundle) and bundle.network_spec.context:
+                names = ", ".join(each.name for each in bundle.network_spec.context)
+                self._value_error(
+                    f"{what} {bundle.card.name!r} is a policy for a range of {names}, expected a policy at one "
+                    "setting: fold it at the weights that you choose (PolicyNetwork.folded, or `rpg export --weights`)"
+                )
+        self._validate_start()
+        origin = self.origin
         if origin is not None:
             dataclasses.replace(origin.network_spec, context=self.told_weights())  # says what does not go together
             its = origin.network_spec.distribution
@@ -261,6 +275,20 @@ class SPGConfig(AlgorithmConfig):
                 f"entropy_coeff={self.entropy_coeff} with distribution='squashed_gaussian': its entropy has no closed "
                 "form; use alpha, which is an entropy reward"
             )
+
+    def _validate_start(self) -> None:
+        if not isinstance(self.start, PriorBundle):
+            return
+        prior = self.prior
+        if not isinstance(prior, PriorBundle) or not self.start_from_prior:
+            raise ValueError(
+                f"start={self.start.card.name!r}: it takes the place of the prior's weights at the start, so it needs "
+                "a prior and start_from_prior=True"
+            )
+        given, wanted = self.start.network_spec.to_dict(), prior.network_spec.to_dict()
+        if others := [name for name in wanted if given[name] != wanted[name] and name != "log_std_init"]:
+            words = ", ".join(f"{name} {given[name]} (the prior's: {wanted[name]})" for name in others)
+            self._value_error(f"start={self.start.card.name!r}: expected the prior's network, but it has {words}")
 
     def _differs_from_default(self, name: str) -> bool:
         value, default = self.model_config[name], getattr(NetworkConfig(), name)

@@ -154,9 +154,10 @@ def check_files(upload: Upload, file: Path, spec: SweepSpec) -> list[str]:
             "`working_dir: .`, or use `ray job submit` with a file that the cluster has"
         )
     needed: list[tuple[str, Path]] = [("the specification", absolute(file))]
-    if spec.prior is not None and Path(spec.prior).is_absolute():
-        prior = Path(spec.prior)
-        needed += [("its prior", each) for each in sorted(prior.iterdir() if prior.is_dir() else [prior])]
+    for what, bundle in (("its prior", spec.prior), ("the policy that it starts from", spec.start)):
+        if bundle is not None and Path(bundle).is_absolute():
+            place = Path(bundle)
+            needed += [(what, each) for each in sorted(place.iterdir() if place.is_dir() else [place])]
     installed = []
     for module in own_modules(spec):
         beside = list(_files_of(module, spec))

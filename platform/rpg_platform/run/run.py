@@ -113,7 +113,7 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
             sweep.folder.go_on_with(sweep.spec, sweep.source)  # all that may refuse it has been asked
         else:
             held.enter_context(sweep.folder.lock())  # first: of two that start at once one writes
-            sweep.folder.create(sweep.spec, sweep.source, sweep.prior)
+            sweep.folder.create(sweep.spec, sweep.source, sweep.prior, sweep.start)
         kept = keep_plan(sweep.folder, plan.as_json())
         return _run(sweep, states, plan, {PLANS_FILE: kept}, console)
 
@@ -208,7 +208,7 @@ def _tuner(
 ) -> Tuner:
     spec = sweep.spec
     trainable = tune.with_resources(
-        tune.with_parameters(CustomizationTrial, prior=sweep.prior, checkpoints=dict(checkpoints)),
+        tune.with_parameters(CustomizationTrial, prior=sweep.prior, start=sweep.start, checkpoints=dict(checkpoints)),
         PlacementGroupFactory(placement(spec)),
     )
     storage, name = sweep.folder.next_attempt()

@@ -75,6 +75,8 @@ def _checked(spec: SweepSpec, check_files: bool) -> tuple[list[Problem], list[Ma
         problems += _environment(spec)
     if check_files and spec.prior is not None:
         problems += _bundle(spec, spec.prior)
+    if spec.start is not None:
+        problems += _start_bundle(spec, spec.start, check_files)
     total = count_trials(spec)
     if total > MAX_TRIALS:
         message = f"asks for {total} trials ({_factors(spec)}), and at most {MAX_TRIALS} are made"
@@ -207,6 +209,30 @@ def _bundle(spec: SweepSpec, prior: str) -> Iterator[Problem]:
                 yield Problem(arm.weight_path("omega"), f"{message}; give omega_prime", True, (here, arm.path))
     yield from _families(spec, prior, card)
     yield from _discount(spec, prior, card)
+
+
+def _start_bundle(spec: SweepSpec, start: str, check_files: bool) -> Iterator[Problem]:
+    """What training starts from has the prior's network, and takes the place of the prior's weights."""
+    here: Path = ("start",)
+    if spec.prior is None or not any(spec.training.candidates("start_from_prior")):
+        needs: tuple[Path, ...] = (("prior",), (*_TRAINING, "start_from_prior"))
+        message = f"{start!r} takes the place of the prior's weights at the start: it needs a prior"
+        yield Problem(here, f"{message}, and start_from_prior: true", at_key=True, needs=needs)
+        return
+    if not check_files:
+        return
+    try:
+        card, prior = _read_card(_folder_of(start)), _read_card(_folder_of(spec.prior))
+    except ValueError as error:
+        yield Problem(here, str(error), needs=(("prior",),))
+        return
+    network, wanted = (cast(Mapping[str, Any], each.get("network") or {}) for each in (card, prior))
+    if told := [each["name"] for each in network.get("context") or ()]:
+        message = f"{start!r} is a policy for a range of {', '.join(told)}, not for one setting"
+        yield Problem(here, f"{message}: fold it by `rpg export --format bundle --weights {told[0]}=…`")
+    elif others := [name for name in wanted if name != "log_std_init" and network.get(name) != wanted[name]]:
+        message = f"{start!r} has another network than the prior {spec.prior!r}: {', '.join(others[:3])} differ"
+        yield Problem(here, message, needs=(("prior",),))
 
 
 def with_discount_of_prior(spec: SweepSpec) -> SweepSpec:

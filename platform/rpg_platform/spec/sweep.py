@@ -259,6 +259,10 @@ class SweepSpec(Section):
     description: Text = Field(default="", description="Free text.")
     task: AnyTask = Field(description="A registered task, or an environment with add-on rewards (`task_spec`).")
     prior: Line | None = Field(default=None, description="A shipped prior's name, or the path of a bundle.")
+    start: Line | None = Field(
+        default=None,
+        description="A bundle whose policy training starts from instead of the prior's; it goes on from there.",
+    )
     algorithm: Method = Field(description="The method whose weights are swept.")
     weights: SweepWeights = Field(default_factory=dict, description="Its weights: value, schedule or search space.")
     samples: Annotated[Positive, Field(le=10_000)] | None = Field(

@@ -163,7 +163,7 @@ def _validate(
             spec = SweepSpec.model_validate(rest)
         except ValidationError:
             return None, problems
-    spec = _with_absolute_storage(_with_absolute_prior(spec, folder), folder)
+    spec = _with_absolute_storage(_with_absolute_bundles(spec, folder), folder)
     if isinstance(spec.task, TaskSpec):
         spec = spec.model_copy(update={"task": _with_folder(spec.task, folder)})
     spec = with_discount_of_prior(spec) if check_files else spec
@@ -214,14 +214,16 @@ def _with_absolute_storage(spec: SweepSpec, folder: pathlib.Path) -> SweepSpec:
     return spec.model_copy(update={"storage": os.path.abspath(folder / spec.storage)})  # noqa: PTH100
 
 
-def _with_absolute_prior(spec: SweepSpec, folder: pathlib.Path) -> SweepSpec:
-    prior = spec.prior
-    if prior is None or prior in SHIPPED:
-        return spec
+def _with_absolute_bundles(spec: SweepSpec, folder: pathlib.Path) -> SweepSpec:
+    given = {"prior": spec.prior, "start": spec.start}
+    paths = {name: _absolute(bundle, folder) for name, bundle in given.items() if bundle and bundle not in SHIPPED}
+    return spec.model_copy(update={name: path for name, path in paths.items() if path})
+
+
+def _absolute(bundle: str, folder: pathlib.Path) -> str | None:
+    """The path that a bundle's name stands for; None where it is none, or can't be told."""
     try:
-        beside = pathlib.Path(os.path.abspath(folder / pathlib.Path(prior).expanduser()))  # noqa: PTH100
-        if is_path(prior) or prior.startswith("~") or beside.is_dir():
-            return spec.model_copy(update={"prior": str(beside)})
+        beside = pathlib.Path(os.path.abspath(folder / pathlib.Path(bundle).expanduser()))  # noqa: PTH100
+        return str(beside) if is_path(bundle) or bundle.startswith("~") or beside.is_dir() else None
     except (OSError, RuntimeError, ValueError):
-        return spec
-    return spec
+        return None

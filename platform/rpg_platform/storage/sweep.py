@@ -12,7 +12,7 @@ from rpg_platform.spec.logins import without_login
 from rpg_platform.spec.sweep import SweepSpec, TrialSpec
 from rpg_platform.spec.task import TaskSpec, get_task
 from rpg_platform.storage.location import storage_path, tracking_uri_of
-from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.storage.sweep_folder import PRIOR_FOLDER, START_FOLDER, SweepFolder
 from rpg_platform.tasks.conformance import faults_in
 from rpg_platform.tasks.environments import make_env
 from rpg_platform.tasks.task import Task
@@ -36,6 +36,7 @@ class Sweep:
         trials: the trials that the specification alone determines; an adaptive search adds others.
         task: what every trial trains on.
         prior: the prior of the methods that use one; None without one.
+        start: the policy that training starts from instead of the prior; None: from the prior.
         observation_space, action_space: of the task's environment.
         max_episode_steps: time limit of an episode; None where the environment sets none.
         folder: where the results go; a new sweep does not have it yet.
@@ -49,6 +50,7 @@ class Sweep:
     trials: tuple[TrialSpec, ...]
     task: Task
     prior: PriorBundle | None
+    start: PriorBundle | None
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
     max_episode_steps: int | None
@@ -78,7 +80,7 @@ class Sweep:
         folder = SweepFolder(storage_path(spec.storage), spec.name)
         if not resume:
             folder.check_free()
-        prior = _prior_of(spec, folder if resume else None)
+        prior, start = _bundles_of(spec, folder if resume else None)
         task = get_task(spec.task)
         with closing(make_env(task)) as env:
             spaces = (env.observation_space, env.action_space)
@@ -93,16 +95,18 @@ class Sweep:
         _check_networks(trials, spaces)
         experiment = spec.tracking.experiment or spec.name
         source = None if source is None else without_login(source)
-        return cls(spec, tuple(trials), task, prior, *spaces, limit, folder, tracking_uri, experiment, source, resume)
+        return cls(
+            spec, tuple(trials), task, prior, start, *spaces, limit, folder, tracking_uri, experiment, source, resume
+        )
 
     @property
     def storage(self) -> str:
         """The storage that holds the sweep's folder: an absolute path or a URI."""
         return self.folder.storage
 
-    def prior_for(self, trial: TrialSpec) -> PriorBundle | None:
-        """The prior that a trial is given: None where its method makes no use of one."""
-        return self.prior if trial.prior is not None else None
+    def bundles_for(self, trial: TrialSpec) -> tuple[PriorBundle | None, PriorBundle | None]:
+        """The prior and the start that a trial is given: None where its method makes no use of them."""
+        return (self.prior, self.start) if trial.prior is not None else (None, None)
 
 
 def as_found_here(folder: SweepFolder, asked: SweepSpec) -> SweepSpec:
@@ -120,10 +124,11 @@ def as_found_here(folder: SweepFolder, asked: SweepSpec) -> SweepSpec:
     """
     stored = folder.spec()
     changes: dict[str, Any] = {}
-    if stored.prior is not None and asked.prior not in (None, stored.prior):
-        before, now = folder.prior(), _prior_of(asked, None)
-        if before is not None and now is not None and before.card.content_hash == now.card.content_hash:
-            changes["prior"] = asked.prior
+    if (stored.prior, stored.start) != (asked.prior, asked.start):
+        before, now = (folder.prior(), folder.prior(START_FOLDER)), _bundles_of(asked, None)
+        for name, kept, given in zip(("prior", "start"), before, now, strict=True):
+            if kept is not None and given is not None and kept.card.content_hash == given.card.content_hash:
+                changes[name] = getattr(asked, name)
     if isinstance(stored.task, TaskSpec) and isinstance(asked.task, TaskSpec):
         changes["task"] = stored.task.model_copy(update={"folder": asked.task.folder})
     return stored.model_copy(update=changes)
@@ -156,14 +161,18 @@ def _check_networks(trials: Sequence[TrialSpec], spaces: tuple[gym.Space[Any], g
             raise SweepError(f"{trial.trial_id}: {error}") from error
 
 
-def _prior_of(spec: SweepSpec, resumed: SweepFolder | None) -> PriorBundle | None:
-    """The prior that the specification names, or that a resumed sweep's folder keeps."""
-    if spec.prior is None:
-        return None
-    kept = None if resumed is None else resumed.prior()
-    if kept is not None:
-        return kept
-    from rpg_algorithms.policies.bundle import load_bundle
-    from rpg_platform.bundles import resolve_prior
+def _bundles_of(spec: SweepSpec, resumed: SweepFolder | None) -> tuple[PriorBundle | None, PriorBundle | None]:
+    """The prior and the start that the specification names, or that a resumed sweep's folder keeps."""
 
-    return load_bundle(resolve_prior(spec.prior))
+    def one(name: str | None, kept_as: str) -> PriorBundle | None:
+        if name is None:
+            return None
+        kept = None if resumed is None else resumed.prior(kept_as)
+        if kept is not None:
+            return kept
+        from rpg_algorithms.policies.bundle import load_bundle
+        from rpg_platform.bundles import resolve_prior
+
+        return load_bundle(resolve_prior(name))
+
+    return one(spec.prior, PRIOR_FOLDER), one(spec.start, START_FOLDER)

@@ -5,6 +5,7 @@
     STORAGE/NAME/plans.json            what each of its drivers planned, see ``plans``
     STORAGE/NAME/status.json           how it is doing, see ``status``
     STORAGE/NAME/prior-bundle/         the prior, wherever it came from
+    STORAGE/NAME/start-bundle/         the policy that training starts from, where that is another
     STORAGE/NAME/videos/               what the prior and the best policies do, see ``review.videos``
     STORAGE/NAME/search/               settings that an adaptive search proposed, verdicts of a scheduler: a file each
     STORAGE/NAME/TRIAL/checkpoint_*/   the first attempt's trials
@@ -47,13 +48,14 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SPEC_FILE, SOURCE_FILE, LOCK_FILE = "sweep.json", "sweep.yaml", "driver.lock"
-PRIOR_FOLDER = "prior-bundle"
+PRIOR_FOLDER, START_FOLDER = "prior-bundle", "start-bundle"
 SEARCH_FOLDER = "search"
 SPOOL_FOLDER = "tracking"
 """Of what MLflow has not got yet."""
 _PROPOSAL, _VERDICT, _GENERATION, _START = "proposal", "verdict", "generation", "start"
 _ATTEMPT = re.compile(r"attempt-(\d+)")
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
+_BEGUN = {LOCK_FILE, SOURCE_FILE, PRIOR_FOLDER, START_FOLDER, SPEC_FILE}
 _MARK_OF_TUNE = ".validate_storage_marker"  # the first file that Tune writes into a run's folder
 _REPORTS_OF_TUNE = "result.json"
 _UNFINISHED = ".part"
@@ -123,28 +125,34 @@ class SweepFolder:
         found = self._fs.get_file_info(filesystems.FileSelector(self._root, allow_not_found=True))
         names = {info.base_name.removesuffix(_UNFINISHED) for info in found}
         begun = LOCK_FILE in names or not self.is_local
-        return begun and not self._exists(SPEC_FILE) and names <= {LOCK_FILE, SOURCE_FILE, PRIOR_FOLDER, SPEC_FILE}
+        return begun and not self._exists(SPEC_FILE) and names <= _BEGUN
 
-    def create(self, spec: SweepSpec, source: str | None, prior: PriorBundle | None = None) -> None:
-        """Claims the folder for a new sweep and keeps what was asked for, the prior too.
+    def create(
+        self, spec: SweepSpec, source: str | None, prior: PriorBundle | None = None, start: PriorBundle | None = None
+    ) -> None:
+        """Claims the folder for a new sweep and keeps what was asked for, the prior and what it starts from too.
 
         Raises:
             SweepFolderError: something is there; nothing is overwritten.
         """
         self.check_free()
         self._fs.create_dir(self._root, recursive=True)
-        if prior is not None:
-            from rpg_algorithms.policies.bundle import save_bundle  # torch, which no reader of JSON files needs
-
-            with tempfile.TemporaryDirectory() as folder:
-                save_bundle(folder, prior.build(), prior.card)
-                self._fs.create_dir(posixpath.join(self._root, PRIOR_FOLDER))
-                for file in Path(folder).iterdir():
-                    self._write(f"{PRIOR_FOLDER}/{file.name}", file.read_bytes())
+        for place, bundle in ((PRIOR_FOLDER, prior), (START_FOLDER, start)):
+            if bundle is not None:
+                self._keep_bundle(place, bundle)
         if source is not None:
             self._write(SOURCE_FILE, source)
         data = {"format": FORMAT, "run_key": uuid4().hex, "spec": self._as_data(spec)}
         self._write(SPEC_FILE, json.dumps(data, indent=2))
+
+    def _keep_bundle(self, place: str, bundle: PriorBundle) -> None:
+        from rpg_algorithms.policies.bundle import save_bundle  # torch, which no reader of JSON files needs
+
+        with tempfile.TemporaryDirectory() as folder:
+            save_bundle(folder, bundle.build(), bundle.card)
+            self._fs.create_dir(posixpath.join(self._root, place))
+            for file in Path(folder).iterdir():
+                self._write(f"{place}/{file.name}", file.read_bytes())
 
     def run_key(self) -> str:
         """What tells this sweep from any other of its name, in MLflow too."""
@@ -207,32 +215,33 @@ class SweepFolder:
             return False
         return original.uri != self.uri and original.is_sweep() and original.run_key() == run_key
 
-    def prior(self) -> PriorBundle | None:
-        """The prior that the sweep was started with, where it had one.
+    def prior(self, kept: str = PRIOR_FOLDER) -> PriorBundle | None:
+        """The prior that the sweep was started with, or by ``START_FOLDER`` what its trainings start from; else None.
 
         Raises:
             BundleError: it is damaged.
         """
         from rpg_algorithms.policies.bundle import CARD_FILE, load_bundle
 
-        if not self._exists(f"{PRIOR_FOLDER}/{CARD_FILE}"):
+        if not self._exists(f"{kept}/{CARD_FILE}"):
             return None
         with tempfile.TemporaryDirectory() as folder:
-            return load_bundle(self.fetch_bundle(Path(folder)))
+            return load_bundle(self.fetch_bundle(Path(folder), kept=kept))
 
-    def fetch_bundle(self, out: Path, checkpoint: str | None = None) -> Path:
+    def fetch_bundle(self, out: Path, checkpoint: str | None = None, kept: str = PRIOR_FOLDER) -> Path:
         """Copies a policy's bundle from the sweep's storage to a folder of this machine, and returns that folder.
 
         Args:
             out: the folder; made when missing.
-            checkpoint: of the trial whose policy it is, see ``TrialState``; None: the sweep's prior.
+            checkpoint: of the trial whose policy it is, see ``TrialState``; None: what it keeps.
+            kept: ``PRIOR_FOLDER`` or ``START_FOLDER``.
 
         Raises:
             OSError: the storage does not have it.
         """
         from rpg_algorithms.policies.bundle import CARD_FILE, WEIGHTS_FILE
 
-        source = posixpath.join(self._root, PRIOR_FOLDER)
+        source = posixpath.join(self._root, kept)
         if checkpoint is not None:
             source = posixpath.join(self._path(checkpoint), "bundle")
         out.mkdir(parents=True, exist_ok=True)

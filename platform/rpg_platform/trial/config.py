@@ -22,13 +22,16 @@ METRIC = "metric"
 """Name under which the algorithm averages the task's metric."""
 
 
-def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) -> SPGConfig:
+def algorithm_config(
+    trial: TrialSpec, task: Task, prior: PriorBundle | None, start: PriorBundle | None = None
+) -> SPGConfig:
     """The RLlib configuration that a trial trains with.
 
     Args:
         trial: the trial; its method must be one that trains.
         task: its task.
         prior: its prior, where the method uses one.
+        start: the policy that it starts from instead of the prior.
 
     Raises:
         ValueError: the method trains nothing, or a setting does not fit.
@@ -52,6 +55,7 @@ def algorithm_config(trial: TrialSpec, task: Task, prior: PriorBundle | None) ->
         **{name: _weight(value) for name, value in weights.items()},
         prior=prior,
         start_from_prior=settings.start_from_prior,
+        start=start,
         critic_warmup_iterations=settings.critic_warmup_iterations,
         addon_reward=task.addon,
         step_metrics={METRIC: task.metric},
@@ -92,7 +96,7 @@ def check_trials(sweep: Sweep, trials: Iterable[TrialSpec]) -> None:
     one_each = {_shape(trial): trial for trial in reversed(list(trials)) if METHODS[trial.method].trains}
     for trial in reversed(one_each.values()):
         try:
-            algorithm_config(trial, sweep.task, sweep.prior_for(trial)).validate()
+            algorithm_config(trial, sweep.task, *sweep.bundles_for(trial)).validate()
         except ValueError as error:
             raise ValueError(f"{trial.trial_id}: {error}") from error
 

@@ -97,6 +97,7 @@ class CustomizationTrial(tune.Trainable):
         self,
         config: dict[str, Any],
         prior: PriorBundle | None = None,
+        start: PriorBundle | None = None,
         checkpoints: Mapping[str, str] | None = None,
     ) -> None:
         """Takes what the trial is; the prior bundle was read once by the driver.
@@ -104,10 +105,11 @@ class CustomizationTrial(tune.Trainable):
         Args:
             config: the trial, under ``trial``.
             prior: the sweep's prior.
+            start: the policy that training starts from instead of it.
             checkpoints: trial id → checkpoint to go on from, a local path or a URI.
         """
         self.trial = TrialSpec.model_validate(config["trial"])
-        self._given_prior = prior if METHODS[self.trial.method].uses_prior else None
+        self._given_prior, self._start = (prior, start) if METHODS[self.trial.method].uses_prior else (None, None)
         self._checkpoint = (checkpoints or {}).get(self.trial.trial_id)
         self._evaluated: dict[Which, EvaluatedPolicy] = {}
         self._env_steps = 0
@@ -138,7 +140,7 @@ class CustomizationTrial(tune.Trainable):
             self.trial.rungs,
         )
         if METHODS[self.trial.method].trains:
-            built = algorithm_config(self.trial, self.task, self.prior)
+            built = algorithm_config(self.trial, self.task, self.prior, self._start)
             assert built.algo_class is not None
             self.algo = built.algo_class(config=built, storage=self._storage)
         self._is_built = True
@@ -338,6 +340,7 @@ class CustomizationTrial(tune.Trainable):
         if self.prior is not None and self.algo is None:
             return self.prior.card.model_copy(update={"returns": returns or self.prior.card.returns})
         descent = {} if self.prior is None else self.prior.card.descent()
+        start = None if self._start is None else self._start.card
         assert self.algo is not None
         settings = self.algo.config.to_dict()
         return PriorCard.describe(
@@ -355,6 +358,7 @@ class CustomizationTrial(tune.Trainable):
                 "trial": trial.trial_id,
                 **trial.model_dump(mode="json", include={"sweep", "prior", "method", "weights", "seed"}),
                 **({"alpha_unknown": ENTROPY_IN_LOSS} if settings["entropy_coeff"] else {}),
+                **({} if start is None else {"start": {"name": start.name, "content_hash": start.content_hash}}),
                 "task": task_label(trial.task),
                 **({} if isinstance(trial.task, str) else {"task_spec": trial.model_dump(mode="json")["task"]}),
                 "training": trial.training.model_dump(mode="json", exclude_none=True),

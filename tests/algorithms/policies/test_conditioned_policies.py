@@ -138,7 +138,7 @@ def test_a_bundle_keeps_it(family: str, tmp_path: Path) -> None:
 
 def test_bundles_of_one_setting_keep_their_hash() -> None:
     card = load_bundle(SHIPPED).card  # which checks the hash
-    assert card.content_hash == "13973effaf49dbcfdc77f653fd68e1cc4dd80ccdc9088ca04d0e48b516e49860"
+    assert card.content_hash == "fd242f12063c30dd3f2be970e294a7ee4faeb808a120c2ca71cb8b9659687b7f"
     assert NetworkSpec.from_dict(card.network).to_dict() == card.network
 
 
