@@ -65,7 +65,7 @@ def content_of(found: Found, run_ids: Mapping[str, str], metric_name: str) -> di
             "weights": varied_weights(rows),
             "rows": [_row(row, trials[row.group], trained, found, run_ids) for row in rows],
             "importance": importance(rows),
-            "curves": _curves(rows, trials, found.trainings),
+            "curves": _curves(found),
             "commands": found.source.commands(spec),
             "videos": _videos(found),
             "yaml": _yaml(found),
@@ -146,6 +146,7 @@ def _row(
         "method": row.method,
         "weights": {k: v if isinstance(v, (int, float)) else None for k, v in row.weights.items()},
         "told": found.told.get(row.group),
+        "line": found.lines[row.group],
         "seeds": row.seeds,
         "is_prior": row.is_prior,
         "is_best": row.is_best,
@@ -238,42 +239,36 @@ def _explained(figures: np.ndarray[Any, Any], levels: np.ndarray[Any, Any]) -> f
 
 
 # ---- learning curves -----------------------------------------------------------------------------
-def _curves(
-    rows: Sequence[Row], trials: Mapping[str, Sequence[str]], trained: Mapping[str, Training]
-) -> dict[str, Any]:
-    chosen = _to_draw([row for row in rows if any(name in trained for name in trials[row.group])])
-    lines = sum(len(trials[row.group]) for row in chosen) * 9
+def _curves(found: Found) -> dict[str, Any]:
+    groups = list(dict.fromkeys(found.lines[row.group] for row in found.rows if not row.is_prior))
+    chosen = _to_draw([group for group in groups if group in found.lines_of])
+    lines = sum(len(found.lines_of[group]) for group in chosen) * 9
     points = max(_CURVE_POINTS[0], min(_CURVE_POINTS[1], _CURVE_NUMBERS // max(1, lines)))
     drawn: dict[str, list[dict[str, Any]]] = {
-        row.group: [
+        group: [
             {
-                **thinned(trained[name], points),
+                **thinned(training, points),
                 "checked": [
-                    list(trained[name].validation_steps),
-                    *(
-                        list(trained[name].validation[each])
-                        for each in ("total_return", "addon_return", "basic_return")
-                    ),
+                    list(training.validation_steps),
+                    *(list(training.validation[each]) for each in ("total_return", "addon_return", "basic_return")),
                 ],
             }
-            for name in trials[row.group]
-            if name in trained
+            for training in found.lines_of[group].values()
         ]
-        for row in chosen
-        if not row.is_prior
+        for group in chosen
     }
     steps: dict[tuple[float, ...], int] = {}  # nearly all trials report at the same ones
     for curve in (each for curves in drawn.values() for each in curves):
         curve["steps"] = steps.setdefault(tuple(curve["steps"]), len(steps))
-    return {"of": sum(not row.is_prior for row in rows), "steps": list(steps), "settings": _rounded(drawn)}
+    return {"of": len(groups), "steps": list(steps), "settings": _rounded(drawn)}
 
 
-def _to_draw(rows: Sequence[Row]) -> list[Row]:
-    if len(rows) <= MOST_CURVES:
-        return list(rows)
+def _to_draw(groups: Sequence[str]) -> list[str]:
+    if len(groups) <= MOST_CURVES:
+        return list(groups)
     best = MOST_CURVES * 2 // 3
-    others = np.linspace(best, len(rows) - 1, MOST_CURVES - best).astype(int)
-    return [*rows[:best], *(rows[i] for i in sorted(set(others.tolist())))]
+    others = np.linspace(best, len(groups) - 1, MOST_CURVES - best).astype(int)
+    return [*groups[:best], *(groups[i] for i in sorted(set(others.tolist())))]
 
 
 def _rounded(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from rpg_platform.results.names import SYMBOLS, at_words, varied_weights
 from rpg_platform.results.picture import tradeoff_figure
 from rpg_platform.results.rows import Estimate, Row
 from rpg_platform.review.content import MOST_CURVES
-from rpg_platform.review.curves import RETURNS, Training
+from rpg_platform.review.curves import RETURNS
 from rpg_platform.review.found import Found
 
 _TITLES = {
@@ -65,10 +66,10 @@ def _figures(found: Found) -> Iterator[tuple[str, Figure]]:
     weights = varied_weights(rows)
     if weights:
         yield "weights", _responses(rows, weights)
-    groups = {trial.trial_id: trial.group for trial, _, _ in found.results}
-    drawn = [row for row in rows if not row.is_prior][:MOST_CURVES]
-    if found.trainings and drawn:
-        yield "curves", _curves(drawn, groups, found.trainings)
+    one_each = {found.lines[row.group]: row for row in reversed(rows) if not row.is_prior}
+    drawn = {group: one_each[group] for group in reversed(one_each) if group in found.lines_of}
+    if drawn:
+        yield "curves", _curves(found, dict(itertools.islice(drawn.items(), MOST_CURVES)))
 
 
 def _axes(count: int = 4) -> tuple[Figure, list[Any]]:
@@ -130,12 +131,12 @@ def _bars(figures: Sequence[Estimate]) -> Any:
     return np.maximum(0.0, np.nan_to_num(np.array(ends).T))
 
 
-def _curves(rows: Sequence[Row], groups: Mapping[str, str], trained: Mapping[str, Training]) -> Figure:
-    """Mean over seeds at each report, and the range over seeds."""
+def _curves(found: Found, rows: Mapping[str, Row]) -> Figure:
+    """Mean over seeds at each report, and the range over seeds, of trainings by their group."""
     figure, axes = _axes()
     colours = matplotlib.colormaps["cividis"](np.linspace(0.0, 0.9, max(2, len(rows))))
-    for row, colour in zip(rows, colours, strict=False):
-        own = [trained[name] for name, group in groups.items() if group == row.group and name in trained]
+    for (group, row), colour in zip(rows.items(), colours, strict=False):
+        own, told = list(found.lines_of[group].values()), found.told.get(row.group)
         for axis, measure in zip(axes, (*RETURNS, "kl_to_prior"), strict=True):
             lines = [(each.steps, each.values[measure]) for each in own]
             lines = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in lines if np.isfinite(y).any()]
@@ -144,7 +145,7 @@ def _curves(rows: Sequence[Row], groups: Mapping[str, str], trained: Mapping[str
             steps = max((x for x, _ in lines), key=len)
             both = np.array([np.interp(steps, x, y, left=np.nan, right=np.nan) for x, y in lines])
             with np.errstate(invalid="ignore"):
-                label = row.setting + at_words(row)
+                label = f"{row.method}, the range of {', '.join(told)}" if told else row.setting + at_words(row)
                 axis.plot(steps, np.nanmean(both, axis=0), color=colour, linewidth=1.2, label=label)
                 if len(lines) > 1:
                     low, high = np.nanmin(both, axis=0), np.nanmax(both, axis=0)

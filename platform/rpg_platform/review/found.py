@@ -46,6 +46,21 @@ class Found:
         return {trial.trial_id: read[trial.trial_id] for trial, _, _ in self.trained if trial.trial_id in read}
 
     @cached_property
+    def lines(self) -> Mapping[str, str]:
+        """Group → the group of its trainings: its own, but of a policy for a range that of the range."""
+        groups = {training.trial_id: training.group for training, _, _ in self.trained}
+        return {trial.group: groups.get(trial.point_of or "", trial.group) for trial, _, _ in self.results}
+
+    @cached_property
+    def lines_of(self) -> Mapping[str, Mapping[str, Training]]:
+        """Group in ``lines`` → its trials' trainings, of those that have reported."""
+        found: dict[str, dict[str, Training]] = {}
+        for trial, _, _ in self.trained:
+            if trial.trial_id in self.trainings:
+                found.setdefault(trial.group, {})[trial.trial_id] = self.trainings[trial.trial_id]
+        return found
+
+    @cached_property
     def told(self) -> Mapping[str, tuple[str, ...]]:
         """Group → the weights that the setting's policy is told; plain policies' groups are not in it."""
         names = {training.trial_id: tuple(training.told) for training, _, _ in self.trained if training.told}

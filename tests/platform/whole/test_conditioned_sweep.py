@@ -16,10 +16,11 @@ from rpg_algorithms.policies.bundle import load_bundle
 from rpg_platform.bundles import SHIPPED
 from rpg_platform.evaluation.play import evaluate_both
 from rpg_platform.results.report import FINAL, mean_key
+from rpg_platform.review.content import content_of
 from rpg_platform.review.found import found_at, found_in
 from rpg_platform.spec.task import get_task
 from rpg_platform.spec.yaml_file import load_spec
-from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.storage.sweep_folder import START_FOLDER, SweepFolder
 
 SPEC = """
 task: halfcheetah-foot-angle
@@ -67,6 +68,15 @@ def test_each_setting_is_a_row_with_the_figures_that_its_policy_has(storage: Pat
     objective = played["sampled"].objective.mean()
     assert row.figure("objective").mean == pytest.approx(objective, rel=1e-5), "each setting's J is of its own reward"
     assert len({round(each.figure("objective").mean, 3) for each in told}) == 4
+
+
+def test_the_report_draws_the_training_once_for_all_settings(storage: Path) -> None:
+    made = content_of(found_in(SweepFolder(str(storage), "range")), {}, "rad")
+    [line] = {row["line"] for row in made["rows"] if row["told"]}
+    [greedy] = [row["group"] for row in made["rows"] if row["method"] == "greedy"]
+    assert set(made["curves"]["settings"]) == {line, greedy}
+    [curve] = made["curves"]["settings"][line]
+    assert len(made["curves"]["steps"][curve["steps"]]) == len(curve["kl_to_prior"]) >= 2
 
 
 def test_mlflow_has_the_settings_below_their_training_and_tells_the_same(storage: Path) -> None:
@@ -132,3 +142,30 @@ def test_a_policy_for_a_range_is_no_prior_until_it_is_folded(storage: Path, tmp_
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"next.yaml:3.*is a policy for a range of omega_prime, alpha_hat"):
         load_spec(file)
+
+
+def test_a_sweep_goes_on_from_a_setting_and_keeps_the_prior(storage: Path, tmp_path: Path) -> None:
+    at = ("range", "--weights", words(OPEN), "--storage", str(storage))
+    done = rpg("export", *at, "--format", "bundle", "--out", str(tmp_path / "start"))
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "refined.yaml").write_text(
+        "{task: halfcheetah-foot-angle, prior: halfcheetah-spg, start: ./start, algorithm: rpg,"
+        " budget: {env_steps: 8_192}, weights: {omega_prime: 0.3, alpha_hat: 0.02}, training: {lr: 1.0e-12, critic_warmup_iterations: 1},"
+        " evaluation: {episodes: 1, validations: 0}}",
+        encoding="utf-8",
+    )
+    done = rpg("sweep", str(tmp_path / "refined.yaml"), "--storage", str(storage))
+    assert done.returncode == 0, done.stderr + done.stdout
+    [trial] = (storage / "refined").glob("rpg-*")
+    refined, start = load_bundle(max(trial.glob("checkpoint_*")) / "bundle"), load_bundle(tmp_path / "start")
+    for name, weights in start.build().state_dict().items():
+        assert torch.allclose(refined.build().state_dict()[name], weights, atol=1e-6), (
+            "no step of such a size leaves it"
+        )
+    assert refined.card.made_by["start"] == {"name": start.card.name, "content_hash": start.card.content_hash}
+    assert refined.card.parents == load_bundle(SHIPPED["halfcheetah-spg"]).card.descent()["parents"]
+    [row] = [each for each in found_in(SweepFolder(str(storage), "refined")).rows if not each.is_prior]
+    assert row.kl_to_prior.mean > 0.01, "the KL is to the prior, not to the start"
+    start_folder = SweepFolder(str(storage), "refined").prior(START_FOLDER)
+    assert start_folder is not None, "a resumed sweep has it, wherever the user's folder went"
+    assert start_folder.card.content_hash == start.card.content_hash

@@ -287,23 +287,27 @@ function overSeeds(of, name) {
     : [-1, 1].map((s) => average[i] + s * tQuantile(c.length - 1) * Math.sqrt(c.reduce((q, v) => q + (v - average[i]) ** 2, 0) / (c.length - 1) / c.length))));
   return { steps: longest, average, reach };
 }
+// A line is a training; a policy that is told its weights is trained once for many rows.
+const rowOf = (group) => D.rows.find((row) => row.line === group);
+const lineOf = (group) => (D.rows.find((row) => row.group === group) || {}).line;
+const lineName = (row) => (row.told ? `${row.method}, the range of ${row.told.join(", ")}` : row.name);
 function drawCurves() {
   const drawn = Object.entries(D.curves.settings).filter(([, of]) => of.length);
   if (!drawn.length) { $("curves-section").hidden = true; return; }
   charts("curves");
-  const best = bestOf(), focus = state.selected, many = drawn.length > 12;
+  const best = bestOf(), focus = lineOf(state.selected), many = drawn.length > 12;
   for (const [name, title] of SHOWN) {
     const traces = [], seen = [];
     for (const [group, of] of drawn) {
-      const row = D.rows.find((r) => r.group === group), line = overSeeds(of, name), main = row === best || group === focus;
+      const row = rowOf(group), line = overSeeds(of, name), chosen = group === focus, main = chosen || (best && best.line === group);
       const faint = many && !main ? 0.35 : 1, color = colourOf(row), second = Math.max(0, SECOND ? SECOND.values.indexOf(row.weights[SECOND.name]) : 0);
       if (of.length > 1 && (drawn.length <= 4 || main)) {
         const both = line.steps.map((s, i) => [s, line.reach[i]]).filter(([, r]) => r);
         traces.push({ x: [...both.map(([s]) => s), ...both.map(([s]) => s).reverse()], y: [...both.map(([, r]) => r[1]), ...both.map(([, r]) => r[0]).reverse()],
           fill: "toself", fillcolor: color, opacity: 0.16, line: { width: 0 }, mode: "lines", hoverinfo: "skip" });
       }
-      traces.push({ x: line.steps, y: line.average, mode: "lines", customdata: line.steps.map(() => group), opacity: faint, line: { color, width: group === focus ? 4 : row === best ? 3 : 1.6, dash: DASHES[second % DASHES.length] },
-        hovertemplate: `<b>${row.name}</b><br>%{x:,.0f} env steps<br>${title} %{y:,.5g}<extra></extra>` });
+      traces.push({ x: line.steps, y: line.average, mode: "lines", customdata: line.steps.map(() => row.group), opacity: faint, line: { color, width: chosen ? 4 : main ? 3 : 1.6, dash: DASHES[second % DASHES.length] },
+        hovertemplate: `<b>${lineName(row)}</b><br>%{x:,.0f} env steps<br>${title} %{y:,.5g}<extra></extra>` });
       seen.push(...line.average.filter(known));
       const k = RETURNS.indexOf(name);
       if (k >= 0 && !many) for (const curve of of) {
@@ -317,20 +321,20 @@ function drawCurves() {
       const q = (p) => seen[Math.min(seen.length - 1, Math.floor(p * seen.length))], gap = q(0.99) - q(0.01) || 1;
       made.yaxis.range = [q(0.01) - 0.08 * gap, q(0.99) + 0.12 * gap];
     }
-    draw(`curves-${name}`, traces, made, `${title} over env steps, a line for each of ${drawn.length} settings.`);
+    draw(`curves-${name}`, traces, made, `${title} over env steps, a line for each of ${drawn.length} trained settings.`);
   }
   drawTerms(best);
 }
 function drawTerms(best) {
-  const group = state.selected && D.curves.settings[state.selected] ? state.selected : best && D.curves.settings[best.group] ? best.group : Object.keys(D.curves.settings)[0];
-  const row = D.rows.find((r) => r.group === group), of = D.curves.settings[group];
+  const group = [lineOf(state.selected), best && best.line, Object.keys(D.curves.settings)[0]].find((each) => D.curves.settings[each]);
+  const row = rowOf(group), of = D.curves.settings[group];
   const names = [["reward_basic_term", "basic"], ["reward_addon_term", "add-on"], ["reward_prior_term", "ω′ log π(prior)"], ["reward_entropy_term", "−α̂ log π"]];
   const traces = names.filter(([key]) => of.some((c) => c[key])).map(([key, words], i) => {
     const line = overSeeds(of, key);
     return { x: line.steps, y: line.average, mode: "lines", name: words, line: { color: LINES[i], dash: DASHES[i], width: 2 }, hovertemplate: `${words} %{y:.4g}<extra></extra>` };
   });
-  draw("terms", traces, layout(`reward per step, its terms: ${row.name}`, "env steps", "", { showlegend: true, legend: { orientation: "h", y: 1.0, yanchor: "bottom", x: 0.02, font: { size: 11 } },
-    margin: { l: 52, r: 14, t: 58, b: 50 } }), `The terms of the reward over env steps of ${row.name}.`, false);
+  draw("terms", traces, layout(`reward per step, its terms: ${lineName(row)}`, "env steps", "", { showlegend: true, legend: { orientation: "h", y: 1.0, yanchor: "bottom", x: 0.02, font: { size: 11 } },
+    margin: { l: 52, r: 14, t: 58, b: 50 } }), `The terms of the reward over env steps of ${lineName(row)}.`, false);
 }
 
 // ---- health ----------------------------------------------------------------------------------------
