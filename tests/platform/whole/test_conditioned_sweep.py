@@ -150,7 +150,8 @@ def test_a_sweep_goes_on_from_a_setting_and_keeps_the_prior(storage: Path, tmp_p
     assert done.returncode == 0, done.stderr
     (tmp_path / "refined.yaml").write_text(
         "{task: halfcheetah-foot-angle, prior: halfcheetah-spg, start: ./start, algorithm: rpg,"
-        " budget: {env_steps: 8_192}, weights: {omega_prime: 0.3, alpha_hat: 0.02}, training: {lr: 1.0e-12, critic_warmup_iterations: 1},"
+        " budget: {env_steps: 8_192}, weights: {omega_prime: 0.3, alpha_hat: 0.02}, "
+        "training: {lr: 1.0e-12, critic_warmup_iterations: 1},"
         " evaluation: {episodes: 1, validations: 0}}",
         encoding="utf-8",
     )
