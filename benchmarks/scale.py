@@ -1,6 +1,7 @@
 """What a sweep costs its driver, by simulation: thousands of trials that report at once and train nothing.
 
 Real Tune, real actors, real MLflow store; only the training is left out, so every second is the driver's (or Tune's).
+And what the commands take that read a whole large sweep before anything trains.
 
     python -m benchmarks.scale
 """
@@ -12,6 +13,8 @@ import logging
 import os
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,8 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import machine, publish
+from tests.platform.review.made_sweep import made_sweep
 
-TRIALS, REPORTS = (10, 100, 1_000), 5
+SIMULATED = ((100, 2), (1_000, 2), (2_000, 2), (500, 64))
+"""Trials in all, and how many of them run at once."""
+REPORTS = 5
+PLANNED, RESUMED = 10_000, 2_000
+REPORT_EVERY_S = 18.0
+"""An hour's trial reports 200 times."""
 RUNNERS = (0, 1, 2, 4)
 KEYS = 25  # metrics of a report
 
@@ -30,8 +39,10 @@ class Cost:
     """What one simulated sweep cost."""
 
     trials: int
+    at_once: int
     tracked: bool
     seconds: float
+    cpu_s: float
     peak_mb: float
 
     @property
@@ -39,9 +50,14 @@ class Cost:
         """Wall milliseconds per report of a trial."""
         return 1e3 * self.seconds / (self.trials * REPORTS)
 
+    @property
+    def cpu_per_report_ms(self) -> float:
+        """The driver's own CPU milliseconds per report: the rest of the wall time is the trials' on the same cores."""
+        return 1e3 * self.cpu_s / (self.trials * REPORTS)
 
-def simulate(trials: int, tracked: bool) -> Cost:
-    """Runs a sweep of trials that report and train nothing."""
+
+def simulate(trials: int, at_once: int, tracked: bool) -> Cost:
+    """Runs a sweep of trials that report and train nothing, so many at once."""
     from ray import tune
     from ray.tune import RunConfig, TuneConfig, Tuner
     from ray.tune.logger import JsonLoggerCallback
@@ -91,17 +107,66 @@ def simulate(trials: int, tracked: bool) -> Cost:
             tracker = MlflowTracker(sweep, plan)
             tracker.start()
             callbacks += [tracker, Progress(plan, Console(quiet=True))]
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         Tuner(
             tune.with_resources(Idle, {"cpu": 1}),
             param_space={"trial": tune.grid_search([t.model_dump(mode="json") for t in plan])},
-            tune_config=TuneConfig(reuse_actors=True, trial_dirname_creator=lambda t: t.config["trial"]["trial_id"]),
+            tune_config=TuneConfig(
+                reuse_actors=True,
+                max_concurrent_trials=at_once,
+                trial_dirname_creator=lambda t: t.config["trial"]["trial_id"],
+            ),
             run_config=RunConfig(name=spec.name, storage_path=folder, callbacks=callbacks, verbose=0),
         ).fit()
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         if tracked:
             tracker.finish([])
-    return Cost(trials, tracked, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return Cost(trials, at_once, tracked, seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command took."""
+
+    words: str
+    seconds: float
+    peak_mb: float
+
+
+def command(words: str, *arguments: str) -> Command:
+    """Runs a command of ``rpg`` in a process of its own.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    code = (
+        "import resource, subprocess, sys; "
+        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    started = time.perf_counter()
+    given = [sys.executable, "-c", code, sys.executable, "-m", "rpg_platform.cli", *arguments]
+    done = subprocess.run(given, check=True, capture_output=True, text=True)
+    return Command(words, time.perf_counter() - started, int(done.stdout.split()[-1]) / 1024)
+
+
+def commands() -> list[Command]:
+    """What is done with a whole sweep before anything trains: a large one planned, a finished one read and resumed."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "large.yaml")
+        file.write_text(
+            "{task: halfcheetah-foot-angle, algorithm: spg, weights: {alpha: {loguniform: [0.01, 1.0]}}, "
+            f"samples: {PLANNED // 4}, seeds: 4, budget: {{env_steps: 1_000_000}}}}",
+            encoding="utf-8",
+        )
+        found = [command(f"`rpg plan --no-calibrate`, {PLANNED:,} trials", "plan", str(file), "--no-calibrate")]
+        weights = {"omega_prime": {"loguniform": [0.02, 1.6]}, "alpha_hat": {"loguniform": [0.01, 0.2]}}
+        made: dict[str, Any] = {"weights": weights, "samples": RESUMED // 4, "seeds": 4, "baselines": []}
+        made_sweep(Path(folder), reports=200, whole_lines=True, **made)
+        at = ("--storage", folder)
+        found.append(command(f"`rpg status`, {RESUMED:,} trials", "status", "made", *at))
+        found.append(command(f"`rpg resume`, {RESUMED:,} finished trials, table and report", "resume", "made", *at))
+    return found
 
 
 def runner_rates(counts: tuple[int, ...]) -> dict[int, float]:
@@ -130,7 +195,7 @@ def runner_rates(counts: tuple[int, ...]) -> dict[int, float]:
     return rates
 
 
-def render(costs: list[Cost], rates: dict[int, float]) -> str:
+def render(costs: list[Cost], taken: list[Command], rates: dict[int, float]) -> str:
     """The section of RESULTS.md."""
     lines = [
         f"{machine()}.",
@@ -138,20 +203,25 @@ def render(costs: list[Cost], rates: dict[int, float]) -> str:
         f"Trials that report {REPORTS} times ({KEYS} metrics) and train nothing, on all cores: what a report costs the "
         "driver, Tune's own work included; with tracking means MLflow (SQLite) and the progress view.",
         "",
-        "| trials | tracking | ms per report | reports/s | driver's peak memory so far MB |",
-        "| ---: | --- | ---: | ---: | ---: |",
+        "| trials | at once | tracking | ms per report | of it the driver's CPU ms | driver's peak memory so far MB |",
+        "| ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {c.trials:,} | {'yes' if c.tracked else 'no'} | {c.per_report_ms:.1f} | {1e3 / c.per_report_ms:,.0f} | "
-        f"{c.peak_mb:,.0f} |"
+        f"| {c.trials:,} | {c.at_once} | {'yes' if c.tracked else 'no'} | {c.per_report_ms:.1f} | "
+        f"{c.cpu_per_report_ms:.1f} | {c.peak_mb:,.0f} |"
         for c in costs
     ]
-    worst = max((c for c in costs if c.tracked), key=lambda c: c.trials)
+    worst = max(c.cpu_per_report_ms for c in costs if c.tracked)
     lines += [
         "",
-        f"A trial reports about 200 times whatever its length. At {worst.per_report_ms:.1f} ms a report one driver "
-        f"follows {1e3 / worst.per_report_ms:,.0f} reports/s: trials that train for an hour report every 18 s, so it "
-        f"breaks at about {18e3 / worst.per_report_ms:,.0f} trials *running at once*; those waiting cost memory alone.",
+        f"A trial reports about 200 times whatever its length. At {worst:.1f} ms of CPU a report, the worst above, a "
+        f"driver with a core of its own follows {1e3 / worst:,.0f} reports/s: trials that train for an hour report "
+        f"every {REPORT_EVERY_S:.0f} s, so it breaks at about {1e3 * REPORT_EVERY_S / worst:,.0f} trials *running at "
+        "once*; those waiting cost memory alone.",
+        "",
+        "| command | seconds | peak memory MB |",
+        "| --- | ---: | ---: |",
+        *(f"| {each.words} | {each.seconds:.1f} | {each.peak_mb:,.0f} |" for each in taken),
     ]
     lines += [
         "",
@@ -168,7 +238,7 @@ def render(costs: list[Cost], rates: dict[int, float]) -> str:
 def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, nargs="+", default=list(TRIALS))
+    parser.add_argument("--quick", action="store_true", help="the smallest of each, to see that it works")
     parser.add_argument("--dry-run", action="store_true", help="print the section instead of writing it")
     arguments = parser.parse_args()
     os.environ |= {
@@ -181,9 +251,12 @@ def main() -> None:
     from rpg_platform.planning.cluster import quiet
 
     quiet()
-    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    costs = [simulate(n, tracked) for n in arguments.trials for tracked in (False, True)]
-    section = render(costs, runner_rates(RUNNERS))
+    taken = commands()
+    most = max(at_once for _, at_once in SIMULATED)
+    ray.init("local", num_cpus=most, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    simulated = SIMULATED[:1] if arguments.quick else SIMULATED
+    costs = [simulate(*sizes, tracked) for sizes in simulated for tracked in (False, True)]
+    section = render(costs, taken, runner_rates(RUNNERS[:1] if arguments.quick else RUNNERS))
     publish("Scale", section, arguments.dry_run)
 
 
