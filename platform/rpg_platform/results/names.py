@@ -27,8 +27,12 @@ def short_name(row: Row) -> str:
     """A setting to read: ``ω′ 0.2 · α̂ 0.02``, the method in front where it is not RPG; see ``at_words``."""
     if row.is_prior:
         return PRIOR_NAME
-    beside_weights = row.setting.split(" ")[1 + len(row.weights) :]
-    return _named(row.method, row.weights, beside_weights) + at_words(row)
+    return setting_words(row.method, row.weights, row.setting) + at_words(row)
+
+
+def setting_words(method: str, weights: Mapping[str, Any], setting: str) -> str:
+    """A setting to read, by its name as ``rows.setting_names`` gives it."""
+    return _named(method, weights, setting.split(" ")[1 + len(weights) :])
 
 
 def run_name(trial: Mapping[str, Any], searched: Iterable[str] = ()) -> str:

@@ -147,6 +147,7 @@ def _row(
         "weights": {k: v if isinstance(v, (int, float)) else None for k, v in row.weights.items()},
         "told": found.told.get(row.group),
         "line": found.lines[row.group],
+        "line_name": found.line_names[found.lines[row.group]] if row.group in found.told else short_name(row),
         "seeds": row.seeds,
         "is_prior": row.is_prior,
         "is_best": row.is_best,
@@ -240,8 +241,9 @@ def _explained(figures: np.ndarray[Any, Any], levels: np.ndarray[Any, Any]) -> f
 
 # ---- learning curves -----------------------------------------------------------------------------
 def _curves(found: Found) -> dict[str, Any]:
-    groups = list(dict.fromkeys(found.lines[row.group] for row in found.rows if not row.is_prior))
-    chosen = _to_draw([group for group in groups if group in found.lines_of])
+    of_rows = dict.fromkeys(found.lines[row.group] for row in found.rows if not row.is_prior)
+    groups = [group for group in of_rows if group in found.lines_of]
+    chosen = _to_draw(groups)
     lines = sum(len(found.lines_of[group]) for group in chosen) * 9
     points = max(_CURVE_POINTS[0], min(_CURVE_POINTS[1], _CURVE_NUMBERS // max(1, lines)))
     drawn: dict[str, list[dict[str, Any]]] = {

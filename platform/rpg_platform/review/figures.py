@@ -145,7 +145,7 @@ def _curves(found: Found, rows: Mapping[str, Row]) -> Figure:
             steps = max((x for x, _ in lines), key=len)
             both = np.array([np.interp(steps, x, y, left=np.nan, right=np.nan) for x, y in lines])
             with np.errstate(invalid="ignore"):
-                label = f"{row.method}, the range of {', '.join(told)}" if told else row.setting + at_words(row)
+                label = found.line_names[group] if told else row.setting + at_words(row)
                 axis.plot(steps, np.nanmean(both, axis=0), color=colour, linewidth=1.2, label=label)
                 if len(lines) > 1:
                     low, high = np.nanmin(both, axis=0), np.nanmax(both, axis=0)

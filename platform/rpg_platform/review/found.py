@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from rpg_platform.results.names import setting_words
 from rpg_platform.results.report import TrialResult, with_points
-from rpg_platform.results.rows import Row, summarise
+from rpg_platform.results.rows import Row, setting_names, summarise
 from rpg_platform.review.curves import Training
 from rpg_platform.review.sources import FolderSource, Source, StoreSource
 from rpg_platform.spec.sections import Objective
@@ -50,6 +51,13 @@ class Found:
         """Group → the group of its trainings: its own, but of a policy for a range that of the range."""
         groups = {training.trial_id: training.group for training, _, _ in self.trained}
         return {trial.group: groups.get(trial.point_of or "", trial.group) for trial, _, _ in self.results}
+
+    @cached_property
+    def line_names(self) -> Mapping[str, str]:
+        """Group in ``lines`` → its setting to read, ranges by their ends."""
+        trials = [trial for trial, _, _ in self.trained]
+        names = setting_names(trials)
+        return {trial.group: setting_words(trial.method, trial.weights, names[trial.group]) for trial in trials}
 
     @cached_property
     def lines_of(self) -> Mapping[str, Mapping[str, Training]]:

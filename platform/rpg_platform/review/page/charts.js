@@ -290,7 +290,6 @@ function overSeeds(of, name) {
 // A line is a training; a policy that is told its weights is trained once for many rows.
 const rowOf = (group) => D.rows.find((row) => row.line === group);
 const lineOf = (group) => (D.rows.find((row) => row.group === group) || {}).line;
-const lineName = (row) => (row.told ? `${row.method}, the range of ${row.told.join(", ")}` : row.name);
 function drawCurves() {
   const drawn = Object.entries(D.curves.settings).filter(([, of]) => of.length);
   if (!drawn.length) { $("curves-section").hidden = true; return; }
@@ -307,7 +306,7 @@ function drawCurves() {
           fill: "toself", fillcolor: color, opacity: 0.16, line: { width: 0 }, mode: "lines", hoverinfo: "skip" });
       }
       traces.push({ x: line.steps, y: line.average, mode: "lines", customdata: line.steps.map(() => row.group), opacity: faint, line: { color, width: chosen ? 4 : main ? 3 : 1.6, dash: DASHES[second % DASHES.length] },
-        hovertemplate: `<b>${lineName(row)}</b><br>%{x:,.0f} env steps<br>${title} %{y:,.5g}<extra></extra>` });
+        hovertemplate: `<b>${row.line_name}</b><br>%{x:,.0f} env steps<br>${title} %{y:,.5g}<extra></extra>` });
       seen.push(...line.average.filter(known));
       const k = RETURNS.indexOf(name);
       if (k >= 0 && !many) for (const curve of of) {
@@ -333,13 +332,13 @@ function drawTerms(best) {
     const line = overSeeds(of, key);
     return { x: line.steps, y: line.average, mode: "lines", name: words, line: { color: LINES[i], dash: DASHES[i], width: 2 }, hovertemplate: `${words} %{y:.4g}<extra></extra>` };
   });
-  draw("terms", traces, layout(`reward per step, its terms: ${lineName(row)}`, "env steps", "", { showlegend: true, legend: { orientation: "h", y: 1.0, yanchor: "bottom", x: 0.02, font: { size: 11 } },
-    margin: { l: 52, r: 14, t: 58, b: 50 } }), `The terms of the reward over env steps of ${lineName(row)}.`, false);
+  draw("terms", traces, layout(`reward per step, its terms: ${row.line_name}`, "env steps", "", { showlegend: true, legend: { orientation: "h", y: 1.0, yanchor: "bottom", x: 0.02, font: { size: 11 } },
+    margin: { l: 52, r: 14, t: 58, b: 50 } }), `The terms of the reward over env steps of ${row.line_name}.`, false);
 }
 
 // ---- health ----------------------------------------------------------------------------------------
 function drawHealth() {
-  const rows = D.rows.filter((row) => Object.keys(row.health).length);
+  const rows = D.rows.filter((row) => Object.keys(row.health).length && rowOf(row.line) === row);
   if (!rows.length) return;
   const cols = [["kl_max", "worst KL", (v) => v > 50, 1], ["step_kl_max", "largest update, nats", (v) => v > 1, 3], ["clip_fraction", "clipped", () => false, null],
     ["explained_variance", "critic explains", (v) => v < 0.3, null], ["return_dip", "dip", (v) => v > 0.9, null], ["faults", "faults", (v) => v > 0, 0]];
@@ -348,7 +347,7 @@ function drawHealth() {
     if (!known(v)) return element("td", {}, "–");
     return element("td", { class: bad(v) ? "cell-warn" : "cell-ok" }, `${bad(v) ? "⚠ " : ""}${decimals === null ? percent(v) : text(v, decimals)}`);
   };
-  const lines = rows.slice().sort((a, b) => b.warnings.length - a.warnings.length).map((row) => element("tr", {}, element("td", { class: "left name" }, row.name), ...cols.map((c) => cell(row, c))));
+  const lines = rows.slice().sort((a, b) => b.warnings.length - a.warnings.length).map((row) => element("tr", {}, element("td", { class: "left name" }, row.line_name), ...cols.map((c) => cell(row, c))));
   const table = (of) => element("table", { class: "health" }, element("thead", {}, element("tr", {}, element("th", { class: "left" }, "health, worst seed"), ...cols.map((c) => element("th", {}, c[1])))), element("tbody", {}, ...of));
   const box = element("div", { class: "wide" }, table(lines.slice(0, 12)));
   $("health").append(box, element("p", { class: "quiet" }, "Worst KL: nats to the prior while training. Largest update: approximate KL. Clipped: median share of samples. Critic explains: variance of returns, last tenth. Dip: deepest fall of the total return, as a share of its range."));
