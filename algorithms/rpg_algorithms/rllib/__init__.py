@@ -7,4 +7,5 @@ env_runner   steps the environments
 learner      rollouts → rewards → advantages → minibatch steps
 fused, flat  the minibatch step without autograd, on one flat buffer
 spg, rpg     the algorithms and their configurations
+compiler     keeps torch's compiler out of processes that compile nothing
 """

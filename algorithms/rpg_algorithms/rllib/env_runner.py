@@ -25,12 +25,15 @@ from rpg_algorithms.addons import AddonReward, CompositeReward, part_names, reso
 from rpg_algorithms.policies.numpy_policy import NumpyPolicy
 from rpg_algorithms.policies.spaces import flatten_observations
 from rpg_algorithms.policies.told import Draws
+from rpg_algorithms.rllib.compiler import leave_out_compiler
 from rpg_algorithms.rllib.rollout import NonFinite, Rollout
 from rpg_algorithms.rllib.vector_env import final_observations, open_vector_env, write_infos
 
 logger = logging.getLogger(__name__)
 MOST_RECOVERIES = 10  # failures in a row after which an environment is given up
 EPISODE_CHUNK = 256  # time steps per rollout when sampling whole episodes
+
+leave_out_compiler()
 
 
 def env_seeds(seed: int, env_steps: int, num_envs: int) -> list[int]:

@@ -40,11 +40,14 @@ from rpg_algorithms.maths.objectives import (
 from rpg_algorithms.maths.rewards import entropy_term, floored, prior_term, transformed_reward
 from rpg_algorithms.policies.comparison import compare
 from rpg_algorithms.policies.network import ToldScale
+from rpg_algorithms.rllib.compiler import leave_out_compiler, step
 from rpg_algorithms.rllib.fused import FusedUpdate, UpdateSettings
 from rpg_algorithms.rllib.module import ActorCriticModule
 from rpg_algorithms.rllib.rollout import NonFiniteError, RolloutBatch, TensorRollout, merge_rollouts
 
 STATISTICS = ("policy_loss", "vf_loss", "approx_kl", "clip_fraction", "entropy", "grad_norm")
+
+leave_out_compiler()
 
 
 @dataclass(frozen=True)
@@ -376,7 +379,7 @@ class SPGLearner(TorchLearner):
             self._average_gradients(params)
         limit = float("inf") if self.config.grad_clip is None else self.config.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(params, limit)
-        optimizer.step()
+        step(optimizer)
         return norm
 
     def minibatch_loss(self, batch: Samples, warming_up: bool) -> tuple[Tensor, list[Tensor]]:
