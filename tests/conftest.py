@@ -19,6 +19,7 @@ os.environ.update(
     RPG_VIDEOS="0",  # some ten seconds for each sweep
     OMP_NUM_THREADS="1",  # networks this small gain nothing from threads, which spin against other tests' processes
     OPENBLAS_NUM_THREADS="1",
+    RAY_worker_niceness="0",  # at Ray's 15, a test would wait for its trials as long as another test computes
 )
 
 

@@ -8,18 +8,10 @@ from pathlib import Path
 
 import pytest
 from tests.platform.buckets import new_bucket
-from tests.platform.servers import MlflowServer, StoreTemplate, TrackedSweep, free_port, read_sweep
+from tests.platform.servers import MlflowServer, TrackedSweep, free_port, read_sweep
 
 from rpg_platform.storage.location import DATABASE_FILE, default_tracking_uri
-from rpg_platform.tracking import runs
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _embedded_stores_are_copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """In this process; those that are started make their own, and so do the tests of ``create_embedded_store``."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "create_embedded_store", StoreTemplate(tmp_path_factory.mktemp("template")).create)
-        yield
+from rpg_platform.tracking.store import create_embedded_store
 
 
 @pytest.fixture(scope="session", name="read_sweep")
@@ -61,7 +53,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 def embedded_store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """URI of an embedded store of this test alone."""
     folder = tmp_path_factory.mktemp("store")
-    runs.create_embedded_store(folder / DATABASE_FILE)
+    create_embedded_store(folder / DATABASE_FILE)
     return default_tracking_uri(folder)
 
 

@@ -5,25 +5,21 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from rpg_platform.storage.location import DATABASE_FILE
-from rpg_platform.tracking import runs
-from rpg_platform.tracking.store import ARTIFACT_FOLDER, create_embedded_store
+from rpg_platform.tracking.store import create_embedded_store
 
 
 @dataclass(frozen=True)
@@ -74,29 +70,6 @@ def free_port() -> int:
     raise AssertionError("every port was used once")
 
 
-class StoreTemplate:
-    """Makes MLflow's schema once and then copies it: the schema takes MLflow seconds, and many tests need a new one."""
-
-    def __init__(self, folder: Path) -> None:
-        self.database = folder / DATABASE_FILE
-
-    def create(self, database: Path) -> bool:
-        """What ``create_embedded_store`` does."""
-        if database.exists() and database.stat().st_size > 0:
-            return False
-        create_embedded_store(self.database)
-        database.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = database.with_name(f".{database.name}.new")
-        shutil.copyfile(self.database, unfinished)
-        with closing(sqlite3.connect(unfinished)) as copied:
-            location = (database.parent / ARTIFACT_FOLDER / "0").as_uri()
-            changed = copied.execute("UPDATE experiments SET artifact_location = ?", (location,))
-            assert changed.rowcount == 1, "more than MLflow's own experiment 0"
-            copied.commit()
-        unfinished.replace(database)
-        return True
-
-
 @dataclass
 class MlflowServer:
     """A real `mlflow server` on a loopback port, over SQLite in its folder; may be killed and started again."""
@@ -113,7 +86,7 @@ class MlflowServer:
 
     def start(self) -> None:
         if self.backend.startswith("sqlite"):
-            runs.create_embedded_store(self.folder / "mlflow.db")
+            create_embedded_store(self.folder / "mlflow.db")
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", self.backend, "--artifacts-destination", str(self.folder / "artifacts")]
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # more processes, and none is used

@@ -24,6 +24,7 @@ import rpg_platform
 from rpg_platform.planning.cluster import Amounts
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.spec.sweep import TrialSpec
+from rpg_platform.storage.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,7 @@ def _processor() -> str:
 
 
 def _file(key: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "rpg" / "rates" / f"{key}.json"
+    return cache_folder("rates") / f"{key}.json"
 
 
 def known_rate(key: str) -> Rate | None:

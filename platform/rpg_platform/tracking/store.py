@@ -9,15 +9,18 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import sqlite3
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from rpg_platform.spec.logins import take_login, without_login
+from rpg_platform.storage.cache import cache_folder
 
 ARTIFACT_FOLDER = "mlartifacts"
 _HEALTH_LIMIT_S = 10.0
@@ -41,10 +44,11 @@ def embedded_database(tracking_uri: str) -> Path | None:
 
 
 def create_embedded_store(database: Path) -> bool:
-    """Makes the SQLite file with MLflow's schema if it is not there yet; takes some seconds.
+    """Makes the SQLite file with MLflow's schema if it is not there yet.
 
-    The file appears complete or not at all, so that neither a kill in the middle nor a second sweep that
-    starts at the same moment leaves half a schema.
+    MLflow takes some seconds to make its schema, so the first empty store is kept in ``~/.cache/rpg/mlflow/``, one for
+    each version of MLflow, and the next ones are copies of it. The file appears complete or not at all, so that neither
+    a kill in the middle nor a second sweep that starts at the same moment leaves half a schema.
 
     Args:
         database: where the file belongs; its folder is made.
@@ -57,12 +61,12 @@ def create_embedded_store(database: Path) -> bool:
     database.parent.mkdir(parents=True, exist_ok=True)
     unfinished = database.with_name(f".{database.name}.{uuid4().hex}.new")
     artifacts = (database.parent / ARTIFACT_FOLDER).as_uri()
+    kept = cache_folder("mlflow") / f"{version('mlflow')}.db"
     try:
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # seconds
-
-        with _quiet("alembic", "mlflow.store.db.utils"):
-            store: Any = SqlAlchemyStore  # untyped in MLflow
-            store(f"sqlite:///{unfinished}", artifacts).engine.dispose()
+        if not _copied(kept, unfinished, artifacts):
+            unfinished.unlink(missing_ok=True)
+            _make_schema(unfinished, artifacts)
+            _keep(unfinished, kept)
         if database.exists() and database.stat().st_size == 0:
             database.unlink()
         try:
@@ -76,6 +80,39 @@ def create_embedded_store(database: Path) -> bool:
     finally:
         unfinished.unlink(missing_ok=True)
     return True
+
+
+def _make_schema(database: Path, artifacts: str) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # seconds
+
+    with _quiet("alembic", "mlflow.store.db.utils"):
+        store: Any = SqlAlchemyStore  # untyped in MLflow
+        store(f"sqlite:///{database}", artifacts).engine.dispose()
+
+
+def _copied(kept: Path, database: Path, artifacts: str) -> bool:
+    """Copies the empty store that was kept and gives it its place for artifacts; False if there is no sound one."""
+    try:
+        shutil.copyfile(kept, database)
+        with contextlib.closing(sqlite3.connect(database)) as store, store:
+            if store.execute("PRAGMA quick_check").fetchall() != [("ok",)]:
+                return False
+            place = store.execute("UPDATE experiments SET artifact_location = ?", (f"{artifacts}/0",))
+            return place.rowcount == 1  # MLflow's own experiment 0
+    except (OSError, sqlite3.Error):
+        return False
+
+
+def _keep(database: Path, kept: Path) -> None:
+    """Keeps an empty store for the next ones; what cannot be written is not kept."""
+    part = kept.with_name(f".{kept.name}.{uuid4().hex}.part")
+    with contextlib.suppress(OSError):
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(database, part)
+            part.replace(kept)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def follow_move(database: Path) -> None:

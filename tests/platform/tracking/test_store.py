@@ -34,7 +34,7 @@ def test_two_sweeps_may_make_the_embedded_store_at_once(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from rpg_platform.tracking.store import create_embedded_store; "
         "sys.stdout.write(str(create_embedded_store(Path(sys.argv[1]))))"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": str(tmp_path)}
     both = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(database)],
@@ -51,6 +51,33 @@ def test_two_sweeps_may_make_the_embedded_store_at_once(tmp_path: Path) -> None:
     assert [path.name for path in database.parent.iterdir()] == ["mlflow.db"], "something half-made was left"
     experiment = MlflowClient(f"sqlite:///{database}").get_experiment("0")
     assert experiment.artifact_location == f"file://{tmp_path}/new/mlartifacts/0"
+
+
+def test_the_next_stores_are_copies_of_the_first_and_a_broken_one_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = "SELECT artifact_location FROM experiments"
+
+    def made(name: str) -> tuple[list[str], str]:
+        assert create_embedded_store(tmp_path / name / "mlflow.db")
+        with contextlib.closing(sqlite3.connect(tmp_path / name / "mlflow.db")) as store:
+            [found] = store.execute(place).fetchall()
+            return [row[0] for row in store.execute("SELECT name FROM sqlite_master ORDER BY name")], found[0]
+
+    whole, first = made("first")
+    [kept] = (tmp_path / "cache" / "rpg" / "mlflow").iterdir()
+    with contextlib.closing(sqlite3.connect(kept)) as store, store:
+        store.execute("CREATE TABLE zz_mark (id INTEGER)")
+    marked, second = made("second")
+    assert marked == [*whole, "zz_mark"], "it was not copied"
+    assert (first, second) == tuple((tmp_path / name / "mlartifacts" / "0").as_uri() for name in ("first", "second"))
+    content = kept.read_bytes()
+    for broken in (content[: len(content) // 2], b""):
+        kept.write_bytes(broken)
+        assert made("broken")[0] == whole
+        (tmp_path / "broken" / "mlflow.db").unlink()
+    assert made("third")[0] == whole, "the sound one is kept again"
 
 
 def test_an_empty_file_is_no_store_and_a_store_is_left_alone(tmp_path: Path) -> None:

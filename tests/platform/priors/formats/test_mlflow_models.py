@@ -27,7 +27,7 @@ from rpg_platform.priors.formats import mlflow_models
 from rpg_platform.priors.imported import ImportOptions, PriorImportError
 from rpg_platform.priors.sources import import_prior, read_source
 from rpg_platform.storage.location import DATABASE_FILE, default_tracking_uri
-from rpg_platform.tracking import runs
+from rpg_platform.tracking.store import create_embedded_store
 
 PRIOR = resolve_prior("halfcheetah-spg")
 PICKLED: dict[str, Any] = {"pip_requirements": ["torch"], "serialization_format": "pickle"}
@@ -61,7 +61,7 @@ class Predictor(mlflow.pyfunc.PythonModel):
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store with the shipped prior as version 1 of ``cheetah``, alias ``champion``."""
     folder = tmp_path_factory.mktemp("store")
-    runs.create_embedded_store(folder / DATABASE_FILE)
+    create_embedded_store(folder / DATABASE_FILE)
     uri = default_tracking_uri(folder)
     promote(PRIOR, "cheetah", "champion", uri)
     return uri
