@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from tests.platform.commands import rpg
+from tests.platform.commands import here, refused
 
 from rpg_algorithms.policies.bundle import load_bundle
 from rpg_platform.bundles import SHIPPED
@@ -39,12 +39,11 @@ TOTAL = mean_key(FINAL, "deterministic", "total_return")
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def storage(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("conditioned")
     file = folder / "range.yaml"
     file.write_text(SPEC, encoding="utf-8")
-    done = rpg("sweep", str(file), "--storage", str(folder / "results"))
-    assert done.returncode == 0, done.stderr + done.stdout
+    here("sweep", str(file), "--storage", str(folder / "results"))
     return folder / "results"
 
 
@@ -59,7 +58,7 @@ def test_each_setting_is_a_row_with_the_figures_that_its_policy_has(storage: Pat
     assert settings == {(0.02, 0.01), (0.02, 0.1), (1.6, 0.01), (1.6, 0.1)}
     [row] = [each for each in told if each.weights == CORNER]
     asked = ("range", "--weights", words(CORNER), "--storage", str(storage))
-    done = rpg("evaluate", *asked, "--task", "halfcheetah-foot-angle", "--episodes", "2", "--json")
+    done = here("evaluate", *asked, "--task", "halfcheetah-foot-angle", "--episodes", "2", "--json")
     assert json.loads(done.stdout)[TOTAL] == pytest.approx(row.deterministic.total_return.mean, rel=1e-12)
     [training] = [each for each in (storage / "range").glob("rpg-*") if each.is_dir()]
     whole, prior = load_bundle(max(training.glob("checkpoint_*")) / "bundle"), load_bundle(SHIPPED["halfcheetah-spg"])
@@ -83,8 +82,8 @@ def test_mlflow_has_the_settings_below_their_training_and_tells_the_same(storage
     uri = f"sqlite:///{storage}/mlflow.db"
     in_folder, in_store = found_in(SweepFolder(str(storage), "range")), found_at(uri, "range")
     assert [row.setting for row in in_store.rows] == [row.setting for row in in_folder.rows]
-    for here, there in zip(in_folder.rows, in_store.rows, strict=True):
-        assert there.figure("total_return").mean == pytest.approx(here.figure("total_return").mean)
+    for ours, there in zip(in_folder.rows, in_store.rows, strict=True):
+        assert there.figure("total_return").mean == pytest.approx(ours.figure("total_return").mean)
     client = MlflowClient(uri)
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     by_id = {run.info.run_id: run for run in runs}
@@ -99,8 +98,7 @@ def test_mlflow_has_the_settings_below_their_training_and_tells_the_same(storage
 
 def test_any_setting_of_the_range_is_exported_as_a_plain_policy(storage: Path, tmp_path: Path) -> None:
     where = ("--storage", str(storage))
-    done = rpg("export", "range", "--weights", words(OPEN), "--format", "bundle", "--out", str(tmp_path / "at"), *where)
-    assert done.returncode == 0, done.stderr
+    here("export", "range", "--weights", words(OPEN), "--format", "bundle", "--out", str(tmp_path / "at"), *where)
     folded = load_bundle(tmp_path / "at")
     [training] = [each for each in (storage / "range").glob("rpg-*") if each.is_dir()]
     whole = load_bundle(max(training.glob("checkpoint_*")) / "bundle")
@@ -130,9 +128,8 @@ def test_any_setting_of_the_range_is_exported_as_a_plain_policy(storage: Path, t
 def test_weights_that_do_not_fit_are_refused(
     storage: Path, tmp_path: Path, given: tuple[str, ...], message: str
 ) -> None:
-    done = rpg("export", *given, "--storage", str(storage), "--out", str(tmp_path / "out"))
-    assert done.returncode == 2
-    assert message in " ".join(done.stderr.split())
+    said = refused("export", *given, "--storage", str(storage), "--out", str(tmp_path / "out"))
+    assert message in " ".join(said.split())
 
 
 def test_a_policy_for_a_range_is_no_prior_until_it_is_folded(storage: Path, tmp_path: Path) -> None:
@@ -146,8 +143,7 @@ def test_a_policy_for_a_range_is_no_prior_until_it_is_folded(storage: Path, tmp_
 
 def test_a_sweep_goes_on_from_a_setting_and_keeps_the_prior(storage: Path, tmp_path: Path) -> None:
     at = ("range", "--weights", words(OPEN), "--storage", str(storage))
-    done = rpg("export", *at, "--format", "bundle", "--out", str(tmp_path / "start"))
-    assert done.returncode == 0, done.stderr
+    here("export", *at, "--format", "bundle", "--out", str(tmp_path / "start"))
     (tmp_path / "refined.yaml").write_text(
         "{task: halfcheetah-foot-angle, prior: halfcheetah-spg, start: ./start, algorithm: rpg,"
         " budget: {env_steps: 8_192}, weights: {omega_prime: 0.3, alpha_hat: 0.02}, "
@@ -155,8 +151,7 @@ def test_a_sweep_goes_on_from_a_setting_and_keeps_the_prior(storage: Path, tmp_p
         " evaluation: {episodes: 1, validations: 0}}",
         encoding="utf-8",
     )
-    done = rpg("sweep", str(tmp_path / "refined.yaml"), "--storage", str(storage))
-    assert done.returncode == 0, done.stderr + done.stdout
+    here("sweep", str(tmp_path / "refined.yaml"), "--storage", str(storage))
     [trial] = (storage / "refined").glob("rpg-*")
     refined, start = load_bundle(max(trial.glob("checkpoint_*")) / "bundle"), load_bundle(tmp_path / "start")
     for name, weights in start.build().state_dict().items():
