@@ -21,6 +21,10 @@ _CHATTER = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+_PLACES = (
+    "The cluster's token belongs in ~/.ray/auth_token, or in the file that RAY_AUTH_TOKEN_PATH names, or in "
+    "RAY_AUTH_TOKEN"
+)
 _CONNECT_S, _READ_S, _SEND_S = 10.0, 30.0, 300.0
 
 
@@ -84,6 +88,8 @@ def connect(address: str | None) -> Client:
             return Client(address)
     except JobError:
         raise
+    except AuthenticationError as error:  # before anything is sent
+        raise JobError(f"RAY_AUTH_MODE is 'token' here, and no token was found. {_PLACES}") from error
     except (ConnectionError, RuntimeError, ValueError, requests.RequestException) as error:
         named = address or os.environ.get(ADDRESS) or os.environ.get("RAY_ADDRESS")
         why = " ".join(str(error).split())[:300]
@@ -102,10 +108,7 @@ def _unwelcome(address: str, error: str) -> str:
             why = f"RAY_AUTH_MODE {now} here, so none was sent: export RAY_AUTH_MODE=token"
         else:
             why = "none was found here"
-        return (
-            f"{address} asks for a token (401), and {why}. The cluster's token belongs in ~/.ray/auth_token, or in "
-            "the file that RAY_AUTH_TOKEN_PATH names, or in RAY_AUTH_TOKEN"
-        )
+        return f"{address} asks for a token (401), and {why}. {_PLACES}"
     if mode == "token":
         return (
             f"{address} does not take the token in {source} (403): it is another cluster's, or has been replaced. "

@@ -387,6 +387,8 @@ def test_what_can_not_run_there_is_refused_before_anything_is_sent(head: Head, c
     for command in (("submit", file), ("jobs",), ("logs", "named"), ("stop", "named")):
         said = refused(*command, **no_token)
         assert "asks for a token (401), and RAY_AUTH_MODE is 'disabled' here" in said
+    no_file = {"RAY_AUTH_TOKEN": "", "HOME": str(checkout / "nobody")}
+    assert "RAY_AUTH_MODE is 'token' here, and no token was found. The cluster's token" in refused("jobs", **no_file)
     assert "does not take the token in RAY_AUTH_TOKEN (403)" in refused("jobs", RAY_AUTH_TOKEN="0" * 32)
     assert "no Ray dashboard answers at http://127.0.0.1:9" in refused("jobs", "--address", "http://127.0.0.1:9")
     assert "has no job of a sweep 'tinny'" in refused("logs", "tinny")
