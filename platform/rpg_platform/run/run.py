@@ -21,6 +21,7 @@ from rpg_platform.planning.cluster import cluster_nodes, placement, quiet, start
 from rpg_platform.planning.estimate import SweepPlan
 from rpg_platform.planning.preflight import check_hidden_modules, plan_of
 from rpg_platform.planning.shared_storage import check_shared
+from rpg_platform.planning.tracker_login import check_login
 from rpg_platform.planning.words import head_lines
 from rpg_platform.results.endings import ENDS, RunStatus
 from rpg_platform.results.report import EARLIER, ENV_STEPS, FAILED, TrialResult, is_over, with_earlier
@@ -91,7 +92,8 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
 
     Raises:
         CapacityError: there is no cluster at the address, or it can never run a trial.
-        PlanError: there is too little room, not every node sees the storage, or a file hides a module from the trials.
+        PlanError: there is too little room, not every node sees the storage, MLflow does not take the login, or a file
+            hides a module from the trials.
         SweepFolderError: the sweep's name is taken in its storage, or another driver runs it.
         ValueError: RLlib refuses a setting.
     """
@@ -106,6 +108,7 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
             held.enter_context(sweep.folder.lock())  # nobody else moves the trials that are read now
             states = sweep.folder.trials()
         plan = plan_of(sweep, cluster_nodes(), states)
+        check_login(sweep.tracking_uri)
         warnings = check_shared(sweep.storage)
         for line in [f"{'Runs on':<12}{whereabouts()}", *head_lines(plan), *warnings]:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
