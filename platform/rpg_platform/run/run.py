@@ -30,6 +30,7 @@ from rpg_platform.review.page import REPORT_FILE
 from rpg_platform.review.report import LiveReport, write_report
 from rpg_platform.review.videos import VIDEOS_FILE, sweep_videos
 from rpg_platform.run.gauges import Gauges
+from rpg_platform.run.node_faults import node_faults
 from rpg_platform.run.progress import Progress
 from rpg_platform.run.status import StatusWriter
 from rpg_platform.run.stopping import GracefulStop, Watchdog
@@ -165,7 +166,7 @@ def _run(
         live.start()
         if todo or search.to_come:
             kept = {name: state.checkpoint for name, state in states.items()}
-            with progress, stop.on_signals(), variables(_NO_AUTOMATIC_LOGGERS):
+            with progress, stop.on_signals(), node_faults(), variables(_NO_AUTOMATIC_LOGGERS):
                 watching = watchers(plan, folder, stop, tell)
                 callbacks = [*search.callbacks, tracker, progress, stop, watchdog, *watching]
                 grid = _tuner(sweep, search.for_tuner(todo), kept, callbacks, stop).fit()

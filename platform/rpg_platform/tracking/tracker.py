@@ -50,7 +50,7 @@ from rpg_platform.tracking.policies import policy_data
 from rpg_platform.tracking.runs import PARENT, TAG_NOTE, Kind, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState
 from rpg_platform.tracking.spool import Spool, SpoolError, spool_folder
-from rpg_platform.tracking.tune_trial import checkpoint_address, error_text, movable, trial_spec
+from rpg_platform.tracking.tune_trial import checkpoint_address, count_restart, error_text, movable, trial_spec
 from rpg_platform.tracking.views import experiment_tags
 
 if TYPE_CHECKING:
@@ -360,7 +360,7 @@ class MlflowTracker(Callback):
     @never_raises
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Notes a failure that Tune answers with a restart; the trial's run stays open."""
-        said = {"restarts": trial.num_failures, "last_failure": error_text(trial)[0]}
+        said = {"restarts": count_restart(trial), "last_failure": error_text(trial)[0]}
         self._put(trial_spec(trial)["trial_id"], "tags", values=said)
 
     @never_raises

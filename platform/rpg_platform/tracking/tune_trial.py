@@ -10,9 +10,16 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
-_RAYS_WORDS = "its worker process has died"
-_DIED = "its process died: killed, by the system for want of memory perhaps, or crashed in native code"
+NODE_DIED = "its node has died"
+"""Ray's words, of which its exception keeps no more."""
+_PROCESS_DIED = "its worker process has died"
+_WORDS = {
+    _PROCESS_DIED: "its process died: killed, by the system for want of memory perhaps, or crashed in native code",
+    NODE_DIED: "its node died, or was cut off",
+    "actor is temporarily unavailable": "its node can't be reached",
+}
 _ENDED_BECAUSE: WeakKeyDictionary[Trial, str] = WeakKeyDictionary()
+_RESTARTS: WeakKeyDictionary[Trial, int] = WeakKeyDictionary()
 
 
 def explain_end(trial: Trial, why: str | None) -> None:
@@ -22,6 +29,12 @@ def explain_end(trial: Trial, why: str | None) -> None:
         _ENDED_BECAUSE[trial] = why
 
 
+def count_restart(trial: Trial) -> int:
+    """How often a trial has been started again by this driver, this time included; Tune counts no lost nodes."""
+    _RESTARTS[trial] = _RESTARTS.get(trial, 0) + 1
+    return _RESTARTS[trial]
+
+
 def error_text(trial: Trial) -> tuple[str, str]:
     """The last line of a trial's error (or why its process was ended), and all of it."""
     local = trial.error_file  # on this machine at once; Tune copies it to the storage, where get_error() looks, later
@@ -29,7 +42,7 @@ def error_text(trial: Trial) -> tuple[str, str]:
     full = str(written or trial.get_error() or "no error text").strip()
     full = re.sub(r"\bip=[0-9A-Fa-f.:]+", "ip=-", full)  # hosts are nobody's business on a shared server
     last = full.splitlines()[-1]
-    why = _ENDED_BECAUSE.get(trial) or (_DIED if _RAYS_WORDS in last else None)
+    why = _ENDED_BECAUSE.get(trial) or next((ours for rays, ours in _WORDS.items() if rays in last), None)
     return (last[:500], full) if why is None else (why, f"{why}\n\n{full}")
 
 
