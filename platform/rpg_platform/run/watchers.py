@@ -1,4 +1,4 @@
-"""What watches a sweep's disks and its rate while it runs."""
+"""What watches a sweep's disks, its nodes and its rate while it runs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rpg_platform.planning.preflight import must_stay_free
 from rpg_platform.planning.rates import Rate, keep_rate, rate_key
 from rpg_platform.results.report import ENV_STEPS_PER_S, EVALUATION_STEPS_PER_S, number
 from rpg_platform.run.disk_guard import DiskGuard
+from rpg_platform.run.idle_nodes import NodeWaker
 from rpg_platform.run.stopping import GracefulStop
 from rpg_platform.spec.sweep import TrialSpec, trial_id_of
 from rpg_platform.storage.sweep_folder import SweepFolder
@@ -26,11 +27,11 @@ _SETUP_S = 3.0  # of a trial, where nothing is known
 
 
 def watchers(plan: SweepPlan, folder: SweepFolder, stop: GracefulStop, tell: Callable[[str], None]) -> list[Callback]:
-    """Tune's callbacks that stop the sweep before a disk is full, and that keep its rate for later plans."""
+    """Tune's callbacks that stop the sweep before a disk is full, wake its nodes, and keep its rate for later plans."""
     advice = f"Make room, then: rpg resume {folder.name} --storage {shlex.quote(folder.storage)}"
     setup_s = _SETUP_S if plan.rate is None else plan.rate.setup_s
     guard = DiskGuard(must_stay_free(plan, folder), stop.request, tell, advice)
-    return [guard, RateRecorder(plan.nodes, setup_s)]
+    return [guard, RateRecorder(plan.nodes, setup_s), NodeWaker()]
 
 
 class RateRecorder(Callback):
