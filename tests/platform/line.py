@@ -5,18 +5,24 @@ from __future__ import annotations
 import selectors
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 
 class Line:
     """Passes bytes between a loopback port and a target port, until ``cut`` closes all that is open.
 
+    Args:
+        target: port of the server.
+        edit: changes what goes to the server.
+
     Attributes:
         port: where it listens.
         opened: connections so far.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, edit: Callable[[bytes], bytes] = lambda data: data) -> None:
+        self._edit = edit
         self._target, self._open, self._is_cut = target, set[socket.socket](), False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port, self.opened = self._listener.getsockname()[1], 0
@@ -50,7 +56,7 @@ class Line:
                     data = key.fileobj.recv(65536)  # type: ignore[union-attr]
                     if not data:
                         return
-                    pair[key.fileobj].sendall(data)  # type: ignore[index]
+                    pair[key.fileobj].sendall(self._edit(data) if key.fileobj is client else data)  # type: ignore[index]
 
     def cut(self) -> None:
         """Closes every connection; new ones are closed at once."""

@@ -199,8 +199,13 @@ def _run(sweep: Sweep, address: str | None, as_json: bool) -> dict[str, str]:
     quiet()
     start_ray_while_importing("rpg_platform.run.run", address)
     from rpg_platform.run.run import run_sweep
+    from rpg_platform.storage.lease import LeaseLostError
 
-    outcome = run_sweep(sweep, address=address, console=Console(stderr=True) if as_json else console)
+    try:
+        outcome = run_sweep(sweep, address=address, console=Console(stderr=True) if as_json else console)
+    except LeaseLostError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(str(error), style="red", markup=False)
+        raise typer.Exit(FAILED) from None
     from rpg_platform.results.picture import tradeoff_png  # matplotlib, which nothing needs before the end
     from rpg_platform.results.rows import summarise
     from rpg_platform.results.table import render_table, rows_to_json

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import requests
 
 from rpg_platform.planning.preflight import PlanError
@@ -26,9 +28,12 @@ def check_login(uri: str) -> None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
+    request: Any = http_request
+    host: Any = get_default_host_creds  # MLflow does not type them
     try:
-        creds = get_default_host_creds(with_login(uri))
-        answer = http_request(creds, _ASKED, "GET", max_retries=0, timeout=_PATIENCE_S, params={"max_results": 1})
+        answer = request(
+            host(with_login(uri)), _ASKED, "GET", max_retries=0, timeout=_PATIENCE_S, params={"max_results": 1}
+        )
     except (MlflowException, requests.RequestException, OSError):
         return
     if answer.status_code in (401, 403):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,10 @@ from rpg_platform.review.report import LiveReport, write_report
 from rpg_platform.review.videos import VIDEOS_FILE, sweep_videos
 from rpg_platform.run.gauges import Gauges
 from rpg_platform.run.node_faults import node_faults
+from rpg_platform.run.notice import message, notify
 from rpg_platform.run.progress import Progress
 from rpg_platform.run.status import StatusWriter
-from rpg_platform.run.stopping import GracefulStop, Watchdog
+from rpg_platform.run.stopping import GracefulStop, LeaseKeeper, Watchdog
 from rpg_platform.run.watchers import watchers
 from rpg_platform.search.start import SearchRun, first_trials
 from rpg_platform.spec.sweep import TrialSpec, trial_id_of
@@ -96,9 +98,11 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
         PlanError: there is too little room, not every node sees the storage, MLflow does not take the login, or a file
             hides a module from the trials.
         SweepFolderError: the sweep's name is taken in its storage, or another driver runs it.
+        LeaseLostError: another driver has taken the sweep over since.
         ValueError: RLlib refuses a setting.
     """
     console = console or Console()
+    tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     quiet()
     check_trials(sweep, [*sweep.trials, *first_trials(sweep)])
     check_hidden_modules()
@@ -106,32 +110,36 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
     with contextlib.ExitStack() as held:
         states: Mapping[str, TrialState] = {}
         if sweep.is_resumed:
-            held.enter_context(sweep.folder.lock())  # nobody else moves the trials that are read now
+            held.enter_context(sweep.folder.lock(tell))  # nobody else moves the trials that are read now
             states = sweep.folder.trials()
         plan = plan_of(sweep, cluster_nodes(), states)
         check_login(sweep.tracking_uri)
         warnings = check_shared(sweep.storage)
         for line in [f"{'Runs on':<12}{whereabouts()}", *head_lines(plan), *warnings]:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            tell(line)
         if sweep.is_resumed:
             sweep.folder.go_on_with(sweep.spec, sweep.source)  # all that may refuse it has been asked
         else:
-            held.enter_context(sweep.folder.lock())  # first: of two that start at once one writes
+            held.enter_context(sweep.folder.lock(tell))  # first: of two that start at once one writes
             sweep.folder.create(sweep.spec, sweep.source, sweep.prior, sweep.start)
         kept = keep_plan(sweep.folder, plan.as_json())
-        return _run(sweep, states, plan, {PLANS_FILE: kept}, console)
+        return _run(sweep, states, plan, {PLANS_FILE: kept}, console, tell)
 
 
 def _run(
-    sweep: Sweep, states: Mapping[str, TrialState], plan: SweepPlan, texts: Mapping[str, str], console: Console
+    sweep: Sweep,
+    states: Mapping[str, TrialState],
+    plan: SweepPlan,
+    texts: Mapping[str, str],
+    console: Console,
+    tell: Callable[[str], None],
 ) -> SweepOutcome:
     """Runs what is not finished and collects everything; ``texts`` are artifacts of the sweep's run from its start."""
-    spec, folder = sweep.spec, sweep.folder
+    spec, folder, began = sweep.spec, sweep.folder, time.monotonic()
     search = SearchRun(sweep, states)
     trials = search.trials
     states = {trial.trial_id: states[trial.trial_id] for trial in trials if trial.trial_id in states}
     finished = {t.trial_id for t in trials if t.trial_id in states and states[t.trial_id].finishes(t)}
-    tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     reports = {t.trial_id: states[t.trial_id].report_for(t) for t in trials if t.trial_id in states}
     tracker = MlflowTracker(sweep, trials, run_key=folder.run_key(), to_come=search.to_come, texts_at_start=texts)
     tracker.evaluated = [name for name, report in reports.items() if EARLIER in report]
@@ -168,7 +176,8 @@ def _run(
             kept = {name: state.checkpoint for name, state in states.items()}
             with progress, stop.on_signals(), node_faults(), variables(_NO_AUTOMATIC_LOGGERS):
                 watching = watchers(plan, folder, stop, tell)
-                callbacks = [*search.callbacks, tracker, progress, stop, watchdog, *watching]
+                keeper = LeaseKeeper(folder.lease, lambda: stop.requested, tell)
+                callbacks = [keeper, *search.callbacks, tracker, progress, stop, watchdog, *watching]
                 grid = _tuner(sweep, search.for_tuner(todo), kept, callbacks, stop).fit()
             results, newer = _collect(search.trials, reports, grid)
             checkpoints |= newer
@@ -178,8 +187,14 @@ def _run(
         interrupted = search.to_come > 0 or any(error is None and not is_over(result) for _, result, error in results)
     finally:
         live.stop()
-        review = functools.partial(_review, folder, tracker, tell)
-        status.stop(tracker.finish(results, interrupted=interrupted, tell=tell, files=review))
+        if folder.is_lost:  # what is said of the sweep from now on, and of its runs, is another driver's to say
+            tracker.leave()
+            status.leave()
+        else:
+            review = functools.partial(_review, folder, tracker, tell)
+            outcome = tracker.finish(results, interrupted=interrupted, tell=tell, files=review)
+            status.stop(outcome)
+            notify(message(folder, ENDS[outcome], progress.snapshot(), tracker, time.monotonic() - began), tell)
     return SweepOutcome(
         sweep, results, tracker.parent_url, checkpoints, interrupted, tracker.unsent, tracker.last_failure
     )

@@ -65,10 +65,14 @@ class StatusWriter:
         Args:
             outcome: the status of the sweep's run in MLflow, ``FINISHED``, ``KILLED`` or ``FAILED``.
         """
+        self.leave()
+        self._write(ENDS[outcome])
+
+    def leave(self) -> None:
+        """Writes no more."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(_STOP_S)
-        self._write(ENDS[outcome])
 
     def _work(self) -> None:
         while True:

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.tune import Callback, Stopper
 
+from rpg_platform.storage.lease import Lease, LeaseLostError
 from rpg_platform.tracking.tune_trial import explain_end
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,44 @@ class GracefulStop(Callback, Stopper):
         if self.requested:
             signal.raise_signal(signal.SIGUSR1)
         self.request()
+
+
+class LeaseKeeper(Callback):
+    """Stops Tune's loop while nobody knows whether the sweep is still this driver's, and ends it when it is not.
+
+    While the loop stands, no trial trains on, saves or is pruned, and nothing is recorded. To be the first callback.
+
+    Args:
+        lease: of the sweep in an object store; None: there is none.
+        stopping: whether the sweep is asked to end.
+        tell: called with a line for the user.
+    """
+
+    def __init__(self, lease: Lease | None, stopping: Callable[[], bool], tell: Callable[[str], None]) -> None:
+        self._lease, self._stopping, self._tell = lease, stopping, tell
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks; the lease is this process's."""
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(None, lambda: False, logger.warning)  # type: ignore[misc]
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Returns when the sweep is surely this driver's.
+
+        Raises:
+            LeaseLostError: it is not any more; the trials' processes were ended, so that none saves again.
+        """
+        if self._lease is None:
+            return
+        try:
+            self._lease.wait(self._stopping, self._tell)
+        except LeaseLostError:
+            for trial in trials:
+                if (actor := trial.temporary_state.ray_actor) is not None:
+                    ray.kill(actor, no_restart=True)
+            raise
 
 
 class Watchdog(Callback):

@@ -1,8 +1,7 @@
 """The sign of life that a sweep's driver leaves in ``status.json``: who it is, and whether it is still there.
 
-Where a storage has no locks (an object store), or a lock that other machines do not see (some network file systems),
-this is all that tells one driver of the other. A lease on an object store would need a conditional write
-(`If-None-Match`), which pyarrow, through which every storage is reached, does not offer: it ignores such keys.
+Where a lock is one that other machines do not see (some network file systems), or an object store has no conditional
+writes for a lease (``lease``), this is all that tells one driver of the other.
 """
 
 from __future__ import annotations
@@ -75,12 +74,17 @@ def alive(text: str | None, now: float, *, locked: bool = False) -> str | None:
         silent, limit = silent_for_s(content, now), dead_after_s(content)
         if content["state"] != "running" or silent > limit:
             return None
-        if (locked and content["host"] == socket.gethostname()) or (is_here(content) and _ended(int(content["pid"]))):
+        if (locked and content["host"] == socket.gethostname()) or has_ended(content):
             return None
         left = f"last heard of {silent:.0f} s ago; it counts as dead after {limit:.0f} s"
         return f"{in_words(content)} ({left})"
     except (ValueError, KeyError, TypeError):  # of another version, or cut short
         return None
+
+
+def has_ended(content: Mapping[str, Any]) -> bool:
+    """Whether a driver was surely on this machine and is gone, by what ``this_process`` said there."""
+    return is_here(content) and _ended(int(content["pid"]))
 
 
 def _ended(pid: int) -> bool:

@@ -19,26 +19,28 @@ attempt writes to a folder of its own, so nothing is overwritten. A checkpoint c
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import json
+import logging
 import posixpath
 import re
 import shutil
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pyarrow import fs as filesystems
 
 from rpg_platform.results.report import STOPPED_BY
 from rpg_platform.spec.sweep import SweepSpec
-from rpg_platform.storage.heartbeat import STATUS_FILE, alive, in_words, this_process
+from rpg_platform.storage.driver_lock import LOCK_FILE, HeldError, file_lock, is_locked, leased
+from rpg_platform.storage.heartbeat import STATUS_FILE
+from rpg_platform.storage.lease import LEASE_FILE, Lease
 from rpg_platform.storage.location import LocationError, file_system, storage_path
 from rpg_platform.storage.trial_state import STATE_FILE, TrialState
 from rpg_platform.wording import suggestion
@@ -46,8 +48,9 @@ from rpg_platform.wording import suggestion
 if TYPE_CHECKING:
     from rpg_algorithms.policies.bundle import PriorBundle
 
+logger = logging.getLogger(__name__)
 FORMAT = 1
-SPEC_FILE, SOURCE_FILE, LOCK_FILE = "sweep.json", "sweep.yaml", "driver.lock"
+SPEC_FILE, SOURCE_FILE = "sweep.json", "sweep.yaml"
 PRIOR_FOLDER, START_FOLDER = "prior-bundle", "start-bundle"
 SEARCH_FOLDER = "search"
 SPOOL_FOLDER = "tracking"
@@ -55,12 +58,11 @@ SPOOL_FOLDER = "tracking"
 _PROPOSAL, _VERDICT, _GENERATION, _START = "proposal", "verdict", "generation", "start"
 _ATTEMPT = re.compile(r"attempt-(\d+)")
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
-_BEGUN = {LOCK_FILE, SOURCE_FILE, PRIOR_FOLDER, START_FOLDER, SPEC_FILE}
 _MARK_OF_TUNE = ".validate_storage_marker"  # the first file that Tune writes into a run's folder
 _REPORTS_OF_TUNE = "result.json"
 _UNFINISHED = ".part"
 _READERS = 16
-_LOCK_ATTEMPTS, _LOCK_PAUSE_S = 5, 0.05
+_BEGUN = {LOCK_FILE, LEASE_FILE, SOURCE_FILE, PRIOR_FOLDER, START_FOLDER, SPEC_FILE}
 
 
 class SweepFolderError(ValueError):
@@ -81,8 +83,13 @@ class SweepFolder:
     def __init__(self, storage: str, name: str) -> None:
         self.storage, self.name = storage.rstrip("/"), name
         self.is_local = "://" not in storage
+        self.lease: Lease | None = None  # while this process holds the sweep by one
         self._fs, base = file_system(self.storage)
         self._root = posixpath.join(base, name).rstrip("/")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what its callbacks hold; a lease is one process's."""
+        return self.__dict__ | {"lease": None}
 
     @property
     def uri(self) -> str:
@@ -386,59 +393,42 @@ class SweepFolder:
     # --- one driver at a time
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, tell: Callable[[str], None] = logger.warning) -> Iterator[None]:
         """Holds the sweep for this driver; a new one's folder is made.
 
-        An object store has no locks: there only the other driver's heartbeat in ``status.json`` tells, so two that
-        begin within the same seconds do not see each other.
+        Args:
+            tell: told what the user has to know: an object store without conditional writes has no lease.
 
         Raises:
             SweepFolderError: another driver that is still alive holds it.
         """
-        if not self.is_local:
-            self._check_heartbeat(locked=False)
-            yield
-            return
-        Path(self._root).mkdir(parents=True, exist_ok=True)
-        with (Path(self._root) / LOCK_FILE).open("a+", encoding="utf-8") as file:
-            self._take(file)
-            self._check_heartbeat(locked=True)  # a network file system may keep a machine's locks to itself
-            yield
+        status = functools.partial(self.read_text, STATUS_FILE)
+        with contextlib.ExitStack() as held:
+            try:
+                if self.is_local:
+                    held.enter_context(file_lock(Path(self._root), status))
+                else:
+                    region, is_there = getattr(self._fs, "region", None), self._exists(LEASE_FILE)
+                    self.lease = held.enter_context(leased(self.uri, region, status, tell, is_there=is_there))
+            except HeldError as error:
+                raise SweepFolderError(str(error)) from error
+            try:
+                yield
+            finally:
+                self.lease = None
 
-    def _check_heartbeat(self, *, locked: bool) -> None:
-        running = alive(self.read_text(STATUS_FILE), time.time(), locked=locked)
-        if running is not None:
-            raise SweepFolderError(f"{self.uri} is being run by {running}: end that one first")
+    def is_ours(self) -> bool:
+        """Whether no other driver can have the sweep now that this process holds; a lease may be in doubt, or lost."""
+        return self.lease is None or self.lease.is_sure
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another driver has the sweep that this process held by a lease."""
+        return self.lease is not None and self.lease.is_lost
 
     def is_locked(self) -> bool | None:
         """Whether a driver holds the sweep; None where there are no locks."""
-        if not self.is_local:
-            return None
-        try:
-            with (Path(self._root) / LOCK_FILE).open(encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return False
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-
-    def _take(self, file: IO[str]) -> None:
-        for _ in range(_LOCK_ATTEMPTS):  # whoever asks whether it is locked holds it for a moment
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(_LOCK_PAUSE_S)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise SweepFolderError(
-                f"{self.uri} is being run by {file.read().strip() or 'another driver'}; end that one first"
-            ) from error
-        file.truncate(0)
-        file.write(in_words(this_process()))
-        file.flush()
+        return is_locked(Path(self._root)) if self.is_local else None
 
     # --- files
 
@@ -487,6 +477,8 @@ class SweepFolder:
             return bytes(stream.read())
 
     def _write(self, name: str, content: str | bytes) -> None:
+        if self.lease is not None:
+            self.lease.check()  # else the sweep may be another driver's by now
         path = posixpath.join(self._root, name)
         temporary = f"{path}{_UNFINISHED}" if self.is_local else path  # an object appears whole
         with self._fs.open_output_stream(temporary) as stream:

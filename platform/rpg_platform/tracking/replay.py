@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rpg_platform.spec.logins import take_login
+from rpg_platform.storage.heartbeat import STATUS_FILE, alive
+from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.tracking.errors import short
 from rpg_platform.tracking.identity import keep_identity, read_identity, write_identity
 from rpg_platform.tracking.runs import PARENT, MlflowRuns, Record
 from rpg_platform.tracking.sender import Sender, TrackerState
@@ -72,6 +76,18 @@ def find_spool(place: str) -> Path:
     raise SpoolError(f"{place}: no sweep has spooled anything here; looked in {' and '.join(map(str, folders))}")
 
 
+def _check_not_running(place: str) -> None:
+    """A driver on another machine has a spool of its own, and the same runs."""
+    path, mark, query = place.partition("?") if "://" in place else (str(Path(place).expanduser().resolve()), "", "")
+    storage, _, name = path.rstrip("/").rpartition("/")
+    try:
+        status = SweepFolder(f"{storage}{mark}{query}", name).read_text(STATUS_FILE)
+    except (OSError, ValueError):  # the storage is away; its MLflow may be there
+        return
+    if (running := alive(status, time.time())) is not None:
+        raise SpoolError(f"{place} is being run by {running}: what waits here can be sent when that has ended")
+
+
 def replay(
     place: str,
     *,
@@ -93,6 +109,7 @@ def replay(
         SpoolError: there is no spool, it is damaged, or its sweep is still running.
     """
     folder = find_spool(place)
+    _check_not_running(place)
     identity = read_identity(folder)
     assert identity is not None
     uri = take_login(tracking_uri) if tracking_uri else identity.tracking_uri
@@ -134,7 +151,11 @@ def replay(
 
 def _end_runs(spool: Spool, sender: Sender, runs: MlflowRuns, end_time: int, patience_s: float) -> tuple[str, ...]:
     """Marks runs that count as running as killed: we hold the spool, so their driver is dead. A resume reopens them."""
-    running = sorted((key for key, run in runs.known.items() if run.status == "RUNNING"), reverse=True)  # PARENT last
+    left = sorted((key for key, run in runs.known.items() if run.status == "RUNNING"), reverse=True)  # PARENT last
+    try:
+        running = [key for key in left if runs.is_running(key)]  # a driver elsewhere may have ended them since
+    except Exception as error:
+        raise SpoolError(f"MLflow went away before the runs of a dead driver were ended ({short(error)})") from error
     for key in running:
         spool.append(Record(key, "close", {"status": "KILLED", "end_time": end_time}).payload())
     if running:

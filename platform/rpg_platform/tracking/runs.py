@@ -285,6 +285,15 @@ class MlflowRuns:
             run.doubtful = False
         self.changed(key, run)
 
+    def is_running(self, key: str) -> bool:
+        """Whether a known run has not ended, also by another driver's hand."""
+        (client, _), run = self._connect(), self.known[key]
+        status = client.get_run(run.run_id).info.status
+        if status != run.status:
+            run.status = status
+            self.changed(key, run)
+        return bool(status == "RUNNING")
+
     def passed_over(self, record: Record) -> None:
         """Notes that a record is given up, so that another report of the same step does not take its place."""
         if record.kind == "metrics":
@@ -365,6 +374,8 @@ class MlflowRuns:
                 tags={name: tag_value(value) for name, value in tags.items()},
                 run_name=openings[0]["name"] if openings else key or self.sweep,
             )
+        elif reopen and openings and (run.info.end_time or 0) > openings[-1]["start_time"]:
+            reopen = False  # it has ended since, in another driver's hands perhaps
         elif reopen and run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
         self._search_first.discard(key)

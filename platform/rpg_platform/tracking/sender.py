@@ -90,12 +90,18 @@ class Sender:
     ``start`` and ``stop`` belong to the main thread: they turn MLflow's own retries off and its time-out down for this
     process, and back, and MLflow reads those from the environment.
 
+    Args:
+        spool: open.
+        runs: takes the records.
+        may_send: whether the sweep is surely this driver's; while it is not, the records wait.
+
     Attributes:
         errors: requests that failed, and defects.
         last_failure: the last of them in one line, while none has gone well since.
     """
 
-    def __init__(self, spool: Spool, runs: MlflowRuns) -> None:
+    def __init__(self, spool: Spool, runs: MlflowRuns, may_send: Callable[[], bool] = lambda: True) -> None:
+        self._may_send = may_send
         self.errors = 0
         self.last_failure: str | None = None
         self._spool = spool
@@ -415,6 +421,8 @@ class Sender:
     def _check(self) -> None:
         if self._stopping.is_set():
             raise _Stopped
+        while not self._may_send():
+            self._sleep(_SHORTEST_REST_S)
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -67,6 +67,7 @@ BUNDLE = "bundle"
 ARTIFACT_FOLDERS = (BUNDLE, "bundle_best", "evaluation", "config")
 
 BASIC = mean_key(FINAL, "deterministic", "basic_return")
+_OF_THIS_PROCESS = ("_spool", "_runs", "_sender", "_is_ours")
 _PLANNED = {"trial_id", "method", "weights", "seed", "env_steps"}
 
 
@@ -108,10 +109,10 @@ class MlflowTracker(Callback):
         to_come: int = 0,
         texts_at_start: Mapping[str, str] | None = None,
     ) -> None:
+        self._is_ours = sweep.folder.is_ours
         self.tracking_uri, self.experiment = sweep.tracking_uri, sweep.experiment
         self.folder = spool_folder(sweep.storage, sweep.spec.name)
-        self.run_key = run_key
-        self._resume = sweep.is_resumed
+        self.run_key, self._resume = run_key, sweep.is_resumed
         self._spec: dict[str, Any] = json.loads(without_login(json.dumps(sweep.spec.model_dump(mode="json"))))
         self._texts = dict(texts_at_start or {})
         self._source = sweep.source or without_login(dump_spec(sweep.spec))
@@ -164,7 +165,7 @@ class MlflowTracker(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; one that comes back has to open its spool and its runs again."""
-        return {**self.__dict__, "_spool": None, "_runs": None, "_sender": None, "_open": set(), "_resume": True}
+        return {**self.__dict__, **dict.fromkeys(_OF_THIS_PROCESS), "_open": set(), "_resume": True}
 
     # ---- the sweep ------------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ class MlflowTracker(Callback):
             runs.expect_earlier_runs()
         self.run_key = runs.run_key
         write_identity(spool, runs)
-        self._spool, self._runs, self._sender = spool, runs, Sender(spool, runs)
+        self._spool, self._runs, self._sender = spool, runs, Sender(spool, runs, self._is_ours)
         self._sender.start()
         self._open_parent()
 
@@ -265,10 +266,11 @@ class MlflowTracker(Callback):
             if self._sender is not None:
                 wait_for_the_rest(self._sender, self.folder, self.tracking_uri, tell)
         finally:
-            self._stop()
+            self.leave()
         return status
 
-    def _stop(self) -> None:
+    def leave(self) -> None:
+        """Sends no more, and says nothing of what became of the sweep: that is another driver's to say."""
         if self._sender is not None and self._spool is not None:
             self._sender.stop()
             self._last_state, self.last_failure = self._sender.state(), self._sender.last_failure

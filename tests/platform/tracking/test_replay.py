@@ -119,6 +119,43 @@ def test_what_an_outage_left_is_sent_later_and_once(
         assert set(found.points(run).values()) == {1}
 
 
+def test_what_another_driver_has_finished_since_stays_finished(
+    mlflow_server: MlflowServer, unused_port: int, tmp_path: Path, read_sweep: ReadSweep
+) -> None:
+    proxy = Proxy(unused_port, mlflow_server.port)
+    proxy.open()
+    first, trials = begin(f"http://127.0.0.1:{proxy.port}", "two-heads", tmp_path / "head-1")
+    assert first._sender is not None
+    assert first._sender.flush(LIMIT_S)
+    proxy.fate = lambda path, body: 502
+    run: Any = SimpleNamespace(config={"trial": trials[0].model_dump(mode="json")}, checkpoint=None)
+    first.on_trial_start(0, [], run)  # its process died and starts again, of which MLflow does not hear
+    die(first)
+    time.sleep(0.01)
+    spec, _ = sweep_of("two-heads")
+    folder = spool_folder(str(tmp_path / "head-2"), "two-heads")
+    second = tracker_of(mlflow_server.uri, "two-heads", spec, trials, folder, resume=True, run_key=first.run_key)
+    second.start()
+    for trial in trials:
+        run = SimpleNamespace(config={"trial": trial.model_dump(mode="json")}, checkpoint=None)
+        second.on_trial_start(0, [], run)
+    second.finish([(trial, FINAL | {"finished": True}, None) for trial in trials])
+
+    proxy.fate = lambda path, body: "pass"
+    place = tmp_path / "head-1" / "two-heads"
+    running = {"state": "running", "host": "head-2", "pid": 7, "heartbeat": time.time(), "every_s": 5.0}
+    (place / "status.json").write_text(json.dumps(running))
+    refused = rpg_track(place)
+    assert (refused.exit_code, "is being run by process 7 on head-2" in refused.stderr) == (2, True)
+    (place / "status.json").unlink()
+    late = rpg_track(place, "--json")
+    assert late.exit_code == 0, late.output
+    assert (json.loads(late.stdout)["sent_now"], json.loads(late.stdout)["ended"]) == (1, [])
+    found = read_sweep(mlflow_server.uri, "two-heads")
+    assert {each.info.status for each in (found.parent, *found.children.values())} == {"FINISHED"}
+    proxy.close()
+
+
 def test_runs_of_a_dead_driver_are_ended_and_a_resumed_one_goes_on_in_them(
     embedded_store: str, tmp_path: Path, read_sweep: ReadSweep
 ) -> None:
