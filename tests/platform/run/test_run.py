@@ -302,33 +302,12 @@ def test_failing_trial_is_named_and_the_others_finish(local_ray: None, tmp_path:
     assert "Run only these: rpg resume failing --storage" in ended.stderr
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_login_that_mlflow_does_not_take_starts_nothing(
-    local_ray: None, tmp_path: Path, unused_port: int, status: int
-) -> None:
-    server = Proxy(unused_port, target=0, fate=lambda path, body: status)
-    server.open()
-    raw = raw_spec(tracking={"uri": f"http://somebody:secret@127.0.0.1:{unused_port}"})
-    (tmp_path / "locked.yaml").write_text(yaml.safe_dump(raw))
-    try:
-        command = ["sweep", str(tmp_path / "locked.yaml"), "--storage", str(tmp_path / "results")]
-        ended = CliRunner().invoke(app, command, env={"COLUMNS": "400"})
-    finally:
-        server.close()
-    assert ended.exit_code == 2
-    assert f"MLflow at http://127.0.0.1:{unused_port} answers {status}: <html>said the proxy</html>" in ended.stderr
-    assert "needs MLFLOW_TRACKING_USERNAME" in ended.stderr
-    assert "secret" not in ended.output
-    assert not list((tmp_path / "results").glob("*"))
-    assert server.seen == ["GET /api/2.0/mlflow/experiments/search"]
-
-
 def test_records_that_mlflow_has_not_got_make_it_fail_and_no_dashboard_is_promised(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
     monkeypatch.setattr(last_wait, "SILENT_PATIENCE_S", 0.1)
     monkeypatch.setattr(last_wait, "FINAL_PATIENCE_S", 0.1)
-    """The login, which was taken at the start, is not any more."""
+    # The login, which was taken at the start, is not any more.
     server = Proxy(unused_port, target=0, fate=lambda path, body: 200 if not server.seen[1:] else 401)
     server.open()
     tracking = {"uri": f"http://127.0.0.1:{unused_port}"}
