@@ -192,6 +192,8 @@ import {module}
         ("rpg_platform.planning.preflight", ("ray", "mlflow", "matplotlib")),
         ("rpg_platform.tracking.store", ("ray", "mlflow", "torch")),
         ("rpg_platform.priors.formats", ("ray", "mlflow", "torch", "onnx")),
+        ("rpg_platform.review.found", ("ray",)),
+        ("rpg_platform.cli.common as cli; cli.policy_folder('halfcheetah-spg', None).__enter__()", ("ray", "mlflow")),
     ],
 )
 def test_importing_costs_what_is_used(module: str, blocked: tuple[str, ...]) -> None:

@@ -111,17 +111,19 @@ def _found_folder(
 ) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """The bundle's folder, and the weights of the setting that it was found by."""
     from rpg_platform.bundles import resolve_prior
-    from rpg_platform.results.names import at_words
-    from rpg_platform.review.choice import ChoiceError, choose
     from rpg_platform.storage.location import storage_path
 
     sweep = named_sweep(policy, storage)
-    if sweep is None:
-        if rule is not None:
-            where = storage_path(storage)
-            raise ChoiceError(f"--rule chooses among a sweep's settings, and {policy!r} is no sweep in {where}")
+    if sweep is None and rule is None:
         yield resolve_prior(policy), {}
         return
+
+    from rpg_platform.results.names import at_words
+    from rpg_platform.review.choice import ChoiceError, choose  # MLflow, which takes seconds
+
+    if sweep is None:
+        where = storage_path(storage)
+        raise ChoiceError(f"--rule chooses among a sweep's settings, and {policy!r} is no sweep in {where}")
     chosen = choose(policy, sweep.storage, rule, told)
     if deploys and not chosen.row.is_deployable:
         raise ChoiceError(
@@ -142,14 +144,16 @@ def _found_folder(
 def named_sweep(policy: str, storage: str | None) -> SweepFolder | None:
     """The sweep whose setting a POLICY is, if it is one: shipped priors and folders go before sweeps of their name."""
     from rpg_platform.bundles import SHIPPED
-    from rpg_platform.review.choice import is_choice
+
+    if policy in SHIPPED or Path(policy).expanduser().exists():
+        return None
+
+    from rpg_platform.review.choice import is_choice  # MLflow, which takes seconds
     from rpg_platform.storage.location import storage_path
     from rpg_platform.storage.sweep_folder import SweepFolder
 
     where = storage_path(storage)
-    if policy in SHIPPED or Path(policy).expanduser().exists() or not is_choice(policy, where):
-        return None
-    return SweepFolder(where, policy.partition("#")[0])
+    return SweepFolder(where, policy.partition("#")[0]) if is_choice(policy, where) else None
 
 
 @contextlib.contextmanager

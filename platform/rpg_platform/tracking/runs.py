@@ -19,17 +19,19 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from ray.tune import Checkpoint
 
 from rpg_platform.spec.logins import with_login
 from rpg_platform.tracking.policies import PolicyModels
 from rpg_platform.tracking.recorded_steps import RecordedSteps
 from rpg_platform.tracking.store import ARTIFACT_FOLDER, create_embedded_store, embedded_database, follow_move
+
+if TYPE_CHECKING:
+    from ray.tune import Checkpoint
 
 PARENT = ""
 """Key of the sweep's own run."""
@@ -447,7 +449,7 @@ def _folder_in(checkpoint: str, folder: str) -> Checkpoint | None:
         FileNotFoundError: the checkpoint is gone.
     """
     whole, inside, kind = _inside(checkpoint, folder)
-    return Checkpoint(inside, whole.filesystem) if kind == "Directory" else None
+    return type(whole)(inside, whole.filesystem) if kind == "Directory" else None
 
 
 def _file_in(checkpoint: str, name: str) -> bytes | None:
@@ -460,6 +462,8 @@ def _file_in(checkpoint: str, name: str) -> bytes | None:
 
 
 def _inside(checkpoint: str, name: str) -> tuple[Checkpoint, str, str]:
+    from ray.tune import Checkpoint  # a second, which whoever only reads a store does not need
+
     whole = Checkpoint(checkpoint)
     inside = f"{whole.path.rstrip('/')}/{name}"
     found = [info.type.name for info in whole.filesystem.get_file_info([whole.path, inside])]
