@@ -23,8 +23,11 @@ os.environ.update(
 )
 
 
-# Files with few tests that each take long.
-LONG = ("tests/platform/whole/", "tests/platform/run/", "tests/test_docs_snippets.py")
+# Files with few tests that each take long, and those that would otherwise end alone, as a file is run by one worker.
+LONG = (
+    *("tests/platform/whole/", "tests/platform/run/"),
+    *("tests/test_docs_snippets.py", "tests/test_extending.py", "tests/test_house.py", "tests/test_distribution.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
