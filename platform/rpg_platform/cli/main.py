@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from rpg_platform.cli import (
+    clean,
     clone,
     evaluate,
     export,
@@ -53,6 +54,7 @@ jobs.add_to(app)
 app.command()(track.track)
 app.command()(plan.plan)
 app.command()(status.status)
+app.command()(clean.clean)
 
 
 @app.callback(invoke_without_command=True)

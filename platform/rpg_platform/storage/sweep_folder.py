@@ -267,6 +267,22 @@ class SweepFolder:
         names = [info.base_name for info in self._fs.get_file_info(selector) if info.type.name == "Directory"]
         return suggestion(self.name, [name for name in names if not name.startswith((".", "ml"))])
 
+    def usage(self) -> tuple[int, float]:
+        """Bytes of all files, and when the newest was written, in seconds since the epoch; the lock counts as none."""
+        selector = filesystems.FileSelector(self._root, allow_not_found=True, recursive=True)
+        files = [info for info in self._fs.get_file_info(selector) if info.type == filesystems.FileType.File]
+        written = [info.mtime_ns / 1e9 for info in files if info.base_name not in (LOCK_FILE, LEASE_FILE)]
+        return sum(info.size for info in files), max(written, default=0.0)
+
+    def remove(self) -> None:
+        """Deletes all of it, ``sweep.json`` last: what a failure leaves is a sweep still. The lock is held."""
+        for info in self._fs.get_file_info(filesystems.FileSelector(self._root, allow_not_found=True)):
+            if info.type == filesystems.FileType.Directory:
+                self._fs.delete_dir(info.path)
+            elif info.base_name not in (SPEC_FILE, LOCK_FILE, LEASE_FILE):
+                self._fs.delete_file(info.path)
+        self._fs.delete_dir(self._root)
+
     # --- attempts and trials
 
     def next_attempt(self) -> tuple[str, str]:
