@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import ray
 import torch
+from tests.algorithms.registry import CASES, built
 
 from rpg_algorithms.rllib.compiler import leave_out_compiler, step
 
-TRAIN = """
-import sys, torch
-from pathlib import Path
-from tests.algorithms.registry import CASES, built
-for engine in ("fused", "eager"):
-    folder = Path(sys.argv[1], engine)
-    config = CASES["rpg-gaussian"].build_config(folder, critic_warmup_iterations=1, update_engine=engine)
-    with built(config.debugging(seed=1)) as algorithm:
-        algorithm.train(), algorithm.train()  # the critic alone, then both
-        algorithm.set_state(algorithm.get_state())
-print("torch._dynamo" in sys.modules, torch.are_deterministic_algorithms_enabled())
-import torch._inductor.config as compiler
-print(compiler.deterministic)
-torch.use_deterministic_algorithms(False)
-print(compiler.deterministic, torch.are_deterministic_algorithms_enabled())
-"""
+
+def train(folder: str) -> list[bool]:
+    """Trains, then imports the compiler: whether it was there, then its option, beside torch's, set and set back."""
+    for engine in ("fused", "eager"):
+        config = CASES["rpg-gaussian"].build_config(
+            Path(folder, engine), critic_warmup_iterations=1, update_engine=engine
+        )
+        with built(config.debugging(seed=1)) as algorithm:
+            algorithm.train()  # the critic alone
+            algorithm.train()
+            algorithm.set_state(algorithm.get_state())
+    found = ["torch._dynamo" in sys.modules]
+    from torch._inductor import config as compiler
+
+    found += [torch.are_deterministic_algorithms_enabled(), compiler.deterministic]
+    torch.use_deterministic_algorithms(False)
+    return [*found, torch.are_deterministic_algorithms_enabled(), compiler.deterministic]
 
 
-def test_a_training_does_not_import_the_compiler_and_leaves_it_its_option(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", TRAIN, str(tmp_path)]
-    path = os.pathsep.join([str(Path(__file__).parents[3]), *(each for each in sys.path if each)])
-    environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["False", "True", "True", "False", "False"]
+def test_a_training_does_not_import_the_compiler_and_leaves_it_its_option(local_ray: None, tmp_path: Path) -> None:
+    """In a process that has run nothing else, as no other task has its environment."""
+    fresh = ray.remote(train).options(runtime_env={"env_vars": {"OF_THIS_TEST": "1"}})
+    assert ray.get(fresh.remote(str(tmp_path)), timeout=240) == [False, True, True, False, False]
 
 
 def test_a_step_is_the_optimizers_own_to_the_bit() -> None:
