@@ -322,9 +322,9 @@ def test_a_clone_does_what_was_shown_and_its_card_says_so(tmp_path: Path) -> Non
     assert made_by["settings"]["std_floor"] == 0.05
     assert made_by["epochs"] <= 50
     demonstrated = made_by["demonstrations"]["mean_return"]
-    assert demonstrated > 5_000
+    assert demonstrated > 8_000
     assert set(card.returns) == {"basic/deterministic", "basic/sampled"}
-    assert card.returns["basic/deterministic"].mean > 0.9 * demonstrated
+    assert card.returns["basic/deterministic"].mean > 0.75 * demonstrated  # at this speed it stumbles now and then
     assert card.returns["basic/sampled"].mean > 0.25 * demonstrated  # a sampled run may fall on its back
     # It was not so from the start.
     poor = run("clone", file, "--out", tmp_path / "poor", "--env", "HalfCheetah-v5", *settings, "--epochs", 1, "--json")
