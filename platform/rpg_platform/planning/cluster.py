@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from rpg_platform.logs import for_ray
 from rpg_platform.spec.sweep import SweepSpec
 
 Amounts = Mapping[str, float]
-"""Resources by Ray's names, ``CPU`` and ``GPU``."""
+"""Resources by Ray's names: ``CPU``, ``GPU``, ``memory`` in bytes, and custom ones."""
 
-_RESOURCES = ("CPU", "GPU")
+_FIRST = ("CPU", "GPU", "memory")
+_GB = 1e9
+_MEMORY_OF_TASKS = 0.7  # Ray keeps the rest of what is free for its object store
 _CONNECT_S = 10.0
 _LOCAL = "local"
 _LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
@@ -56,11 +59,11 @@ def start_ray(address: str | None) -> None:
     if address == _LOCAL:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         own = {"include_dashboard": False, "_temp_dir": _short_temp_dir(), "num_cpus": _own_cpus()}
-        ray.init(_LOCAL, log_to_driver=False, logging_level=logging.ERROR, **own)
+        ray.init(_LOCAL, log_to_driver=False, logging_level=logging.ERROR, logging_config=for_ray(), **own)
         return
     head = check_address(address)
     try:
-        ray.init(head, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(head, log_to_driver=False, logging_level=logging.ERROR, logging_config=for_ray())
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise CapacityError(f"--address {address}: {' '.join(str(error).split())}") from error
 
@@ -156,9 +159,11 @@ def _own_cpus() -> int:
 def this_machine() -> dict[str, float]:
     """Resources of the Ray that ``start_ray`` starts on this machine; Ray is not started for it."""
     import torch
+    from ray._private.utils import estimate_available_memory
 
     gpus = torch.cuda.device_count()  # of those that CUDA_VISIBLE_DEVICES leaves
-    return {"CPU": float(_own_cpus()), **({"GPU": float(gpus)} if gpus else {})}
+    memory = _MEMORY_OF_TASKS * estimate_available_memory()
+    return {"CPU": float(_own_cpus()), "memory": memory, **({"GPU": float(gpus)} if gpus else {})}
 
 
 # ---- what fits -----------------------------------------------------------------------------------
@@ -166,11 +171,14 @@ def placement(spec: SweepSpec) -> list[dict[str, float]]:
     """Resource bundles of one trial: its own process, then its env runners, then its learners."""
     resources = spec.resources
     gpus = resources.gpus_per_trial
-    main: dict[str, float] = {"CPU": resources.cpus_per_trial}
-    learner: dict[str, float] = {"CPU": 1}
+    main: dict[str, float] = {"CPU": resources.cpus_per_trial, **resources.custom_per_trial}
+    runner: dict[str, float] = {"CPU": 1, **resources.custom_per_env_runner}
+    learner: dict[str, float] = {"CPU": 1, **resources.custom_per_learner}
     if gpus:
         (learner if resources.learners else main)["GPU"] = gpus
-    return [main, *[{"CPU": 1.0}] * resources.env_runners, *[learner] * resources.learners]
+    if resources.memory_gb_per_trial:
+        main["memory"] = round(resources.memory_gb_per_trial * _GB)
+    return [main, *[runner] * resources.env_runners, *[learner] * resources.learners]
 
 
 def total(all_: Sequence[Amounts], name: str) -> float:
@@ -178,46 +186,63 @@ def total(all_: Sequence[Amounts], name: str) -> float:
     return sum(each.get(name, 0.0) for each in all_)
 
 
-def check_capacity(bundles: Sequence[Amounts], nodes: Sequence[Amounts]) -> None:
+def check_capacity(bundles: Sequence[Amounts], nodes: Sequence[Amounts], strategy: str = "pack") -> None:
     """Refuses what no node, or not the whole cluster, could ever hold.
 
     Args:
         bundles: resources of one trial, each bundle on one node.
         nodes: resources of the cluster's nodes.
+        strategy: ``resources.placement``.
 
     Raises:
         CapacityError: names the resource, what is asked for and what there is.
     """
-    for name in _RESOURCES:
-        for who, holder, asked, there in (
+    for name in asked(bundles):
+        for who, holder, wanted, there in (
             ("a trial", "the cluster", total(bundles, name), total(nodes, name)),
             ("a trial's process", "the largest node", _largest(bundles, name), _largest(nodes, name)),
         ):
-            if asked > there:
+            if wanted > there:
                 raise CapacityError(
-                    f"{who} asks for {asked:g} {name} (resources), {holder} has {there:g}: no trial could ever start"
+                    f"{who} asks for {in_words(name, wanted)} (resources), {holder} has {_number(name, there)}: "
+                    "no trial could ever start"
                 )
-    if trials_at_once(bundles, nodes, 1) == 0:
+    if trials_at_once(bundles, nodes, 1, strategy) == 0:
+        how = "" if strategy in ("pack", "spread") else f", placement {strategy}"
         raise CapacityError(
-            f"a trial asks for {_shown(bundles)} (resources), the nodes have {_shown(nodes)}: "
+            f"a trial asks for {_shown(bundles, bundles)} (resources{how}), the nodes have {_shown(nodes, bundles)}: "
             "its processes do not fit on them, no trial could ever start"
         )
 
 
-def trials_at_once(bundles: Sequence[Amounts], nodes: Sequence[Amounts], wanted: int) -> int:
+def trials_at_once(bundles: Sequence[Amounts], nodes: Sequence[Amounts], wanted: int, strategy: str = "pack") -> int:
     """How many of ``wanted`` trials the nodes hold at once when nothing else runs on them.
 
     Bundles go, the largest first, to the node with the least room that still takes them.
+
+    Args:
+        bundles: resources of one trial.
+        nodes: resources of the cluster's nodes.
+        wanted: trials that there are.
+        strategy: ``resources.placement``: all bundles on one node, or no two on one, if it is a strict one.
     """
-    free = [{name: node.get(name, 0.0) for name in _RESOURCES} for node in nodes]
-    largest_first = sorted(bundles, key=lambda b: (b.get("GPU", 0.0), b.get("CPU", 0.0)), reverse=True)
+    names = asked(bundles)
+    if strategy == "strict_pack":
+        bundles = [{name: total(bundles, name) for name in names}]
+    free = [{name: node.get(name, 0.0) for name in names} for node in nodes]
+    scarce_first = [name for name in reversed(names) if name != "memory"]  # custom ones, then GPUs, then CPUs
+    largest_first = sorted(bundles, key=lambda b: [b.get(name, 0.0) for name in scarce_first], reverse=True)
     for placed in range(wanted):
+        taken: list[dict[str, float]] = []
         for bundle in largest_first:
-            room = [f for f in free if all(f[name] + 1e-9 >= bundle.get(name, 0.0) for name in _RESOURCES)]
+            room = [f for f in free if all(f[name] + 1e-9 >= bundle.get(name, 0.0) for name in names)]
+            if strategy == "strict_spread":
+                room = [f for f in room if not any(f is each for each in taken)]
             if not room:
                 return placed
-            tightest = min(room, key=lambda f: (f["GPU"], f["CPU"]))
-            for name in _RESOURCES:
+            tightest = min(room, key=lambda f: [f[name] for name in scarce_first])
+            taken.append(tightest)
+            for name in names:
                 tightest[name] -= bundle.get(name, 0.0)
     return wanted
 
@@ -235,9 +260,10 @@ def waiting_for(bundles: Sequence[Amounts]) -> str | None:
     if "PENDING" not in states or states & {"PREPARED", "CREATED"}:
         return None
     free, there = ray.available_resources(), ray.cluster_resources()
-    asked = [name for name in _RESOURCES if total(bundles, name)]
-    room = " and ".join(f"{free.get(name, 0.0):g} of {there.get(name, 0.0):g} {name}" for name in asked)
-    return f"waiting for room on the cluster: a trial asks for {_shown(bundles)}, free are {room}"
+    room = " and ".join(
+        f"{_number(name, free.get(name, 0.0))} of {in_words(name, there.get(name, 0.0))}" for name in asked(bundles)
+    )
+    return f"waiting for room on the cluster: a trial asks for {_shown(bundles, bundles)}, free are {room}"
 
 
 def rounds(trials: int, at_once: int) -> int:
@@ -249,6 +275,23 @@ def _largest(all_: Sequence[Amounts], name: str) -> float:
     return max((each.get(name, 0.0) for each in all_), default=0.0)
 
 
-def _shown(all_: Sequence[Amounts]) -> str:
-    texts = Counter(" and ".join(f"{each[name]:g} {name}" for name in _RESOURCES if each.get(name)) for each in all_)
+def asked(bundles: Sequence[Amounts]) -> list[str]:
+    """Names of the resources that a trial asks for: Ray's own first."""
+    names = {name for each in bundles for name, amount in each.items() if amount}
+    return [*(name for name in _FIRST if name in names), *sorted(names.difference(_FIRST))]
+
+
+def _number(name: str, amount: float) -> str:
+    return f"{amount / _GB:g}" if name == "memory" else f"{amount:g}"
+
+
+def in_words(name: str, amount: float) -> str:
+    """An amount of a resource, to read."""
+    return f"{_number(name, amount)} {'GB of memory' if name == 'memory' else name}"
+
+
+def _shown(all_: Sequence[Amounts], bundles: Sequence[Amounts]) -> str:
+    """Amounts of what ``bundles`` ask for, equal ones once with their number."""
+    names = asked(bundles)
+    texts = Counter(" and ".join(in_words(n, each[n]) for n in names if each.get(n)) or "none of it" for each in all_)
     return ", ".join(f"{count} x {text}" if count > 1 else text for text, count in texts.items())

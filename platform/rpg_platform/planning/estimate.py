@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rpg_platform.planning.cluster import Amounts, check_capacity, placement, rounds, total, trials_at_once
+from rpg_platform.planning.cluster import Amounts, asked, check_capacity, placement, rounds, total, trials_at_once
 from rpg_platform.planning.rates import Rate
 from rpg_platform.results.ranking import needs_prior
 from rpg_platform.spec.methods import METHODS
@@ -165,9 +165,9 @@ def make_plan(
     spec, storage, states = sweep.spec, sweep.storage, states or {}
     trials = all_trials(spec, sweep.trials, states)
     bundles = placement(spec)
-    check_capacity(bundles, nodes)
+    check_capacity(bundles, nodes, strategy := spec.resources.placement)
     left = [t for t in trials if t.trial_id not in states or not states[t.trial_id].finishes(t)]
-    at_once = trials_at_once(bundles, nodes, min(len(left), spec.resources.max_concurrent or len(left)))
+    at_once = trials_at_once(bundles, nodes, min(len(left), spec.resources.max_concurrent or len(left)), strategy)
     episode = sweep.max_episode_steps
     work = [_steps(t, states.get(t.trial_id), episode or DEFAULT_EPISODE) for t in left]
     networks = {t.trial_id: networks_of(t, sweep.observation_space, sweep.action_space, sweep.prior) for t in trials}
@@ -193,7 +193,7 @@ def make_plan(
         rate=rate,
         **_times(work, rate, bundles, at_once),
         nodes=[{name: node[name] for name in ("CPU", "GPU") if name in node} for node in nodes],
-        per_trial={name: total(bundles, name) for name in ("CPU", "GPU")},
+        per_trial={name: total(bundles, name) for name in dict.fromkeys(("CPU", "GPU", *asked(bundles)))},
         at_once=at_once,
         rounds=rounds(len(left), at_once),
         storage=storage,

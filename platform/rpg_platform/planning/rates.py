@@ -50,6 +50,15 @@ class Rate:
     at: float
 
 
+_COSTS_NO_TIME = {
+    "max_concurrent",
+    "memory_gb_per_trial",
+    "custom_per_trial",
+    "custom_per_env_runner",
+    "custom_per_learner",
+}
+
+
 # ---- kept ----------------------------------------------------------------------------------------
 def rate_key(trial: TrialSpec, nodes: Sequence[Amounts]) -> str:
     """What has the same rate: the task, the settings that cost time, the resources, the machine or cluster.
@@ -64,7 +73,7 @@ def rate_key(trial: TrialSpec, nodes: Sequence[Amounts]) -> str:
         METHODS[trial.method].algorithm,
         trial.prior if METHODS[trial.method].uses_prior else None,
         trial.training.model_dump(mode="json", include=_COSTS_TIME),
-        trial.resources.model_dump(mode="json", exclude={"max_concurrent"}),
+        trial.resources.model_dump(mode="json", exclude=_COSTS_NO_TIME),
         _processor(),
         sorted({(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes}),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import RenderableType
 from rich.table import Table
 
-from rpg_platform.planning.cluster import total
+from rpg_platform.planning.cluster import in_words, total
 from rpg_platform.planning.estimate import MethodPlan, SweepPlan
 from rpg_platform.spec.methods import METHODS
 from rpg_platform.trial.room import size_text
@@ -88,7 +88,7 @@ def _time(plan: SweepPlan) -> str:
 def _cluster(plan: SweepPlan) -> str:
     cpus, gpus = total(plan.nodes, "CPU"), total(plan.nodes, "GPU")
     there = f"{_count(len(plan.nodes), 'node')}, {cpus:g} CPUs" + (f", {gpus:g} GPUs" if gpus else "")
-    each = f"{plan.per_trial['CPU']:g} CPU" + (f" and {plan.per_trial['GPU']:g} GPU" if plan.per_trial["GPU"] else "")
+    each = " and ".join(in_words(name, amount) for name, amount in plan.per_trial.items() if amount)
     together = f"{_count(plan.at_once, 'trial')} at once ({each} each), {_count(plan.rounds, 'round')}"
     return f"{there}: {together}"
 

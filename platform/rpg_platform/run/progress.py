@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rpg_platform import logs
 from rpg_platform.results.leader import Leader, Standing
 from rpg_platform.results.report import ENV_STEPS, FAILED, FINAL, Ending, ending, finite_figures
 from rpg_platform.run.status import words_of
@@ -124,7 +125,7 @@ class Progress(Callback):
         self._latest: dict[str, Mapping[str, Any]] = {}
         self._why: dict[str, str] = {}
         self._standing = Standing(objective or (trials[0].objective if trials else Objective()))
-        self._console = console
+        self._console, self._tell = console, logs.teller(console)
         self._started = time.monotonic()
         self._samples: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)
         self._last_line = 0.0
@@ -148,7 +149,7 @@ class Progress(Callback):
 
     def __enter__(self) -> Progress:
         self._is_running = True
-        if self._console.is_terminal:
+        if self._console.is_terminal and not logs.as_json():
             self._live = Live(
                 get_renderable=self._view, console=self._console, refresh_per_second=REFRESH_PER_S, transient=True
             )
@@ -168,13 +169,19 @@ class Progress(Callback):
         return self.__dict__ | {
             "_live": None,
             "_console": None,
+            "_tell": None,
             "_tracking": None,
             "_waiting_for": None,
             "_lock": None,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"_console": Console(), "_lock": threading.Lock(), "_waiting_for": lambda: None}
+        self.__dict__ |= state | {
+            "_console": Console(),
+            "_tell": print,
+            "_lock": threading.Lock(),
+            "_waiting_for": lambda: None,
+        }
 
     # --- Tune's events
 
@@ -241,7 +248,7 @@ class Progress(Callback):
         """Once for each version of the code that a trial runs: on a cluster it should be the driver's."""
         if code and code not in self._codes:
             self._codes.add(code)
-            self._console.print(f"{code} (trial)", highlight=False, markup=False, soft_wrap=True)
+            self._tell(f"{code} (trial)")
 
     def _move(self, trial: Any, state: str) -> None:
         trial_id = self._know(trial)
@@ -250,7 +257,7 @@ class Progress(Callback):
         if self._live is None and state not in ("running", "pending"):
             why = f" — {self._why[trial_id]}" if state in ("failed", "restarting") and self._why.get(trial_id) else ""
             text = f"{self._clock()}  {trial_id}: {state.replace('_', ' ')}{self._returns(trial_id)}{why}"
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._tell(text, trial=trial_id, seed=trial.config["trial"].get("seed"))
 
     # --- what is shown
 
@@ -319,7 +326,7 @@ class Progress(Callback):
             lines = [f"{self._clock()}  {self._summary(shown)}"]
             lines += [f"{self._clock()}  best so far: {shown.best}"] if shown.best is not None else []
             for line in lines:
-                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+                self._tell(line)
 
     def _view(self) -> RenderableType:
         shown = self.snapshot()

@@ -18,6 +18,7 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.logger import JsonLoggerCallback
 from rich.console import Console
 
+from rpg_platform import logs
 from rpg_platform.planning.cluster import cluster_nodes, placement, quiet, start_ray, waiting_for, whereabouts
 from rpg_platform.planning.estimate import SweepPlan
 from rpg_platform.planning.preflight import check_hidden_modules, plan_of
@@ -102,7 +103,8 @@ def run_sweep(sweep: Sweep, *, address: str | None = None, console: Console | No
         ValueError: RLlib refuses a setting.
     """
     console = console or Console()
-    tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    logs.about(sweep=sweep.spec.name)
+    tell = logs.teller(console)
     quiet()
     check_trials(sweep, [*sweep.trials, *first_trials(sweep)])
     check_hidden_modules()
@@ -228,7 +230,7 @@ def _tuner(
     spec = sweep.spec
     trainable = tune.with_resources(
         tune.with_parameters(CustomizationTrial, prior=sweep.prior, start=sweep.start, checkpoints=dict(checkpoints)),
-        PlacementGroupFactory(placement(spec)),
+        PlacementGroupFactory(placement(spec), strategy=spec.resources.placement.upper()),
     )
     storage, name = sweep.folder.next_attempt()
     for_tuner, for_config = arguments

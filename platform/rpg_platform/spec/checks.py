@@ -66,6 +66,7 @@ def _checked(spec: SweepSpec, check_files: bool) -> tuple[list[Problem], list[Ma
         *_samples(spec),
         *check_search(spec, check_installed=check_files),
         *_iteration(spec),
+        *_custom_resources(spec),
         *_start(spec),
         *_entropy(spec),
         *_evaluation_seeds(spec),
@@ -350,6 +351,15 @@ def _draws_and_duplicates(spec: SweepSpec, made: Sequence[Made]) -> Iterator[Pro
             repeated.add(made_by.path)
             message = f"trial {trial.trial_id!r} is already given by {dotted(earlier.path)}"
             yield Problem(made_by.path, message, needs=(earlier.path, ("weights",)))
+
+
+def _custom_resources(spec: SweepSpec) -> Iterator[Problem]:
+    """Resources of processes that a trial does not have."""
+    resources = spec.resources
+    for name, processes in (("env_runner", resources.env_runners), ("learner", resources.learners)):
+        if getattr(resources, f"custom_per_{name}") and not processes:
+            message = f"a trial has no process of that kind ({name}s: 0); give {name}s, or use custom_per_trial"
+            yield Problem((*_RESOURCES, f"custom_per_{name}"), message, needs=(_RESOURCES,))
 
 
 # ---- sizes --------------------------------------------------------------------------------------

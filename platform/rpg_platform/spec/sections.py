@@ -171,6 +171,23 @@ class Budget(Section):
         return data
 
 
+def _custom(amounts: dict[str, float]) -> dict[str, float]:
+    """Refuses what Ray would: other names than a node can give, and parts of more than one."""
+    for name, amount in amounts.items():
+        if name in _RAYS_OWN or not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):
+            raise fault(
+                f"{show(name)} is no name of a custom resource; expected one that nodes were started with, such as "
+                "cpu_node (ray start --resources='{\"cpu_node\": 1}')"
+            )
+        if not amount >= 0.0001 or (amount > 1 and amount != int(amount)):
+            raise fault(f"{name}: expected at least 0.0001, and above 1 a whole number, got {show(amount)}")
+    return amounts
+
+
+_RAYS_OWN = ("CPU", "GPU", "memory", "object_store_memory")
+Custom: TypeAlias = Annotated[dict[str, float], AfterValidator(_custom)]
+
+
 class Resources(Section):
     """What each trial runs on."""
 
@@ -178,7 +195,19 @@ class Resources(Section):
     env_runners: Whole = Field(default=0, ge=0, le=10_000, description="Remote env runners; 0: in the trial itself.")
     learners: Whole = Field(default=0, ge=0, le=1_000, description="Remote learners; 0: in the trial itself.")
     cpus_per_trial: float = Field(default=1, gt=0, description="CPUs reserved for a trial's own process.")
-    gpus_per_trial: float = Field(default=0, ge=0, description="GPUs reserved for a trial.")
+    gpus_per_trial: float = Field(
+        default=0, ge=0, description="GPUs reserved for a trial's own process, or for each learner where there are any."
+    )
+    memory_gb_per_trial: float = Field(
+        default=0, ge=0, le=1e6, description="Memory reserved for a trial's own process, in GB; 0: none."
+    )
+    custom_per_trial: Custom = Field(default_factory=dict, description="Custom resources of Ray, of its own process.")
+    custom_per_env_runner: Custom = Field(default_factory=dict, description="The same, of each remote env runner.")
+    custom_per_learner: Custom = Field(default_factory=dict, description="The same, of each remote learner.")
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = Field(
+        default="pack",
+        description="A trial's processes on few nodes, or on many; strict: on one, or each on another, or not at all.",
+    )
     max_concurrent: Positive | None = Field(default=None, description="Most trials at once; null: as many as fit.")
 
 

@@ -42,10 +42,18 @@ def algorithm_config(
     assert settings.critic_warmup_iterations is not None  # a trial's settings are concrete
     envs = resources.envs_per_runner * max(1, resources.env_runners)
     config.environment(register(task))
-    config.env_runners(num_env_runners=resources.env_runners, num_envs_per_env_runner=resources.envs_per_runner)
-    config.learners(
-        num_learners=resources.learners, num_gpus_per_learner=resources.gpus_per_trial if resources.learners else 0
+    config.env_runners(
+        num_env_runners=resources.env_runners,
+        num_envs_per_env_runner=resources.envs_per_runner,
+        custom_resources_per_env_runner=resources.custom_per_env_runner,
     )
+    config.learners(
+        num_learners=resources.learners,
+        num_gpus_per_learner=resources.gpus_per_trial if resources.learners else 0,
+        custom_resources_per_learner=resources.custom_per_learner,
+    )
+    if resources.custom_per_learner:  # the bundle has a CPU; an env runner that took it must not keep the learner out
+        config.learners(num_cpus_per_learner=0)
     # Environments that raise are made anew; so is the process of an env runner that died, without a minute's pause.
     config.fault_tolerance(restart_failed_sub_environments=True, delay_between_env_runner_restarts_s=1.0)
     config.debugging(seed=trial.seed, log_level="ERROR")

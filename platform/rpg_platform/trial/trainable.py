@@ -23,6 +23,7 @@ from rpg_algorithms.policies.bundle import PriorBundle, PriorCard, save_bundle
 from rpg_algorithms.policies.network import PolicyNetwork
 from rpg_algorithms.policies.temperature import ENTROPY_IN_LOSS, temperature_of
 from rpg_algorithms.rllib.rollout import NonFiniteError
+from rpg_platform import logs
 from rpg_platform.bundles import versions
 from rpg_platform.evaluation.episode_file import EvaluatedPolicy, Which, write_episodes
 from rpg_platform.evaluation.play import Episodes, as_card_returns, as_metrics, evaluate_both, pooled
@@ -110,6 +111,7 @@ class CustomizationTrial(tune.Trainable):
         """
         self.trial = TrialSpec.model_validate(config["trial"])
         self._given_prior, self._start = (prior, start) if METHODS[self.trial.method].uses_prior else (None, None)
+        logs.about(sweep=self.trial.sweep, trial=self.trial.trial_id, seed=self.trial.seed)
         self._checkpoint = (checkpoints or {}).get(self.trial.trial_id)
         self._evaluated: dict[Which, EvaluatedPolicy] = {}
         self._env_steps = 0

@@ -42,6 +42,43 @@ def test_placement() -> None:
     ]
 
 
+def test_memory_and_custom_resources_are_of_the_process_that_asks_for_them() -> None:
+    asked = bundles(
+        env_runners=2,
+        learners=1,
+        gpus_per_trial=1,
+        memory_gb_per_trial=1.5,
+        custom_per_trial={"licence": 1},
+        custom_per_env_runner={"cpu_node": 0.01},
+        custom_per_learner={"gpu_node": 0.01},
+    )
+    runner = {"CPU": 1, "cpu_node": 0.01}
+    learner = {"CPU": 1, "GPU": 1, "gpu_node": 0.01}
+    assert asked == [{"CPU": 1, "licence": 1, "memory": 1_500_000_000}, runner, runner, learner]
+    head = {"CPU": 4.0, "memory": 4e9, "licence": 2.0}
+    nodes = [head, {"CPU": 8.0, "cpu_node": 1.0}, {"CPU": 8.0, "GPU": 1.0, "gpu_node": 1.0}]
+    assert trials_at_once(asked, nodes, 9) == 1, "by the GPU"
+    nodes += [{"CPU": 8.0, "GPU": 4.0, "gpu_node": 1.0}]
+    assert trials_at_once(asked, nodes, 9) == 2, "by the licences and the memory"
+    for missing, message in (
+        ("licence", r"asks for 1 licence \(resources\), the cluster has 0: no trial"),
+        ("memory", r"asks for 1\.5 GB of memory \(resources\), the cluster has 0: no trial"),
+    ):
+        with pytest.raises(CapacityError, match=message):
+            check_capacity(asked, [{**head, missing: 0.0}, *nodes[1:]])
+    assert this_machine()["memory"] > 1e8
+
+
+def test_a_strict_placement_is_kept() -> None:
+    each, nodes = [{"CPU": 1.0}] * 3, [{"CPU": 4.0}, {"CPU": 2.0}, {"CPU": 2.0}]
+    strategies = ("pack", "spread", "strict_pack", "strict_spread")
+    assert [trials_at_once(each, nodes, 9, strategy) for strategy in strategies] == [2, 2, 1, 2]
+    with pytest.raises(CapacityError, match=r"3 x 1 CPU \(resources, placement strict_spread\), the nodes have 8 CPU"):
+        check_capacity(each, [{"CPU": 8.0}], "strict_spread")
+    with pytest.raises(CapacityError, match=r"placement strict_pack\), the nodes have 3 x 2 CPU"):
+        check_capacity(each, [{"CPU": 2.0}] * 3, "strict_pack")
+
+
 def test_what_never_fits_is_refused() -> None:
     check_capacity([{"CPU": 4}, {"CPU": 2}], [{"CPU": 4}, {"CPU": 2}])
     with pytest.raises(CapacityError, match=r"a trial asks for 7 CPU .*, the cluster has 6: no trial could ever start"):
