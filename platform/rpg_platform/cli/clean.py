@@ -47,7 +47,7 @@ def clean(
         asks = bool(some) and not (yes or dry_run)
         if asks and not sys.stdin.isatty():
             raise ValueError(f"nothing was deleted: --yes deletes {', '.join(each.sweep for each in some)} unasked")
-    _show(some if asked else found, console)
+    _show(some if asked else found, where, console)
     if asks:
         typer.confirm(f"Delete {len(some)} sweeps, their files and their runs?", abort=True, err=True)
     done = remove_all(
@@ -65,7 +65,7 @@ def clean(
         raise typer.Exit(FAILED)
 
 
-def _show(found: Sequence[Kept], console: Console) -> None:
+def _show(found: Sequence[Kept], storage: str, console: Console) -> None:
     from rich.table import Table
 
     from rpg_platform.trial.room import size_text
@@ -75,4 +75,4 @@ def _show(found: Sequence[Kept], console: Console) -> None:
     table.add_column("untouched", justify="right")
     for each in found:
         table.add_row(each.sweep, each.state, size_text(each.size), f"{each.age_s / 86_400:.1f} days")
-    console.print(table if found else "No such sweep", highlight=False)
+    console.print(table if found else f"No such sweep in {storage}", highlight=False, soft_wrap=not found)
