@@ -1,7 +1,6 @@
 """A sweep's folder in its storage: what was asked for, and how far each trial is. Local path, NFS or object store.
 
-    STORAGE/NAME/sweep.json            the specification, as data
-    STORAGE/NAME/sweep.yaml            the same as the user wrote it
+    STORAGE/NAME/sweep.json, .yaml     the specification as data, and as the user wrote it
     STORAGE/NAME/plans.json            what each of its drivers planned, see ``plans``
     STORAGE/NAME/status.json           how it is doing, see ``status``
     STORAGE/NAME/prior-bundle/         the prior, wherever it came from
@@ -216,9 +215,7 @@ class SweepFolder:
         """Whether the sweep still lies where ``sweep.json`` says, and that is another place than this one."""
         try:
             original = SweepFolder(storage_path(stored.get("storage")), stored["name"])
-        except (
-            LocationError
-        ):  # it holds a login, as earlier versions kept it: the address of this folder takes its place
+        except LocationError:  # it holds a login, as earlier versions kept it: this folder's address takes its place
             return False
         return original.uri != self.uri and original.is_sweep() and original.run_key() == run_key
 
