@@ -1,8 +1,7 @@
 """A sweep's folder in its storage: what was asked for, and how far each trial is. Local path, NFS or object store.
 
     STORAGE/NAME/sweep.json, .yaml     the specification as data, and as the user wrote it
-    STORAGE/NAME/plans.json            what each of its drivers planned, see ``plans``
-    STORAGE/NAME/status.json           how it is doing, see ``status``
+    STORAGE/NAME/plans.json            what each of its drivers planned; status.json: how it is doing, see ``status``
     STORAGE/NAME/prior-bundle/         the prior, wherever it came from
     STORAGE/NAME/start-bundle/         the policy that training starts from, where that is another
     STORAGE/NAME/videos/               what the prior and the best policies do, see ``review.videos``
