@@ -82,7 +82,12 @@ test: $(READY) ## run the tests
 
 .PHONY: test-slow
 test-slow: $(READY) ## run the tests that take more than a minute each
-	$(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow and not cluster" --timeout 3600 $(PYTEST_ARGS)
+
+.PHONY: test-cluster
+test-cluster: $(READY) ## run a sweep on a cluster whose parts fail, and write docs/reliability.md (half an hour; as root)
+	$(BIN)/python -m pytest -m cluster -s --exitfirst $(PYTEST_ARGS)
+	$(BIN)/python docs/reliability.py
 
 .PHONY: lint
 lint: $(READY) ## check style and formatting

@@ -2,75 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
-from tests.deploy.hosts import Hosts, hosts
-from tests.deploy.manifests import DEPLOY, ROOT, page_ports
+from tests.deploy.hosts import hosts
+from tests.deploy.machines import LIMIT_S, Machines
+from tests.deploy.manifests import DEPLOY, page_ports
 from tests.deploy.pages import blocks
 
-LIMIT_S = 400
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * LIMIT_S)]
-
-
-class Machines:
-    """Runs lines in the hosts, from the root of the repository, each host with a home of its own."""
-
-    def __init__(self, made: Hosts, folder: Path) -> None:
-        self._hosts, self._folder = made, folder
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW", "XDG"))}
-        self.environment = (
-            clean
-            | made.mark
-            | {
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                "HEAD": made.address(1),
-                "RAY_TMPDIR": str(folder),
-                "RAY_AUTH_MODE": "token",
-                "RAY_USAGE_STATS_ENABLED": "0",
-            }
-        )
-
-    def home(self, host: int) -> Path:
-        path = self._folder / f"home{host}"
-        path.mkdir(exist_ok=True)
-        return path
-
-    def start(self, host: int, text: str, **environment: str) -> subprocess.Popen[str]:
-        log = (self._folder / f"log{host}").open("a")
-        return subprocess.Popen(
-            [*self._hosts.command(host), "bash", "-euc", text],
-            cwd=ROOT,
-            env=self.environment | {"HOME": str(self.home(host))} | environment,
-            stdout=log,
-            stderr=log,
-            text=True,
-        )
-
-    def run(self, host: int, text: str, **environment: str) -> tuple[int, str]:
-        log = self._folder / f"log{host}"
-        before = log.stat().st_size if log.exists() else 0
-        code = self.start(host, text, **environment).wait(LIMIT_S)
-        return code, log.read_text()[before:]
-
-    def up(self, host: int, text: str) -> subprocess.Popen[str]:
-        """Starts a node; again if Ray did not come up in the 30 s that it gives itself, on a busy machine."""
-        log = self._folder / f"log{host}"
-        for _ in range(5):
-            running, end = self.start(host, text), time.monotonic() + LIMIT_S
-            while running.poll() is None and "This command will now block" not in log.read_text():
-                assert time.monotonic() < end, log.read_text()
-                time.sleep(0.2)
-            if running.poll() is None:
-                return running
-            assert "timed out during startup" in log.read_text(), log.read_text()
-        raise AssertionError(log.read_text())
 
 
 def test_hosts_form_a_cluster_that_only_the_token_opens() -> None:

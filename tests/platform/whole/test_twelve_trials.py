@@ -7,10 +7,8 @@ import os
 import signal
 import subprocess
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +16,9 @@ import pytest
 import yaml
 from tests.platform import own_tasks
 from tests.platform.commands import rpg, started
+from tests.platform.reports import Reports, check_points
 from tests.platform.servers import MlflowServer, free_port
 
-from rpg_platform.results.report import finite_metrics, is_of_the_end
 from rpg_platform.spec.checks import expand
 from rpg_platform.storage.sweep_folder import SweepFolder
 
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 NAME, LIMIT_S, OUTAGE_S = "twelve", 400, 30
 PER_REPORT = 512
 STEPS = 24 * PER_REPORT
+BUDGET = range(PER_REPORT, STEPS + 1, PER_REPORT)
 STATUS = ("status", NAME, "--storage", "results")
 RAW: dict[str, Any] = {
     "name": NAME,
@@ -49,7 +48,6 @@ RAW: dict[str, Any] = {
     "resources": {"envs_per_runner": 8, "max_concurrent": 2},
     "evaluation": {"episodes": 1, "validations": 2, "validation_episodes": 1},
 }
-Point = tuple[str, int]  # metric and step
 
 
 def ask(*arguments: str, cwd: Path) -> dict[str, Any]:
@@ -66,29 +64,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     found.kill()
 
 
-@dataclass
-class Files:
-    """The trials' own result files, of all attempts."""
-
-    root: Path
-    seen: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-    def read(self) -> dict[str, list[dict[str, Any]]]:
-        """Trial → its reports in the order in which they were made."""
-        found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-        for file in self.root.glob("**/result.json"):
-            lines = [line for line in file.read_text().splitlines() if line.endswith("}")]
-            found[file.parent.name] += [json.loads(line) for line in lines]
-        return {trial: sorted(lines, key=lambda line: line["timestamp"]) for trial, lines in found.items()}
-
-    def running(self) -> list[dict[str, Any]]:
-        """The last reports of the trials that are not done."""
-        return [lines[-1] for lines in self.read().values() if lines and not lines[-1]["done"]]
-
-    def finished(self) -> set[str]:
-        return {trial for trial, lines in self.read().items() if lines and lines[-1]["done"]}
-
-
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
     end = time.monotonic() + LIMIT_S
     while not (found := condition()):
@@ -98,35 +73,12 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> An
     return found
 
 
-def check_points(lines: list[dict[str, Any]], there: dict[Point, float], cut_off: bool) -> None:
-    """What a trial reported and what MLflow has of it.
-
-    Args:
-        lines: its reports.
-        there: MLflow's points, one for each metric and step.
-        cut_off: the driver died while the trial ran: reports that it had spooled may not be in the file, which Tune
-            copies to the storage now and then.
-    """
-    reported: defaultdict[Point, list[float]] = defaultdict(list)
-    for line in lines:
-        for key, value in finite_metrics(line).items():
-            reported[key, int(line["env_steps"])].append(value)
-    assert set(reported) <= set(there), "lost"
-    unknown = {step for key, step in set(there) - set(reported) if key != "kept_pct"}
-    assert cut_off or not unknown, "invented"
-    assert all(step % PER_REPORT == 0 and step <= STEPS for step in unknown)
-    # The first report of a step counts; of the final evaluation the last, which is that of the policy that is kept.
-    kept = {point: values[-1 if is_of_the_end(point[0]) else 0] for point, values in reported.items()}
-    other = {point[1] for point, value in kept.items() if there[point] != value}
-    assert not other or (cut_off and len(other) <= STEPS // 3 // PER_REPORT), "more than what lay between checkpoints"
-
-
 def closed(found: TrackedSweep) -> dict[str, int]:
     """Trial → when its run ended, of those that MLflow has as finished."""
     return {trial: run.info.end_time for trial, run in found.children.items() if run.info.status == "FINISHED"}
 
 
-def break_everything(place: Path, files: Files, server: MlflowServer, read_sweep: ReadSweep) -> None:
+def break_everything(place: Path, files: Reports, server: MlflowServer, read_sweep: ReadSweep) -> None:
     """Runs the sweep in ``place``: a trial's worker dies, then MLflow for a while, then the driver with all of Ray."""
     pause = place / "hang"
 
@@ -165,7 +117,7 @@ def test_twelve_trials_survive_everything(tmp_path: Path, server: MlflowServer, 
     (tmp_path / "my_world.py").write_text(Path(own_tasks.__file__).read_text())
     (tmp_path / "twelve.yaml").write_text(yaml.safe_dump(raw))
     storage, folder = tmp_path / "results", SweepFolder(str(tmp_path / "results"), NAME)
-    files = Files(storage / NAME)
+    files = Reports(storage / NAME)
     break_everything(tmp_path, files, server, read_sweep)
     dead = ask(*STATUS, cwd=tmp_path)
     assert (dead["state"], dead["command"]) == ("dead", f"rpg resume {NAME} --storage results")
@@ -198,10 +150,7 @@ def test_twelve_trials_survive_everything(tmp_path: Path, server: MlflowServer, 
     reported = files.read()
     assert set(reported) == trials
     for trial, lines in reported.items():
-        points = tracked.points(tracked.children[trial])
-        there = {(key, step): value for key, step, _, value in points}
-        assert len(there) == len(points), "two points of one metric and step"
-        assert set(points.values()) == {1}
-        check_points(lines, there, cut_off=trial in cut_off)
+        between = STEPS // 3 // PER_REPORT if trial in cut_off else 0
+        check_points(lines, tracked.points(tracked.children[trial]), BUDGET, between)
     again = [len(lines) - len({line["env_steps"] for line in lines}) for lines in reported.values()]
     assert sum(again) > 0, "the kills have to make trials report steps a second time, or this shows nothing"
