@@ -64,7 +64,7 @@ class Machines:
         """Starts a node; again if Ray did not come up in the 30 s that it gives itself, on a busy machine."""
         for _ in range(5):
             before = len(self.log(host))
-            running, end = self.start(host, text, **environment), time.monotonic() + LIMIT_S
+            running, end = self.start(host, text, cwd=ROOT, **environment), time.monotonic() + LIMIT_S
             while running.poll() is None and "This command will now block" not in (said := self.log(host)[before:]):
                 assert time.monotonic() < end, said
                 time.sleep(0.2)

@@ -82,7 +82,7 @@ def _apply(document: Any, operation: dict[str, Any]) -> None:
             document.insert(len(document) if last == "-" else int(last), value)
             return
         key: int | str = int(last)
-        document[key]
+        assert int(last) < len(document), operation
     else:
         key = last
         assert kind == "add" or key in document, operation
