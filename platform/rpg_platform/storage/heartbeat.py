@@ -94,7 +94,15 @@ def _ended(pid: int) -> bool:
         return True
     except PermissionError:  # somebody else's
         return False
-    return pid == os.getpid()  # this process runs no sweep yet, so the number has come round
+    return pid == os.getpid() or _is_zombie(pid)  # this process runs no sweep yet: the number has come round
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and nobody has asked how: in a container whose first process never asks it stays so."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False
 
 
 def _boot() -> str:
