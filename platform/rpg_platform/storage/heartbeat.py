@@ -98,7 +98,7 @@ def _ended(pid: int) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Whether a process has ended and nobody has asked how: in a container whose first process never asks it stays so."""
+    """Whether a process has ended and nobody has asked how, as in a container whose first process never asks."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     except (OSError, IndexError):
