@@ -58,12 +58,12 @@ layout:
 	  echo "make: remove $$stray: a source root holds no Python file, see CONTRIBUTING.md" >&2; exit 1; \
 	fi
 
-# --no-compile: pip would compile 25,000 files, one after the other; Python compiles what is imported.
+# pip compiles all files here: where PYTHONDONTWRITEBYTECODE is set, as in many images, nothing else ever would.
 $(LOCKED): requirements/dev.lock | layout
 	@$(find_python); \
 	echo "make: building $(VENV) with $$("$$python" --version) from requirements/dev.lock (some minutes)" >&2; \
 	"$$python" -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check -qq --no-compile -r requirements/dev.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check -qq -r requirements/dev.lock
 	@touch $@
 
 # --no-build-isolation: the build backend is in the lock too.
