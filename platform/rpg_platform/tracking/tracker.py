@@ -67,7 +67,7 @@ BUNDLE = "bundle"
 ARTIFACT_FOLDERS = (BUNDLE, "bundle_best", "evaluation", "config")
 
 BASIC = mean_key(FINAL, "deterministic", "basic_return")
-_OF_THIS_PROCESS = ("_spool", "_runs", "_sender", "_is_ours")
+_OF_THIS_PROCESS = ("_spool", "_runs", "_sender")
 _PLANNED = {"trial_id", "method", "weights", "seed", "env_steps"}
 
 

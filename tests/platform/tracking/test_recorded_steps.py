@@ -133,7 +133,7 @@ def test_a_trial_that_finished_as_its_driver_died_is_recorded_by_the_next(
         first._close_run(trial.trial_id, "KILLED")
     assert first._sender is not None
     assert first._sender.flush(30)
-    first._stop()
+    first.leave()
     before = read_sweep(embedded_store, f"adopted {left}")
 
     checkpoint = tmp_path / "checkpoint"

@@ -50,7 +50,8 @@ def test_a_run_that_is_opened_again_runs_again_and_keeps_its_parameters(
         *[("t", runs.run_ids["t"])] * 2,
     ]
     later = MlflowRuns(embedded_store, "again", "k", known=dict(runs.known))
-    later.put(opening("t", params={"lr": "2", "gamma": "0.9"}, tags={"kind": "trial", "version.ray": "3"}))
+    tags = {"kind": "trial", "version.ray": "3"}
+    later.put(opening("t", params={"lr": "2", "gamma": "0.9"}, tags=tags, start_time=3_000))
     found = read_sweep(embedded_store, "again").children["t"]
     assert found.info.status == "RUNNING"
     assert found.data.params == {"lr": "1", "gamma": "0.9"}  # a parameter can't change
