@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from click.testing import Result
 from typer.testing import CliRunner
@@ -16,7 +18,9 @@ from typer.testing import CliRunner
 from rpg_platform.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
 LIMIT_S = 240.0  # for what takes seconds on a machine with nothing else to do
+WAIT_S = 400.0  # for what a sweep does in half a minute there
 
 
 def started(*arguments: str, cwd: Path, stderr: int | IO[str] = subprocess.STDOUT, **env: str) -> subprocess.Popen[str]:
@@ -46,6 +50,16 @@ def rpg(*arguments: str, cwd: Path = ROOT, limit_s: float = LIMIT_S, **env: str)
             os.killpg(running.pid, signal.SIGKILL)
     assert "Traceback" not in stderr, stderr
     return subprocess.CompletedProcess(running.args, running.returncode, stdout, stderr)
+
+
+def wait_for(condition: Callable[[], T], process: subprocess.Popen[str]) -> T:
+    """What a condition gives when it holds, while a process of ``started`` runs; the process must not end before."""
+    end = time.monotonic() + WAIT_S
+    while not (found := condition()):
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
 
 
 def here(*arguments: str, code: int = 0) -> Result:

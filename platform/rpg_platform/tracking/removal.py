@@ -12,9 +12,9 @@ from mlflow.exceptions import MlflowException
 from rpg_platform.tracking.errors import short
 from rpg_platform.tracking.runs import TAG_PARENT, TAG_RUN_KEY
 from rpg_platform.tracking.store import check_store, embedded_database
+from rpg_platform.tracking.stored import every_run
 
 _REGISTERED_AS = "mlflow.modelVersions"  # MLflow's tag of a model that the registry has
-_PAGE = 500
 
 
 class RemovalError(ValueError):
@@ -56,7 +56,7 @@ def remove_runs(tracking_uri: str, experiment: str, run_key: str, *, dry_run: bo
         if found is None:
             return Removed(0, 0)
         removed = kept = 0
-        runs = _runs(client, found.experiment_id, run_key)
+        runs = every_run(client, found.experiment_id, f"tags.{TAG_RUN_KEY} = '{run_key}'")
         for run in sorted(runs, key=lambda each: TAG_PARENT not in each.data.tags):  # the sweep's own last
             models = _models(client, found.experiment_id, run)
             is_sweep = TAG_PARENT not in run.data.tags
@@ -71,20 +71,6 @@ def remove_runs(tracking_uri: str, experiment: str, run_key: str, *, dry_run: bo
         return Removed(removed, kept)
     except (MlflowException, ValueError, OSError) as error:
         raise RemovalError(f"the runs in MLflow at {tracking_uri} can't be deleted: {short(error)}") from error
-
-
-def _runs(client: MlflowClient, experiment_id: str, run_key: str) -> list[Run]:
-    runs: list[Run] = []
-    token: str | None = None
-    while token is not None or not runs:
-        page = client.search_runs(
-            [experiment_id], f"tags.{TAG_RUN_KEY} = '{run_key}'", max_results=_PAGE, page_token=token
-        )
-        runs += page
-        token = page.token
-        if not token:
-            break
-    return runs
 
 
 def _models(client: MlflowClient, experiment_id: str, run: Run) -> list[LoggedModel]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,19 @@ def find_sweep(client: MlflowClient, sweep: str | None = None) -> Run | None:
     return found[0] if found else None
 
 
+def every_run(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:
+    """The runs of an experiment that a query finds, the first to start first, in a request for a thousand."""
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], query, max_results=_PAGE, order_by=["attributes.start_time ASC"], page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
 def stored_sweep(uri: str, name: str) -> StoredSweep:
     """Reads the runs of a sweep, in a request for a thousand trials.
 
@@ -130,19 +143,8 @@ def stored_sweep(uri: str, name: str) -> StoredSweep:
         assert parent is not None  # a name that is not there is refused
         query = f"tags.{TAG_RUN_KEY} = '{parent.data.tags[TAG_RUN_KEY]}' and tags.kind = 'trial'"
         trials: dict[str, Run] = {}
-        token = None
-        while True:
-            page = client.search_runs(
-                [parent.info.experiment_id],
-                query,
-                max_results=_PAGE,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-            for run in page:
-                trials.setdefault(run.data.tags[TAG_TRIAL_ID], run)
-            token = page.token
-            if not token:
-                return StoredSweep(client, without_login(uri), parent, trials)
+        for run in every_run(client, parent.info.experiment_id, query):
+            trials.setdefault(run.data.tags[TAG_TRIAL_ID], run)
+        return StoredSweep(client, without_login(uri), parent, trials)
     except MlflowException as error:
         raise StoreError(f"{without_login(uri)}: {without_login(str(error))}") from error

@@ -13,25 +13,17 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.platform.run.brief import BRIEF
 
 from rpg_platform.run.notice import WEBHOOK, notify
 from rpg_platform.run.run import SweepOutcome, run_sweep
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.storage.sweep import Sweep
 
-RAW: dict[str, Any] = {
-    "task": "halfcheetah-foot-angle",
-    "prior": "halfcheetah-spg",
-    "algorithm": "greedy",
-    "budget": {"env_steps": 1024},
-    "training": {"rollout_length": 64, "minibatch_size": 256, "num_epochs": 1, "critic_warmup_iterations": 1},
-    "evaluation": {"episodes": 1, "validations": 0},
-}
-
 
 def run(storage: Path, name: str) -> tuple[SweepOutcome, str]:
     text = io.StringIO()
-    sweep = Sweep.resolve(SweepSpec.model_validate(RAW | {"name": name, "storage": str(storage)}))
+    sweep = Sweep.resolve(SweepSpec.model_validate(BRIEF | {"name": name, "storage": str(storage)}))
     return run_sweep(sweep, console=Console(file=text, width=200)), text.getvalue()
 
 

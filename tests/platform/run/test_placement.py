@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.platform.run.brief import BRIEF
 
 LIMIT_S = 300
 RAW: dict[str, Any] = {
+    **BRIEF,
     "name": "placed",
-    "task": "halfcheetah-foot-angle",
-    "prior": "halfcheetah-spg",
-    "algorithm": "greedy",
-    "budget": {"env_steps": 1024},
-    "training": {"rollout_length": 64, "minibatch_size": 256, "num_epochs": 1, "critic_warmup_iterations": 1},
-    "evaluation": {"episodes": 1, "validations": 0},
     "resources": {
         "env_runners": 1,
         "learners": 1,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from tests.platform.commands import refused, started
+from tests.platform.commands import refused, started, wait_for
 
 from rpg_platform.spec.extension import ResumeError, check_same, extended, what_schedules_do
 from rpg_platform.spec.sweep import SweepSpec
@@ -86,14 +84,6 @@ def test_the_default_warm_up_is_that_of_the_first_budget() -> None:
         assert (more.budget.env_steps, more.training.fixed.critic_warmup_iterations) == (400_000, 1)
     with pytest.raises(ResumeError, match="critic_warmup_iterations was 1, now 7"):
         extended(stored, small(400_000, critic_warmup_iterations=7))
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + LIMIT_S
-    while not condition():
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.timeout(4 * LIMIT_S)

@@ -7,16 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
-from tests.platform import own_tasks
-from tests.platform.commands import started
+from tests.platform.commands import started, wait_for
+from tests.platform.in_bucket import FIRST, PER_REPORT, RAW, SECOND, write_sweep
 from tests.platform.servers import MlflowServer
 
 from rpg_algorithms.policies.bundle import load_bundle
@@ -31,20 +29,8 @@ if TYPE_CHECKING:
     ReadSweep = Callable[[str, str], TrackedSweep]
 
 LIMIT_S = 300
-REPORTS, PER_REPORT = 120, 512
+REPORTS = 120
 STEPS = REPORTS * PER_REPORT
-FIRST, SECOND = (f"full-alpha={alpha}-seed=0" for alpha in (0.01, 0.02))
-RAW: dict[str, Any] = {
-    "name": "remote",
-    "task": {"env": "my_world:Faulty", "addons": {"middle": "-abs(next_obs[0])"}},
-    "algorithm": "full",
-    "weights": {"alpha": {"grid": [0.01, 0.02]}},
-    "budget": {"env_steps": STEPS},
-    "training": {"rollout_length": 64, "minibatch_size": 256, "num_epochs": 1, "anneal_lr": False},
-    "resources": {"envs_per_runner": 8, "max_concurrent": 1},
-    "checkpoint": {"every_env_steps": STEPS // 4},
-    "evaluation": {"episodes": 1, "validations": 0},
-}
 
 
 def rpg(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
@@ -71,18 +57,11 @@ def ask(storage: str, cwd: Path) -> dict[str, Any]:
 def test_a_sweep_lives_in_an_object_store(
     bucket: str, tmp_path: Path, mlflow_server: MlflowServer, read_sweep: ReadSweep
 ) -> None:
-    task = RAW["task"] | {"kwargs": {"folder": str(tmp_path)}}
-    raw = RAW | {"task": task, "storage": bucket, "tracking": {"uri": mlflow_server.uri, "experiment": "in S3"}}
-    (tmp_path / "my_world.py").write_text(Path(own_tasks.__file__).read_text())
-    (tmp_path / "remote.yaml").write_text(yaml.safe_dump(raw))
-    folder = SweepFolder(bucket, "remote")
+    sections = {"budget": {"env_steps": STEPS}, "checkpoint": {"every_env_steps": STEPS // 4}}
+    folder = write_sweep(tmp_path, "remote", bucket, mlflow_server, "in S3", **sections)
     driver = rpg("sweep", "remote.yaml", cwd=tmp_path)
     try:
-        end = time.monotonic() + LIMIT_S
-        while SECOND not in folder.trials():
-            assert driver.poll() is None, driver.communicate()[0]
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_for(lambda: SECOND in folder.trials(), driver)
         (tmp_path / "hang").touch()
         assert ask(bucket, tmp_path)["state"] == "running"
     finally:
@@ -134,7 +113,8 @@ def test_a_sweep_lives_in_an_object_store(
 def test_a_trials_policy_is_fetched_and_a_video_put(bucket: str, tmp_path: Path) -> None:
     folder, trial = SweepFolder(bucket, "remote"), tmp_path / FIRST
     prior = SHIPPED["halfcheetah-spg"]
-    folder.create(SweepSpec.model_validate(RAW), None, load_bundle(prior))
+    spec = SweepSpec.model_validate(RAW | {"name": "remote", "budget": {"env_steps": STEPS}})
+    folder.create(spec, None, load_bundle(prior))
     shutil.copytree(prior, trial / "bundle")
     write_state(trial, STEPS, {"finished": True})
     for file in (each for each in trial.rglob("*") if each.is_file()):

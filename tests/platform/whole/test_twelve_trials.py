@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from tests.platform import own_tasks
-from tests.platform.commands import rpg, started
+from tests.platform.commands import rpg, started, wait_for
 from tests.platform.reports import Reports, check_points
 from tests.platform.servers import MlflowServer, free_port
 
@@ -62,15 +61,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     found.start()
     yield found
     found.kill()
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    end = time.monotonic() + LIMIT_S
-    while not (found := condition()):
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    return found
 
 
 def closed(found: TrackedSweep) -> dict[str, int]:

@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 from pyarrow.fs import FileSelector
-from tests.platform import own_tasks
-from tests.platform.commands import started
+from tests.platform.commands import started, wait_for
+from tests.platform.in_bucket import FIRST, PER_REPORT, SECOND, write_sweep
 from tests.platform.servers import MlflowServer
 
 from rpg_platform.run.status import status_of
@@ -28,34 +27,13 @@ if TYPE_CHECKING:
 
 LIMIT_S = 300
 LEASE_S = 5.0
-PER_REPORT = 512
 STEPS = 60 * PER_REPORT
-FIRST, SECOND = (f"full-alpha={alpha}-seed=0" for alpha in (0.01, 0.02))
-RAW: dict[str, Any] = {
-    "name": "shared",
-    "task": {"env": "my_world:Faulty", "addons": {"middle": "-abs(next_obs[0])"}},
-    "algorithm": "full",
-    "weights": {"alpha": {"grid": [0.01, 0.02]}},
-    "budget": {"env_steps": STEPS},
-    "training": {"rollout_length": 64, "minibatch_size": 256, "num_epochs": 1, "anneal_lr": False},
-    "resources": {"envs_per_runner": 8, "max_concurrent": 1},
-    "checkpoint": {"every_env_steps": 4 * PER_REPORT, "keep": 1},
-    "evaluation": {"episodes": 1, "validations": 0},
-}
 
 
 def driver(name: str, cwd: Path) -> subprocess.Popen[str]:
     """A driver on a machine of its own: no driver sees another one's spool."""
     variables = {"XDG_STATE_HOME": str(cwd / f"state of {name}"), "RPG_LEASE_S": str(LEASE_S), "RPG_VIDEOS": "0"}
     return started("sweep", "shared.yaml", "--resume-or-start", cwd=cwd, **variables)
-
-
-def wait_for(what: Callable[[], bool], running: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + LIMIT_S
-    while not what():
-        assert running.poll() is None, running.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def checkpoints(folder: SweepFolder, attempt: str) -> set[str]:
@@ -68,11 +46,8 @@ def checkpoints(folder: SweepFolder, attempt: str) -> set[str]:
 def test_of_two_drivers_one_trains_and_one_that_was_held_up_ends(
     bucket: str, tmp_path: Path, mlflow_server: MlflowServer, read_sweep: ReadSweep
 ) -> None:
-    task = RAW["task"] | {"kwargs": {"folder": str(tmp_path)}}
-    raw = RAW | {"task": task, "storage": bucket, "tracking": {"uri": mlflow_server.uri, "experiment": "two drivers"}}
-    (tmp_path / "my_world.py").write_text(Path(own_tasks.__file__).read_text())
-    (tmp_path / "shared.yaml").write_text(yaml.safe_dump(raw))
-    folder = SweepFolder(bucket, "shared")
+    sections = {"budget": {"env_steps": STEPS}, "checkpoint": {"every_env_steps": 4 * PER_REPORT, "keep": 1}}
+    folder = write_sweep(tmp_path, "shared", bucket, mlflow_server, "two drivers", **sections)
     drivers = {name: driver(name, tmp_path) for name in ("a", "b")}
     try:
         # Both start at once: one is refused, and the other one's sweep is none the worse for it.
