@@ -9,8 +9,10 @@ And what the commands take that read a whole large sweep before anything trains.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -21,17 +23,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shared_actors import shared_actors
 from benchmarks.speed import machine, publish
 from tests.platform.review.made_sweep import made_sweep
 
-SIMULATED = ((100, 2), (1_000, 2), (2_000, 2), (500, 64))
-"""Trials in all, and how many of them run at once."""
+SIMULATED = ((100, 2), (1_000, 2), (500, 64))
+"""Trials in all, and how many of them run at once: reports as fast as they come."""
+PACED = ((500, 250, 18.0), (2_000, 500, 18.0), (1_000, 1_000, 18.0), (1_000, 1_000, 9.0), (2_000, 2_000, 18.0))
+"""The same, and the seconds between two reports of a trial: one of an hour reports every 18 s."""
 REPORTS = 5
+PER_PROCESS = 63
+"""Trials of more than 64 at once share processes, so many each."""
 PLANNED, RESUMED = 10_000, 2_000
-REPORT_EVERY_S = 18.0
-"""An hour's trial reports 200 times."""
 RUNNERS = (0, 1, 2, 4)
 KEYS = 25  # metrics of a report
+
+
+@dataclass(frozen=True)
+class Steady:
+    """What the driver did while all trials that can run at once did so.
+
+    Attributes:
+        asked_every_s: the interval at which a trial would report.
+        came_every_s: that at which it did: a trial's next report waits until the driver has taken its last.
+        cpu_share: of a core, the driver's.
+        cpu_per_report_ms: its CPU milliseconds per report.
+    """
+
+    asked_every_s: float
+    came_every_s: float
+    cpu_share: float
+    cpu_per_report_ms: float
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,7 @@ class Cost:
     seconds: float
     cpu_s: float
     peak_mb: float
+    steady: Steady | None
 
     @property
     def per_report_ms(self) -> float:
@@ -56,8 +79,8 @@ class Cost:
         return 1e3 * self.cpu_s / (self.trials * REPORTS)
 
 
-def simulate(trials: int, at_once: int, tracked: bool) -> Cost:
-    """Runs a sweep of trials that report and train nothing, so many at once."""
+def simulate(trials: int, at_once: int, tracked: bool, every_s: float = 0.0) -> Cost:
+    """Runs a sweep of trials that report and train nothing, so many at once, at an interval or as fast as they can."""
     from ray import tune
     from ray.tune import RunConfig, TuneConfig, Tuner
     from ray.tune.logger import JsonLoggerCallback
@@ -71,6 +94,7 @@ def simulate(trials: int, at_once: int, tracked: bool) -> Cost:
     class Idle(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             self.count = 0
+            self.due = time.monotonic() + every_s * random.random()
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.setup(new_config)
@@ -78,6 +102,8 @@ def simulate(trials: int, at_once: int, tracked: bool) -> Cost:
 
         def step(self) -> dict[str, Any]:
             self.count += 1
+            time.sleep(max(0.0, self.due - time.monotonic()))
+            self.due += every_s
             metrics = {f"metric_{i}": float(i + self.count) for i in range(KEYS)}
             return metrics | {"env_steps": 1e3 * self.count, "done": self.count == REPORTS}
 
@@ -101,14 +127,16 @@ def simulate(trials: int, at_once: int, tracked: bool) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         from rich.console import Console
 
-        callbacks: list[Any] = [JsonLoggerCallback()]
+        window = _window(at_once)
+        callbacks: list[Any] = [JsonLoggerCallback(), window]
         if tracked:
             sweep = Sweep.resolve(spec.model_copy(update={"storage": folder}))
             tracker = MlflowTracker(sweep, plan)
             tracker.start()
             callbacks += [tracker, Progress(plan, Console(quiet=True))]
+        shared = shared_actors(at_once, PER_PROCESS) if at_once > PER_PROCESS + 1 else contextlib.nullcontext()
         started, cpu = time.perf_counter(), time.process_time()
-        Tuner(
+        tuner = Tuner(
             tune.with_resources(Idle, {"cpu": 1}),
             param_space={"trial": tune.grid_search([t.model_dump(mode="json") for t in plan])},
             tune_config=TuneConfig(
@@ -117,11 +145,38 @@ def simulate(trials: int, at_once: int, tracked: bool) -> Cost:
                 trial_dirname_creator=lambda t: t.config["trial"]["trial_id"],
             ),
             run_config=RunConfig(name=spec.name, storage_path=folder, callbacks=callbacks, verbose=0),
-        ).fit()
+        )
+        with shared:
+            tuner.fit()
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         if tracked:
             tracker.finish([])
-    return Cost(trials, at_once, tracked, seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    steady = None
+    if every_s:
+        (began, began_cpu, first), (ended, ended_cpu, last) = window.edges
+        wall, used, reports = ended - began, ended_cpu - began_cpu, last - first
+        steady = Steady(every_s, at_once * wall / reports, used / wall, 1e3 * used / reports)
+    return Cost(trials, at_once, tracked, seconds, cpu, peak, steady)
+
+
+def _window(at_once: int) -> Any:
+    """A callback whose ``edges`` say when so many trials had reported, and when the first one was done."""
+    from ray.tune import Callback
+
+    class Window(Callback):
+        def __init__(self) -> None:
+            self.seen: set[str] = set()
+            self.reports = 0
+            self.edges: list[tuple[float, float, int]] = []
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            self.reports += 1
+            self.seen.add(trial.trial_id)
+            if (not self.edges and len(self.seen) == at_once) or (len(self.edges) == 1 and result["done"]):
+                self.edges.append((time.perf_counter(), time.process_time(), self.reports))
+
+    return Window()
 
 
 @dataclass(frozen=True)
@@ -195,7 +250,7 @@ def runner_rates(counts: tuple[int, ...]) -> dict[int, float]:
     return rates
 
 
-def render(costs: list[Cost], taken: list[Command], rates: dict[int, float]) -> str:
+def render(costs: list[Cost], paced: list[Cost], taken: list[Command], rates: dict[int, float]) -> str:
     """The section of RESULTS.md."""
     lines = [
         f"{machine()}.",
@@ -207,17 +262,26 @@ def render(costs: list[Cost], taken: list[Command], rates: dict[int, float]) -> 
         "| ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {c.trials:,} | {c.at_once} | {'yes' if c.tracked else 'no'} | {c.per_report_ms:.1f} | "
+        f"| {c.trials:,} | {c.at_once:,} | {'yes' if c.tracked else 'no'} | {c.per_report_ms:.1f} | "
         f"{c.cpu_per_report_ms:.1f} | {c.peak_mb:,.0f} |"
         for c in costs
     ]
-    worst = max(c.cpu_per_report_ms for c in costs if c.tracked)
     lines += [
         "",
-        f"A trial reports about 200 times whatever its length. At {worst:.1f} ms of CPU a report, the worst above, a "
-        f"driver with a core of its own follows {1e3 / worst:,.0f} reports/s: trials that train for an hour report "
-        f"every {REPORT_EVERY_S:.0f} s, so it breaks at about {1e3 * REPORT_EVERY_S / worst:,.0f} trials *running at "
-        "once*; those waiting cost memory alone.",
+        f"More than {PER_PROCESS + 1} trials at once share processes (`benchmarks/shared_actors.py`). A trial reports "
+        "about 200 times whatever its length, so one of an hour every 18 s. At such intervals, tracked, while as many "
+        "run as can:",
+        "",
+        "| trials | at once | a report every, asked | came | driver's CPU, of a core | CPU ms per report | sweep s | "
+        "peak memory so far MB |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {c.trials:,} | {c.at_once:,} | {c.steady.asked_every_s:.0f} s | {c.steady.came_every_s:.1f} s | "
+            f"{100 * c.steady.cpu_share:.0f} % | {c.steady.cpu_per_report_ms:.1f} | {c.seconds:,.0f} | "
+            f"{c.peak_mb:,.0f} |"
+            for c in paced
+            if c.steady is not None
+        ),
         "",
         "| command | seconds | peak memory MB |",
         "| --- | ---: | ---: |",
@@ -252,11 +316,12 @@ def main() -> None:
 
     quiet()
     taken = commands()
-    most = max(at_once for _, at_once in SIMULATED)
+    most = max(at_once for _, at_once, _ in PACED)
     ray.init("local", num_cpus=most, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     simulated = SIMULATED[:1] if arguments.quick else SIMULATED
     costs = [simulate(*sizes, tracked) for sizes in simulated for tracked in (False, True)]
-    section = render(costs, taken, runner_rates(RUNNERS[:1] if arguments.quick else RUNNERS))
+    paced = [simulate(*sizes, True, every_s) for *sizes, every_s in PACED[: 0 if arguments.quick else None]]
+    section = render(costs, paced, taken, runner_rates(RUNNERS[:1] if arguments.quick else RUNNERS))
     publish("Scale", section, arguments.dry_run)
 
 

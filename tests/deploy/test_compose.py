@@ -142,4 +142,13 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert up == ["compose", "--file", "deploy/compose.yaml", "up", "--build", "--wait", "--detach"]
     assert run == ["compose", "--file", "deploy/compose.yaml", "run", "--rm", "sweep"]
     assert SERVICES["sweep"]["profiles"] == ["sweep"]
+    shell.environment |= {"REGISTRY": "registry.example/team", "TORCH_INDEX": "https://index.example"}
+    shell.run(page.pop("images"))
+    built, tagged = [], []
+    for each in shell.asked("docker")[2:4]:
+        built.append(each[each.index("--target") + 1])
+        tagged.append(each[each.index("--tag") + 1])
+    assert built == ["rpg", "mlflow"]
+    assert tagged == [f"registry.example/team/{name}:0.1.0" for name in ("rpg", "rpg-mlflow")]
+    assert [each[1] for each in shell.asked("docker")[4:]] == tagged
     assert not page

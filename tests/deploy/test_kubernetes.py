@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ import yaml
 from tests.deploy.manifests import DEPLOY, SCHEMAS, Manifest, closed, kustomize, node_ports, secret_names
 from tests.deploy.pages import Shell, blocks
 
+import rpg_platform
+from rpg_platform.spec.checks import check
 from rpg_platform.spec.yaml_file import load_spec
 
 FOLDER = DEPLOY / "kubernetes"
@@ -270,16 +273,36 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     given = [line for line in (shell.folder / "given").read_text().splitlines() if "=" in line]
     assert given == [line.replace("RAY_AUTH_TOKEN", "auth_token") for line in [*lines[1:], lines[0]]]
     asked = shell.asked("kubectl")
+    assert asked[0][:2] == ["apply", "--filename"]
+    assert (FOLDER.parents[1] / asked[0][2]).is_file()
     assert [each[:6] for each in asked[1:]] == [
         ["--namespace", "rpg", "create", "secret", "generic", name] for name in ("rpg", "rpg-ray")
     ]
-    shell.run(page.pop("start") + page.pop("look"))
-    asked = shell.asked("kubectl")[3:]
-    assert asked[0] == ["apply", "--kustomize", "deploy/kubernetes/overlays/s3"]
+    shell.fake("kubectl", 'case "$*" in *"get pod"*) echo pod/head-1;; *"get rayjob"*) echo rayjob-2;; esac')
+    shell.run("".join(page.pop(name) for name in ("start", "stop", "delete", "look")))
+    start, wait, logs, pod, _, stop, delete, look = shell.asked("kubectl")[3:]
+    assert start == ["apply", "--kustomize", "deploy/kubernetes/overlays/s3"]
     names = {(each["kind"].lower(), each["metadata"]["name"]) for each in made("s3")}
-    assert ("rayjob", asked[1][-1]) in names
-    assert asked[3][-2:] == ["service/mlflow", "5000:5000"]
-    assert not page
+    assert set(delete[-1:]) | {wait[3].split("/")[1]} == {"sweep"}
+    assert ("rayjob", "sweep") in names
     (job,) = [each["spec"] for each in made("s3") if each["kind"] == "RayJob"]
-    key, _, value = asked[2][-1].removeprefix("--selector=").partition("=")
+    key, _, value = logs[-1].removeprefix("--selector=").partition("=")
     assert job["submitterPodTemplate"]["metadata"]["labels"][key] == value
+    assert "--selector=ray.io/node-type=head" in pod  # KubeRay's label
+    container = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["name"]
+    assert stop[2:5] == ["exec", "pod/head-1", f"--container={container}"]
+    assert stop[-1] == "rayjob-2"
+    assert look[-2:] == ["service/mlflow", "5000:5000"]
+    assert not page
+
+
+def test_a_prior_beside_the_sweep_is_found(tmp_path: Path) -> None:
+    """As the page says: the files of a ConfigMap lie flat beside the sweep."""
+    text = (FOLDER / "overlays" / "pvc" / "sweep.yaml").read_text()
+    (tmp_path / "sweep.yaml").write_text(text.replace("prior: halfcheetah-spg", "prior: ./"))
+    [page_line] = re.findall(r"files: \[sweep.yaml, .*?\]", (FOLDER / "README.md").read_text(), re.DOTALL)
+    shipped = Path(rpg_platform.__file__).parent / "shipped_priors" / "halfcheetah-spg"
+    for name, source in re.findall(r"(\S+)=prior/([^,\]]+)", page_line):
+        shutil.copy(shipped / source, tmp_path / name)
+    spec = load_spec(tmp_path / "sweep.yaml")
+    assert check(spec) == []
