@@ -152,7 +152,9 @@ def made_sweep(
         "heartbeat": 1e9 + 65,
         "failures": [],
     }
-    folder.write_text("status.json", json.dumps({**status, "trials": {"total": len(trials)}}))
+    steps = sum(trial.env_steps for trial in trials)
+    counts = {"trials": {"total": len(trials)}, "env_steps": steps, "env_steps_total": steps}
+    folder.write_text("status.json", json.dumps(status | counts))
     return folder
 
 
