@@ -43,13 +43,14 @@ class Shell:
         """The arguments of every call of a fake."""
         return [json.loads(line) for line in (self._bin / f"{name}.asked").read_text().splitlines()]
 
-    def run(self, text: str, code: int = 0, timeout: float = 60) -> str:
-        """Runs lines of a page; returns what they say."""
+    def run(self, text: str, code: int = 0, timeout: float = 60, stdin: str | None = None) -> str:
+        """Runs lines of a page, with what a user types; returns what they say."""
         done = subprocess.run(
             ["bash", "-euc", text],
             cwd=self.folder,
             env=self.environment,
             text=True,
+            input=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=timeout,

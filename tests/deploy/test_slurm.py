@@ -39,8 +39,9 @@ def test_slurm_gives_time_to_save_and_queues_again() -> None:
     )
     assert done.stdout == ""
     asked = directives()
-    assert asked["signal"] == "B:USR1@120"
+    assert asked["signal"] == "B:USR1@300"
     assert {"requeue", "exclusive"} <= set(asked)
+    assert asked["mem"] == "0"  # else a job has the memory of its CPUs alone
     assert asked["open-mode"] == "append"  # the log of what was before stays
 
 
@@ -51,7 +52,8 @@ def job(tmp_path: Path) -> Shell:
     shell = Shell(tmp_path)
     shell.fake("scontrol", 'if [ "$1" = show ]; then printf "one\\ntwo\\n"; fi')
     shell.fake("getent", 'printf "127.0.1.1 STREAM\\n10.0.0.7 STREAM $2\\n"')
-    shell.fake("python")
+    for each in ("python", "ray", "rpg-node"):
+        shell.fake(each)
     shell.fake("srun", f"stat -c '%a %s' $RAY_AUTH_TOKEN_PATH >> {tmp_path}/token; exec sleep 1000")
     # Ends when it is told to, having something left to do, or by itself with the code in the file `code`.
     shell.fake(
@@ -85,9 +87,10 @@ def test_head_on_the_first_node_and_workers_on_the_others(job: Shell, tmp_path: 
     (tmp_path / "code").write_text("0")
     finish(running, 0)
     head, worker = sorted(job.asked("srun"), key=lambda each: each[2])
-    assert head[:3] == ["--nodes=1", "--ntasks=1", "--nodelist=one"]
+    whole = ["--cpus-per-task=3", "--cpu-bind=none"]
+    assert head[:5] == ["--nodes=1", "--ntasks=1", "--nodelist=one", *whole]
     assert head[-4:] == ["node", "head", "--node-ip-address=10.0.0.7", "--num-cpus=3"]
-    assert worker[:3] == ["--nodes=1", "--ntasks=1", "--nodelist=two"]
+    assert worker[:5] == ["--nodes=1", "--ntasks=1", "--nodelist=two", *whole]
     assert worker[-4:] == ["node", "worker", "10.0.0.7", "--num-cpus=3"]
     (sweep,) = job.asked("rpg")
     assert sweep == ["sweep", "level.yaml", "--resume-or-start", "--address", "10.0.0.7:6379", "--name", "level"]
@@ -114,14 +117,60 @@ def test_it_is_queued_again_only_when_its_time_was_up(
     assert not list((tmp_path / ".rpg").iterdir())
 
 
-def test_the_command_of_the_page(tmp_path: Path) -> None:
+def test_it_is_queued_again_in_time_though_the_sweep_does_not_end(job: Shell, tmp_path: Path) -> None:
+    job.environment |= {"RPG_STOP_WITHIN_S": "1"}
+    job.fake("rpg", f"trap '' TERM; touch {tmp_path}/begun; until [ -f {tmp_path}/code ]; do sleep 0.05; done; exit 1")
+    running = begin(job)
+    running.send_signal(signal.SIGUSR1)
+    wait_for(lambda: ["requeue", "7"] in job.asked("scontrol"), "queued again")
+    assert running.poll() is None
+    (tmp_path / "code").touch()  # Slurm would kill it
+    running.communicate(timeout=60)
+
+
+def test_a_shell_without_the_environment_is_told_so(job: Shell) -> None:
+    (job.folder.parent / "bin" / "rpg-node").unlink()
+    said = job.run("bash deploy/slurm/sweep.sbatch level.yaml", code=2)
+    assert "no rpg-node on the PATH" in said
+
+
+def test_a_user_does_not_meet_another_ones_ray(job: Shell, tmp_path: Path) -> None:
+    job.environment["RPG_NODE_TMP"] = str(tmp_path)
+    job.fake("srun", f'echo "$RAY_TMPDIR" >> {tmp_path}/at; shift 5; exec "$@"')
+    job.fake("rpg-node", f"stat -c %a $RAY_TMPDIR >> {tmp_path}/mode; exec sleep 1000")
+    running = begin(job)
+    wait_for(lambda: (tmp_path / "mode").exists() and (tmp_path / "mode").read_text().count("\n") == 2, "two nodes")
+    (tmp_path / "code").write_text("0")
+    finish(running, 0)
+    assert (tmp_path / "at").read_text() == f"{tmp_path}/rpg-{os.getuid()}-7\n" * 2
+    assert (tmp_path / "mode").read_text() == "700\n" * 2
+    wait_for(lambda: not list(tmp_path.glob("rpg-*")), "a job leaves nothing on its nodes")
+
+
+def test_the_commands_of_the_page(tmp_path: Path) -> None:
+    """Run as printed, with fakes of what a Slurm cluster has; MLflow itself is started by test_mlflow_server.py."""
     page = blocks(DEPLOY / "slurm" / "README.md")
     shell = Shell(tmp_path)
+    (shell.folder / ".venv" / "bin").mkdir(parents=True)
+    (shell.folder / ".venv" / "bin" / "activate").touch()
     shell.fake("sbatch", "command -v rpg-node > /dev/null")
-    shell.run(page.pop("submit"))
+    for name in ("rpg", "squeue", "scancel"):
+        shell.fake(name)
+    shell.run("".join(page.pop(name) for name in ("submit", "look", "stop")))
     ((*options, script, _),) = shell.asked("sbatch")
     assert (shell.folder / script).is_file()
     assert {option.split("=")[0].removeprefix("--") for option in options} <= set(directives())
+    assert shell.asked("scancel") == [["--signal=TERM", "--batch", "JOBID"]]
+    for words in shell.asked("rpg"):
+        help_of_it = subprocess.run(
+            [sys.executable, "-m", "rpg_platform.cli", words[0], "--help"], capture_output=True, text=True, timeout=60
+        )
+        assert all(word in help_of_it.stdout for word in words if word.startswith("--")), words
+    # A virtual environment of fakes, so that the page's server is what starts.
+    shell.fake("python", f'mkdir -p "$3/bin"; for each in pip mlflow; do cp {tmp_path}/bin/squeue "$3/bin/$each"; done')
+    shell.environment |= {"USER": f"rpg-{os.getpid()}"}
+    shell.run(page.pop("mlflow").replace("read -rsp", "read -rp") + "\n", stdin="a long password\n")
+    assert shell.asked("squeue")[-1:] == [["server", "--app-name", "basic-auth"]]
     assert not page
 
 
@@ -145,10 +194,11 @@ class Slurm:
     def __init__(self, folder: Path, machines: Hosts) -> None:
         self.folder, fakes = folder, folder / "bin"
         fakes.mkdir()
-        enter = "\n".join(f'  host{n}) exec {" ".join(machines.command(n))} "$@";;' for n in (1, 2))
+        disk = "export RAY_TMPDIR=${RAY_TMPDIR/tmp/t$n}"  # each host's own
+        enter = "\n".join(f'  host{n}) n={n}; {disk}; exec {" ".join(machines.command(n))} "$@";;' for n in (1, 2))
         scripts = {
             "scontrol": f'case $1 in show) printf "host1\\nhost2\\n";; requeue) echo "$2" >> {folder}/requeued;; esac',
-            "srun": f"host=${{3#--nodelist=}}; shift 3\ncase $host in\n{enter}\nesac",
+            "srun": f"host=${{3#--nodelist=}}; shift 5\ncase $host in\n{enter}\nesac",
             "getent": f'echo "{machines.address(1)} STREAM $2"',
         }
         for name, script in scripts.items():
@@ -166,7 +216,7 @@ class Slurm:
                 "PYTHONUNBUFFERED": "1",
                 "PATH": f"{fakes}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 "HOME": str(folder),
-                "RAY_TMPDIR": str(folder),
+                "RPG_NODE_TMP": str(folder / "tmp"),
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "SLURM_JOB_ID": "7",
                 "SLURM_JOB_NODELIST": "host[1-2]",
