@@ -19,13 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.shared_actors import shared_actors
 from benchmarks.speed import machine, publish
 from tests.platform.review.made_sweep import made_sweep
+
+T = TypeVar("T")
 
 SIMULATED = ((100, 2), (1_000, 2), (500, 64))
 """Trials in all, and how many of them run at once: reports as fast as they come."""
@@ -81,6 +84,7 @@ class Cost:
 
 def simulate(trials: int, at_once: int, tracked: bool, every_s: float = 0.0) -> Cost:
     """Runs a sweep of trials that report and train nothing, so many at once, at an interval or as fast as they can."""
+    import ray
     from ray import tune
     from ray.tune import RunConfig, TuneConfig, Tuner
     from ray.tune.logger import JsonLoggerCallback
@@ -134,6 +138,7 @@ def simulate(trials: int, at_once: int, tracked: bool, every_s: float = 0.0) -> 
             tracker = MlflowTracker(sweep, plan)
             tracker.start()
             callbacks += [tracker, Progress(plan, Console(quiet=True))]
+        ray.init("local", num_cpus=at_once, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         shared = shared_actors(at_once, PER_PROCESS) if at_once > PER_PROCESS + 1 else contextlib.nullcontext()
         started, cpu = time.perf_counter(), time.process_time()
         tuner = Tuner(
@@ -141,7 +146,6 @@ def simulate(trials: int, at_once: int, tracked: bool, every_s: float = 0.0) -> 
             param_space={"trial": tune.grid_search([t.model_dump(mode="json") for t in plan])},
             tune_config=TuneConfig(
                 reuse_actors=True,
-                max_concurrent_trials=at_once,
                 trial_dirname_creator=lambda t: t.config["trial"]["trial_id"],
             ),
             run_config=RunConfig(name=spec.name, storage_path=folder, callbacks=callbacks, verbose=0),
@@ -149,6 +153,7 @@ def simulate(trials: int, at_once: int, tracked: bool, every_s: float = 0.0) -> 
         with shared:
             tuner.fit()
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+        ray.shutdown()
         if tracked:
             tracker.finish([])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -205,7 +210,7 @@ def command(words: str, *arguments: str) -> Command:
     return Command(words, time.perf_counter() - started, int(done.stdout.split()[-1]) / 1024)
 
 
-def commands() -> list[Command]:
+def commands() -> Iterator[Command]:
     """What is done with a whole sweep before anything trains: a large one planned, a finished one read and resumed."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "large.yaml")
@@ -214,16 +219,18 @@ def commands() -> list[Command]:
             f"samples: {PLANNED // 4}, seeds: 4, budget: {{env_steps: 1_000_000}}}}",
             encoding="utf-8",
         )
-        found = [command(f"`rpg plan --no-calibrate`, {PLANNED:,} trials", "plan", str(file), "--no-calibrate")]
+        yield command(f"`rpg plan --no-calibrate`, {PLANNED:,} trials", "plan", str(file), "--no-calibrate")
         weights = {"omega_prime": {"loguniform": [0.02, 1.6]}, "alpha_hat": {"loguniform": [0.01, 0.2]}}
         made: dict[str, Any] = {"weights": weights, "samples": RESUMED // 4, "seeds": 4, "baselines": []}
         made_sweep(Path(folder), reports=200, whole_lines=True, **made)
         at = ("--storage", folder)
-        found.append(command(f"`rpg status`, {RESUMED:,} trials", "status", "made", *at))
-        found += [
-            command(f"`rpg resume`, {RESUMED:,} finished trials, {what}", "resume", "made", *at)
-            for what in ("of which MLflow has nothing: runs, table, report", "recorded: table, report")
-        ]
+        yield command(f"`rpg status`, {RESUMED:,} trials", "status", "made", *at)
+        for what in ("of which MLflow has nothing: runs, table, report", "recorded: table, report"):
+            yield command(f"`rpg resume`, {RESUMED:,} finished trials, {what}", "resume", "made", *at)
+
+
+def _told(found: T) -> T:
+    print(found, file=sys.stderr, flush=True)
     return found
 
 
@@ -312,19 +319,16 @@ def main() -> None:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_enable_worker_prestart": "0",  # Ray would start a process for each CPU that it is told it has
     }
-    import ray
-
     from rpg_platform.planning.cluster import quiet
 
     quiet()
-    taken = commands()
-    most = max(at_once for _, at_once, _ in PACED)
-    ray.init("local", num_cpus=most, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     simulated = SIMULATED[:1] if arguments.quick else SIMULATED
-    costs = [simulate(*sizes, tracked) for sizes in simulated for tracked in (False, True)]
-    paced = [simulate(*sizes, True, every_s) for *sizes, every_s in PACED[: 0 if arguments.quick else None]]
-    section = render(costs, paced, taken, runner_rates(RUNNERS[:1] if arguments.quick else RUNNERS))
+    costs = [_told(simulate(*sizes, tracked)) for sizes in simulated for tracked in (False, True)]
+    paced = [_told(simulate(*sizes, True, every_s)) for *sizes, every_s in PACED[: 0 if arguments.quick else None]]
+    rates = runner_rates(RUNNERS[:1] if arguments.quick else RUNNERS)
+    section = render(costs, paced, [_told(each) for each in commands()], rates)
     publish("Scale", section, arguments.dry_run)
 
 
