@@ -34,7 +34,7 @@ SIMULATED = ((100, 2), (1_000, 2), (500, 64))
 """Trials in all, and how many of them run at once: reports as fast as they come."""
 PACED = ((2_000, 500, 18.0), (1_000, 1_000, 18.0), (1_000, 1_000, 9.0), (2_000, 2_000, 18.0))
 """The same, and the seconds between two reports of a trial: one of an hour reports every 18 s."""
-REPORTS = 5
+REPORTS, REPORTS_PACED = 5, 3
 PER_PROCESS = 63
 """Trials of more than 64 at once share processes, so many each."""
 PLANNED, RESUMED = 10_000, 2_000
@@ -82,18 +82,9 @@ class Cost:
         return 1e3 * self.cpu_s / (self.trials * REPORTS)
 
 
-def simulate(trials: int, at_once: int, tracked: bool, every_s: float = 0.0) -> Cost:
-    """Runs a sweep of trials that report and train nothing, so many at once, at an interval or as fast as they can."""
-    import ray
+def _idle(reports: int, every_s: float) -> type:
+    """A trainable that reports so often, at that interval from a random moment on, and does nothing else."""
     from ray import tune
-    from ray.tune import RunConfig, TuneConfig, Tuner
-    from ray.tune.logger import JsonLoggerCallback
-
-    from rpg_platform.run.progress import Progress
-    from rpg_platform.spec.checks import expand
-    from rpg_platform.spec.sweep import SweepSpec
-    from rpg_platform.storage.sweep import Sweep
-    from rpg_platform.tracking.tracker import MlflowTracker
 
     class Idle(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
@@ -109,13 +100,30 @@ def simulate(trials: int, at_once: int, tracked: bool, every_s: float = 0.0) -> 
             time.sleep(max(0.0, self.due - time.monotonic()))
             self.due += every_s
             metrics = {f"metric_{i}": float(i + self.count) for i in range(KEYS)}
-            return metrics | {"env_steps": 1e3 * self.count, "done": self.count == REPORTS}
+            return metrics | {"env_steps": 1e3 * self.count, "done": self.count == reports}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             (Path(checkpoint_dir) / "state").write_text(str(self.count))
 
         def load_checkpoint(self, checkpoint: Any) -> None:
             self.count = int((Path(checkpoint) / "state").read_text())
+
+    return Idle
+
+
+def simulate(trials: int, at_once: int, tracked: bool, every_s: float = 0.0) -> Cost:
+    """Runs a sweep of trials that report and train nothing, so many at once, at an interval or as fast as they can."""
+    import ray
+    from ray import tune
+    from ray.tune import RunConfig, TuneConfig, Tuner
+    from ray.tune.logger import JsonLoggerCallback
+
+    from rpg_platform.run.progress import Progress
+    from rpg_platform.search.listed import ListedTrials
+    from rpg_platform.spec.checks import expand
+    from rpg_platform.spec.sweep import SweepSpec
+    from rpg_platform.storage.sweep import Sweep
+    from rpg_platform.tracking.tracker import MlflowTracker
 
     spec = SweepSpec.model_validate(
         {
@@ -142,9 +150,9 @@ def simulate(trials: int, at_once: int, tracked: bool, every_s: float = 0.0) -> 
         shared = shared_actors(at_once, PER_PROCESS) if at_once > PER_PROCESS + 1 else contextlib.nullcontext()
         started, cpu = time.perf_counter(), time.process_time()
         tuner = Tuner(
-            tune.with_resources(Idle, {"cpu": 1}),
-            param_space={"trial": tune.grid_search([t.model_dump(mode="json") for t in plan])},
+            tune.with_resources(_idle(REPORTS_PACED if every_s else REPORTS, every_s), {"cpu": 1}),
             tune_config=TuneConfig(
+                search_alg=ListedTrials([trial.as_config() for trial in plan]),
                 reuse_actors=True,
                 trial_dirname_creator=lambda t: t.config["trial"]["trial_id"],
             ),
@@ -326,7 +334,8 @@ def main() -> None:
     quiet()
     simulated = SIMULATED[:1] if arguments.quick else SIMULATED
     costs = [_told(simulate(*sizes, tracked)) for sizes in simulated for tracked in (False, True)]
-    paced = [_told(simulate(*sizes, True, every_s)) for *sizes, every_s in PACED[: 0 if arguments.quick else None]]
+    slow = () if arguments.quick else PACED
+    paced = [_told(simulate(trials, at_once, True, every_s)) for trials, at_once, every_s in slow]
     rates = runner_rates(RUNNERS[:1] if arguments.quick else RUNNERS)
     section = render(costs, paced, [_told(each) for each in commands()], rates)
     publish("Scale", section, arguments.dry_run)

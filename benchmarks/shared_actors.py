@@ -63,7 +63,7 @@ class _Handle:
         return _Method(self._host, self._number, name)
 
 
-class _Shared(ActorClass):  # type: ignore[type-arg]
+class _Shared(ActorClass):
     """A trainable's class for Ray's actor manager; its "actors" are trainables of the hosts, by turns."""
 
     def __init__(self, trainable: type, hosts: Iterator[tuple[int, ActorHandle[Any]]]) -> None:
@@ -86,7 +86,7 @@ def shared_actors(trials: int, per_process: int) -> Iterator[None]:
     hosts = [host_class.remote() for _ in range(count)]
     turns = zip(itertools.count(), itertools.cycle(hosts), strict=False)
 
-    class Manager(RayActorManager):  # type: ignore[misc]
+    class Manager(RayActorManager):
         def add_actor(self, cls: Any, *arguments: Any, **named: Any) -> Any:
             metadata = cls.__ray_metadata__
             return super().add_actor(_Shared(metadata.modified_class, turns), *arguments, **named)

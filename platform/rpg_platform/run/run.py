@@ -222,7 +222,7 @@ def _review(
 
 def _tuner(
     sweep: Sweep,
-    arguments: tuple[dict[str, Any], dict[str, Any]],
+    for_config: dict[str, Any],
     checkpoints: Mapping[str, str],
     callbacks: list[Any],
     stop: GracefulStop,
@@ -233,10 +233,8 @@ def _tuner(
         PlacementGroupFactory(placement(spec), strategy=spec.resources.placement.upper()),
     )
     storage, name = sweep.folder.next_attempt()
-    for_tuner, for_config = arguments
     return Tuner(
         trainable,
-        **for_tuner,
         tune_config=TuneConfig(reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name, **for_config),
         run_config=RunConfig(
             name=name,

@@ -6,11 +6,11 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray import tune
 from ray.tune import Callback
 
 from rpg_platform.results.report import is_over
 from rpg_platform.search.judge import Judge, Verdict
+from rpg_platform.search.listed import ListedTrials
 from rpg_platform.search.population import Population, population_of
 from rpg_platform.search.population_scheduler import PopulationTraining
 from rpg_platform.search.proposals import Optimiser, Proposals, objectives
@@ -101,8 +101,8 @@ class SearchRun:
         """The callbacks of the search, which must come before those that record reports."""
         return [] if self._judge is None else [EarlyStoppingNotes(self._judge)]
 
-    def for_tuner(self, todo: Sequence[TrialSpec]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the arguments of ``Tuner`` and of ``TuneConfig``.
+    def for_tuner(self, todo: Sequence[TrialSpec]) -> dict[str, Any]:
+        """Returns the arguments of ``TuneConfig``.
 
         Args:
             todo: known trials that are not finished.
@@ -112,12 +112,6 @@ class SearchRun:
         if self._population is not None:
             config = {"scheduler": PopulationTraining(self._population, self._folder.keep_start)}
         if self._table is None:
-            return {"param_space": grid_of(todo)}, {**config, "max_concurrent_trials": limit}
+            return {**config, "search_alg": ListedTrials([trial.as_config() for trial in todo], limit)}
         searcher = SettingSearcher(self._table, todo, limit)
-        return {}, {**config, "search_alg": searcher, "num_samples": len(todo) + self.to_come}
-
-
-def grid_of(trials: Sequence[TrialSpec]) -> dict[str, Any]:
-    """Makes the Tune search space that runs each of the trials once."""
-    configs = [trial.as_config() for trial in trials]
-    return {name: tune.grid_search([config[name] for config in configs]) for name in (configs[0] if configs else ())}
+        return {**config, "search_alg": searcher, "num_samples": len(todo) + self.to_come}

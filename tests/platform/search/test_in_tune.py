@@ -103,7 +103,7 @@ def attempt(sweep: SweepSpec, folder: SweepFolder, stop_after: int | None = None
     todo = [t for t in search.trials if t.trial_id not in states or not states[t.trial_id].finishes(t)]
     if not todo and not search.to_come:
         return search
-    for_tuner, for_config = search.for_tuner(todo)
+    for_config = search.for_tuner(todo)
     storage, name = folder.next_attempt()
     checkpoints = {trial_id: state.checkpoint for trial_id, state in states.items()}
 
@@ -112,7 +112,6 @@ def attempt(sweep: SweepSpec, folder: SweepFolder, stop_after: int | None = None
 
     Tuner(
         tune.with_parameters(FreeTrial, checkpoints=checkpoints),
-        **for_tuner,
         tune_config=TuneConfig(
             reuse_actors=True, trial_name_creator=trial_name, trial_dirname_creator=trial_name, **for_config
         ),

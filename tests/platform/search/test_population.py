@@ -168,7 +168,7 @@ def attempt(sweep: SweepSpec, folder: SweepFolder, until: int | None = None) -> 
     states = folder.trials()
     search = SearchRun(replace(resolved(sweep, folder.storage), folder=folder), states)
     todo = [t for t in search.trials if t.trial_id not in states or not states[t.trial_id].finishes(t)]
-    for_tuner, for_config = search.for_tuner(todo)
+    for_config = search.for_tuner(todo)
     storage, name = folder.next_attempt()
 
     def trial_name(trial: Any) -> str:
@@ -177,7 +177,6 @@ def attempt(sweep: SweepSpec, folder: SweepFolder, until: int | None = None) -> 
     checkpoints = {trial_id: state.checkpoint for trial_id, state in states.items()}
     grid = Tuner(
         tune.with_parameters(Grower, checkpoints=checkpoints),
-        **for_tuner,
         tune_config=TuneConfig(
             reuse_actors=True, trial_name_creator=trial_name, trial_dirname_creator=trial_name, **for_config
         ),
