@@ -23,7 +23,7 @@ from benchmarks.speed import machine, publish
 from tests.deploy.hosts import Hosts, hosts
 from tests.deploy.machines import Machines
 
-TRIALS, ENV_STEPS = 4, 300_000
+TRIALS, ENV_STEPS = 4, 150_000
 SECTION = "Hosts"
 _LIMIT_S = 1800
 

@@ -30,7 +30,7 @@ from tests.platform.review.made_sweep import made_sweep
 
 T = TypeVar("T")
 
-SIMULATED = ((100, 2), (1_000, 2), (500, 64))
+SIMULATED = ((100, 2), (1_000, 2))
 """Trials in all, and how many of them run at once: reports as fast as they come."""
 PACED = ((2_000, 500, 18.0), (1_000, 1_000, 18.0), (1_000, 1_000, 9.0), (2_000, 2_000, 18.0))
 """The same, and the seconds between two reports of a trial: one of an hour reports every 18 s."""
@@ -130,8 +130,8 @@ def simulate(trials: int, at_once: int, tracked: bool, every_s: float = 0.0) -> 
             "name": f"scale-{trials}",
             "task": "halfcheetah-foot-angle",
             "algorithm": "spg",
-            "weights": {"alpha": 0.1},
-            "seeds": trials,
+            "weights": {"alpha": {"grid": [0.1 + i / 100 for i in range(-(-trials // 500))]}},
+            "seeds": min(trials, 500),
             "budget": {"env_steps": 10_000},
         }
     )
