@@ -166,6 +166,19 @@ def test_a_node_refuses(tmp_path: Path, arguments: tuple[str, ...], environment:
     assert says in done.stderr
 
 
+@pytest.mark.parametrize(("found", "code"), [("127.0.0.1", 2), ("10.0.0.9", 0)])
+def test_a_head_that_no_worker_would_reach_is_refused(tmp_path: Path, found: str, code: int) -> None:
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\necho {found}\n")
+    fake.chmod(0o755)
+    several = {"RAY_AUTH_TOKEN": "t", "RPG_DASHBOARD_HOST": "0.0.0.0"}
+    done = node(tmp_path, "head", **several)
+    assert done.returncode == code
+    assert ("add --node-ip-address=ADDRESS" in done.stderr) == (code == 2)
+    assert node(tmp_path, "head", "--node-ip-address=10.0.0.1", **several).returncode == 0
+    assert node(tmp_path, "head", RAY_AUTH_TOKEN="t").returncode == 0  # for this machine alone
+
+
 # ---- mlflow-server ------------------------------------------------------------------------------
 SERVER = {
     "MLFLOW_BACKEND_STORE_URI": "postgresql+psycopg2://mlflow@postgres/mlflow",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +35,7 @@ def status(
     from rpg_platform.run.status import status_of
     from rpg_platform.storage.listing import sweeps_in
     from rpg_platform.storage.location import storage_path
-    from rpg_platform.storage.sweep_folder import SweepFolder
+    from rpg_platform.storage.sweep_folder import SweepFolder, SweepFolderError
 
     with refusals():
         if address is not None:
@@ -51,7 +52,13 @@ def status(
             _watch(lambda: status_of(SweepFolder(where, name), storage))
             return
         names = sweeps_in(where) if name is None else [name]
-        found = [status_of(SweepFolder(where, each), storage) for each in names]
+        try:
+            found = [status_of(SweepFolder(where, each), storage) for each in names]
+        except SweepFolderError as error:
+            if "RAY_API_SERVER_ADDRESS" not in os.environ:
+                raise
+            hint = "of a sweep that runs as a job: --address $RAY_API_SERVER_ADDRESS"
+            raise SweepFolderError(f"{error}; {hint}") from error
     if found or as_json:
         _show(found, name, as_json)
     else:

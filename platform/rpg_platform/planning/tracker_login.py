@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
@@ -38,8 +39,10 @@ def check_login(uri: str) -> None:
         return
     if answer.status_code in (401, 403):
         said = " ".join(answer.text.split())[:200]
-        raise PlanError(
-            f"MLflow at {uri} answers {answer.status_code}: {said}. The driver's environment (of a job: the head's) "
-            "needs MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; the server's "
-            "--allowed-hosts the name by which it is asked"
+        login = (
+            "the driver's environment (of a job: the head's) needs MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         )
+        name = f"the server's --allowed-hosts needs {urlsplit(uri).netloc.rpartition('@')[2]}"
+        remedies = (name, login) if "host header" in said.lower() else (login, name)
+        raise PlanError(f"MLflow at {uri} answers {answer.status_code}: {said}. Expected: {'; or '.join(remedies)}")

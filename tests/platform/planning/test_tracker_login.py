@@ -36,6 +36,7 @@ def test_a_login_that_mlflow_does_not_take_starts_nothing(
     assert ended.exit_code == 2
     assert f"MLflow at http://127.0.0.1:{unused_port} answers {status}: <html>said the proxy</html>" in ended.stderr
     assert "needs MLFLOW_TRACKING_USERNAME" in ended.stderr
+    assert f"--allowed-hosts needs 127.0.0.1:{unused_port}" in ended.stderr
     assert "secret" not in ended.output
     assert not list((tmp_path / "results").glob("*"))
     assert server.seen == ["GET /api/2.0/mlflow/experiments/search"]
