@@ -49,6 +49,15 @@ def test_hosts_form_a_cluster_that_only_the_token_opens() -> None:
             logs = [path.read_text() for path in folder.glob("log*")]
             assert not any(secret in each for each in logs)
 
+            # MLflow, as the page starts it, answers another host by the name that it was told, and by no other.
+            machines.start(2, page["mlflow"], cwd=folder, HOST=made.address(2))
+            address = f"http://{made.address(2)}:5000/api/2.0/mlflow/experiments/search?max_results=1"
+            ask = f"curl -s -o /dev/null -w '%{{http_code}}' '{address}'"
+            code, said = machines.run(1, f'until [ "$({ask})" = 200 ]; do sleep 1; done')
+            assert code == 0, said
+            code, said = machines.run(1, f"{ask} -H 'Host: other:5000'")
+            assert said == "403"
+
             # Only the ports of the page are open to the other hosts.
             listening = subprocess.run(
                 [*made.command(1), "ss", "-Hltn"], capture_output=True, text=True, timeout=60, check=True
