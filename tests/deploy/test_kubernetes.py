@@ -20,7 +20,7 @@ import yaml
 from tests.deploy.manifests import DEPLOY, SCHEMAS, Manifest, closed, kustomize, node_ports, secret_names
 from tests.deploy.pages import Shell, blocks
 
-import rpg_platform
+from rpg_platform.bundles import SHIPPED
 from rpg_platform.spec.checks import check
 from rpg_platform.spec.yaml_file import load_spec
 
@@ -283,7 +283,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     start, wait, logs, pod, _, stop, delete, look = shell.asked("kubectl")[3:]
     assert start == ["apply", "--kustomize", "deploy/kubernetes/overlays/s3"]
     names = {(each["kind"].lower(), each["metadata"]["name"]) for each in made("s3")}
-    assert set(delete[-1:]) | {wait[3].split("/")[1]} == {"sweep"}
+    assert delete[-1] == wait[3].split("/")[1] == "sweep"
     assert ("rayjob", "sweep") in names
     (job,) = [each["spec"] for each in made("s3") if each["kind"] == "RayJob"]
     key, _, value = logs[-1].removeprefix("--selector=").partition("=")
@@ -301,8 +301,7 @@ def test_a_prior_beside_the_sweep_is_found(tmp_path: Path) -> None:
     text = (FOLDER / "overlays" / "pvc" / "sweep.yaml").read_text()
     (tmp_path / "sweep.yaml").write_text(text.replace("prior: halfcheetah-spg", "prior: ./"))
     [page_line] = re.findall(r"files: \[sweep.yaml, .*?\]", (FOLDER / "README.md").read_text(), re.DOTALL)
-    shipped = Path(rpg_platform.__file__).parent / "shipped_priors" / "halfcheetah-spg"
     for name, source in re.findall(r"(\S+)=prior/([^,\]]+)", page_line):
-        shutil.copy(shipped / source, tmp_path / name)
+        shutil.copy(SHIPPED["halfcheetah-spg"] / source, tmp_path / name)
     spec = load_spec(tmp_path / "sweep.yaml")
     assert check(spec) == []

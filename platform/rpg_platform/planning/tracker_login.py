@@ -43,6 +43,6 @@ def check_login(uri: str) -> None:
             "the driver's environment (of a job: the head's) needs MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         )
-        name = f"the server's --allowed-hosts needs {urlsplit(uri).netloc.rpartition('@')[2]}"
+        name = f"the server's --allowed-hosts needs {urlsplit(uri).netloc}"
         remedies = (name, login) if "host header" in said.lower() else (login, name)
         raise PlanError(f"MLflow at {uri} answers {answer.status_code}: {said}. Expected: {'; or '.join(remedies)}")

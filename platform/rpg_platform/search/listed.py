@@ -14,7 +14,7 @@ class ListedTrials(BasicVariantGenerator):
     """Runs one trial for each configuration, in the order of the list.
 
     ``tune.grid_search`` over the same list copies the whole list for each of its trials before the first one starts:
-    for 2,000 trials the driver was busy for minutes with it.
+    24 CPU seconds for 500 trials, four times that for twice as many.
 
     Args:
         configs: the trials' configurations.
@@ -26,7 +26,7 @@ class ListedTrials(BasicVariantGenerator):
         self._configs = tuple(configs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves everything out: Tune pickles it with each snapshot, but never reads it back."""
+        """Leaves everything out: Tune pickles it with its Tuner, but never reads it back."""
         return {}
 
     def add_configurations(self, experiments: Experiment | list[Experiment] | dict[str, Any]) -> None:
@@ -42,5 +42,5 @@ class ListedTrials(BasicVariantGenerator):
             yield make.create_trial({}, {**spec, "config": {**(spec.get("config") or {}), **config}})
 
     def get_state(self) -> dict[str, Any]:
-        """What Tune keeps of it: nothing. The trials that are left are found from the sweep's folder."""
+        """What a snapshot of Tune's keeps of it: nothing. What is left to run is found from the sweep's folder."""
         return {}

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from tests.platform.disks import MB, fill
+from tests.platform.run.brief import BRIEF
 
 from rpg_platform.run.disk_guard import DiskGuard
 from rpg_platform.run.run import SweepOutcome, run_sweep
@@ -45,13 +46,10 @@ def test_the_driver_stops_once_and_says_why(small_disk: Path) -> None:
 def raw_spec(storage: Path, mlflow: Path) -> dict[str, Any]:
     """One training of 200 short reports, a checkpoint at each twentieth of it."""
     return {
+        **BRIEF,
         "name": "filling",
-        "task": "halfcheetah-foot-angle",
-        "prior": "halfcheetah-spg",
-        "algorithm": "greedy",
         "budget": {"env_steps": 100_000},
-        "training": {"rollout_length": 64, "minibatch_size": 512, "num_epochs": 1, "critic_warmup_iterations": 1},
-        "evaluation": {"episodes": 1, "validations": 0},
+        "training": BRIEF["training"] | {"minibatch_size": 512},
         "checkpoint": {"every_env_steps": 5_000},
         "faults": {"retries": 0},
         "storage": str(storage),
