@@ -117,6 +117,17 @@ def addon(obs: Any, actions: Any, next_obs: Any, infos: Any) -> Any:
 
 def rpg(env: str, seed: int, total: int) -> Iterator[tuple[float, Split]]:
     """Residual policy gradient of this project, with a prior and an add-on reward."""
+    return _customised(env, seed, total, 0.01, 0.01)
+
+
+def conditioned(env: str, seed: int, total: int) -> Iterator[tuple[float, Split]]:
+    """The same, for ranges of both weights."""
+    from rpg_algorithms import Conditioned
+
+    return _customised(env, seed, total, Conditioned(0.005, 0.02), Conditioned(0.005, 0.02))
+
+
+def _customised(env: str, seed: int, total: int, omega_prime: Any, alpha_hat: Any) -> Iterator[tuple[float, Split]]:
     import tempfile
 
     import gymnasium as gym
@@ -133,7 +144,11 @@ def rpg(env: str, seed: int, total: int) -> Iterator[tuple[float, Split]]:
         card = PriorCard.describe("benchmark", env, made.observation_space, made.action_space, spec)
         save_bundle(folder, PolicyNetwork(spec), card)
         config = RPGConfig().training(
-            prior=folder, omega_prime=0.01, alpha_hat=0.01, addon_reward=addon, critic_warmup_iterations=0
+            prior=folder,
+            omega_prime=omega_prime,
+            alpha_hat=alpha_hat,
+            addon_reward=addon,
+            critic_warmup_iterations=0,
         )
     config = _ours(config, env, seed, total)
     config._model_config = NetworkConfig(critic_hidden=(WIDTH, WIDTH)).__dict__
@@ -231,7 +246,7 @@ def sbx_ppo(env: str, seed: int, total: int) -> Iterator[tuple[float, Split]]:
     return iterations
 
 
-CONTENDERS: dict[str, Contender] = {f.__name__: f for f in (spg, rpg, rllib_ppo, sb3_ppo, sbx_ppo)}
+CONTENDERS: dict[str, Contender] = {f.__name__: f for f in (spg, rpg, conditioned, rllib_ppo, sb3_ppo, sbx_ppo)}
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ ENVS = ("HalfCheetah-v5", "Hopper-v5", "Ant-v5")
 NAMES = {
     "spg": "SPG (this project)",
     "rpg": "RPG (this project)",
+    "conditioned": "RPG for a range of weights (this project)",
     "rllib_ppo": "RLlib PPO",
     "sb3_ppo": "Stable-Baselines3 PPO",
     "sbx_ppo": "SBX PPO (JAX)",
@@ -127,6 +128,9 @@ def render(runs: list[Run], rounds: int, iterations: int) -> str:
     if {"spg", "rpg"} <= set(names):
         cells = " | ".join(f"{100 * (speed[e, 'spg'] / speed[e, 'rpg'] - 1):.1f} %" for e in envs)
         lines.append(f"| cost of RPG over SPG (prior, add-on, KL) | {cells} |")
+    if {"rpg", "conditioned"} <= set(names):
+        cells = " | ".join(f"{100 * (speed[e, 'rpg'] / speed[e, 'conditioned'] - 1):.1f} %" for e in envs)
+        lines.append(f"| cost of being told two weights | {cells} |")
     lines += ["", "| process | peak memory MB | process start to first iteration s |", "| --- | ---: | ---: |"]
     for name in names:
         mine = [run for run in runs if run["contender"] == name and run["env"] == envs[0]]
@@ -140,7 +144,7 @@ def render(runs: list[Run], rounds: int, iterations: int) -> str:
         "| | iteration | stepping environments | policy and arrays | update | weight sync | metrics and rest |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name in (n for n in ("spg", "rpg", "rllib_ppo") if n in names):
+    for name in (n for n in ("spg", "rpg", "conditioned", "rllib_ppo") if n in names):
         parts = zip(*(split(run) for run in runs if run["contender"] == name and run["env"] == envs[0]), strict=True)
         lines.append(f"| {NAMES[name]} | " + " | ".join(f"{statistics.median(x):.1f}" for x in parts) + " |")
     return "\n".join(lines) + "\n"

@@ -35,9 +35,11 @@ _LOOK_EVERY_S = 0.25
 _RECENT_S = 15  # a trial that waits to be started again reports nothing
 _REPORTS = f"disk{HEAD}/session_2*/artifacts/*/*/driver_artifacts/*/result.json"  # before Tune copies them
 _PACED = '''
+import os
+
 
 class Paced(Faulty):
-    """Takes its time, so that a trial lasts long enough for something to happen to it."""
+    """Takes its time, so that a trial lasts long enough for something to happen to it; a trial waits while ``held``."""
 
     def __init__(self, folder, pace_s):
         super().__init__(folder)
@@ -45,6 +47,8 @@ class Paced(Faulty):
 
     def step(self, action):
         time.sleep(self.pace_s)
+        while "RAY_RAYLET_PID" in os.environ and (self.folder / "held").exists():  # a driver tries the task, too
+            time.sleep(0.05)
         return super().step(action)
 '''
 

@@ -341,8 +341,10 @@ def test_a_worker_is_killed_and_a_second_driver_refused() -> None:
         own = {"PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in ("algorithms", "platform"))}
         fire.following = fire.machines.start(HEAD, sweep, cwd=fire.checkout, **own)
         fire.wait((Path(fire.storage) / NAME / "status.json").exists)
+        (held := fire.folder / "held").touch()  # a busy machine takes longer for the second driver than for the trials
         second = fire.machines.start(WORKER, sweep, cwd=fire.checkout, **own)
         fire.wait(lambda: second.poll() is not None)
+        held.unlink()
         assert second.returncode == 2
         assert "is being run by process" in fire.machines.log(WORKER)
         [hurt] = fire.wait(lambda: fire.midway(WORKER))

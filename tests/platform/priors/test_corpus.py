@@ -37,5 +37,6 @@ def test_log_probabilities_are_the_sources_own(name: str, tmp_path: Path) -> Non
         found, expected = found[exact], expected[exact]
     assert len(found) >= LEAST
     assert expected.std() > 0.01, "there is something to get wrong"
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    # Networks of float32 round their sums in another order on another processor.
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=3e-5)
     assert (network.spec.graph is None) == entry.perceptron
