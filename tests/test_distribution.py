@@ -128,7 +128,7 @@ def test_the_sweeps_of_the_wheel_can_be_planned_outside_a_checkout(wheel: Path, 
     assert plan["sweep"] == "quickstart"
     assert plan["trials"] == 7  # six settings and the prior
     # A prior that is not shipped is looked for, and trained, beside the working directory and never in the package.
-    assert f"{work / 'priors' / 'hopper-spg'}" in rpg("plan", "hopper", "--no-calibrate", code=2)
+    assert f"{work / 'priors' / 'swimmer-spg'}" in rpg("plan", "swimmer", "--no-calibrate", code=2)
     assert f"{work / 'priors' / 'ant-spg'}" in rpg("plan", "paper/ant_customise", "--no-calibrate", code=2)
     assert rpg("plan", "priors/hopper", "--no-calibrate")
     assert "quickstar: neither a file nor a shipped sweep; did you mean 'quickstart'?" in rpg(

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from benchmarks.conditioned.records import KEEP, OBJECTIVE, RULE, Curve, Records, Scores, Setting
+from benchmarks.conditioned.records import KEEP, OBJECTIVE, RULE, Records, Scores, Setting
 from benchmarks.conditioned.study import EACH, LONG, RANGE, Study
 from benchmarks.reproduction.plan import ENVIRONMENTS
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from rpg_algorithms.addons import Array
 from rpg_platform.results.difference import mean_interval, ratio_interval
 from rpg_platform.results.names import SYMBOLS
 from rpg_platform.results.statistics import Interval
@@ -149,9 +148,9 @@ class Section:
             long = self.scores[LONG]
             for setting, colour in zip(long.settings, ("#d55e00", "#009e73", "#cc79a7"), strict=False):
                 trained = long.curves(setting)
-                steps = np.linspace(0, max(curve.steps[-1] for curve in trained), 60)
-                values = [_interpolated(curve, steps) for curve in trained]
-                curves.plot(steps, np.nanmean(values, axis=0), color=colour, label=f"separate, {_named(setting)}")
+                steps = np.linspace(max(c.steps[0] for c in trained), min(c.steps[-1] for c in trained), 60)
+                values = [np.interp(steps, curve.steps, curve.objective) for curve in trained]
+                curves.plot(steps, np.mean(values, axis=0), color=colour, label=f"separate, {_named(setting)}")
                 end = float(np.mean(self.scores[RANGE].over_seeds(setting, OBJECTIVE)))
                 curves.axhline(end, color=colour, ls="--")
             curves.set(xlabel="env steps", ylabel="J (dashed: one training for the range, at its end)")
@@ -159,10 +158,6 @@ class Section:
             curves.legend(frameon=False)
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=140)
-
-
-def _interpolated(curve: Curve, at: Array) -> Array:
-    return np.interp(at, curve.steps, curve.objective, left=np.nan, right=np.nan)
 
 
 def _filled(text: str) -> str:

@@ -64,7 +64,13 @@ def test_shipped_specifications(file: Path) -> None:
     assert loaded.description
 
 
-@pytest.mark.parametrize("name", ["quickstart", "halfcheetah", "paper_baselines", "repeat_entropy", "priors/hopper"])
+RUN_AS_THEY_ARE = (
+    *("quickstart", "halfcheetah", "halfcheetah_conditioned", "hopper", "hopper_conditioned"),
+    *("paper_baselines", "repeat_entropy", "priors/hopper"),
+)
+
+
+@pytest.mark.parametrize("name", RUN_AS_THEY_ARE)
 def test_shipped_specifications_that_run_in_a_fresh_clone(name: str) -> None:
     """Their priors are shipped with the package, or they need none, so the default checks pass."""
     loaded = load_spec(ROOT / "tune_configs" / f"{name}.yaml")
