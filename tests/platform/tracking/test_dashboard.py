@@ -57,7 +57,7 @@ def read(url: str) -> str:
 
 def first_line_with(process: subprocess.Popen[str], text: str) -> str:
     assert process.stdout is not None
-    timer = threading.Timer(LIMIT_S, process.kill)
+    timer = threading.Timer(LIMIT_S, process.terminate)
     timer.start()
     try:
         for line in process.stdout:

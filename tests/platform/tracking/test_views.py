@@ -54,12 +54,13 @@ def address(folder: SweepFolder) -> Iterator[str]:
     command = [sys.executable, "-m", "rpg_platform.cli", "ui", "made", "--storage", folder.storage, "--port", "0"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "BROWSER": str(browser)}
     process = subprocess.Popen([*command, "--open"], stdout=subprocess.PIPE, text=True, env=environment)
-    timer = threading.Timer(LIMIT_S, process.kill)
+    timer = threading.Timer(LIMIT_S, process.terminate)
     timer.start()
     try:
         assert process.stdout is not None
         lines = iter(process.stdout)
         found = next(match.group() for line in lines if (match := re.search(r"http://\S+", line)))
+        timer.cancel()  # the tests may take longer
         for _ in range(100):
             if noted.exists() and noted.read_text():
                 break
