@@ -5,7 +5,8 @@
     python -m benchmarks.reproduce --write-only     # the page again, from what MLflow has by now
 
 It takes days. Ctrl-C saves what is running, and the same command goes on; nothing that is finished is trained again.
-The page is written after each sweep, from the MLflow store in the storage alone.
+The page is written after each sweep, from MLflow alone. A finished sweep is kept beside the code
+(benchmarks/reproduction/kept/): another machine goes on from there, and --anew trains everything itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+from benchmarks.reproduction.kept import KEPT, Kept
 from benchmarks.reproduction.page import write_page
 from benchmarks.reproduction.plan import ENVIRONMENTS, EXPERIMENTS, ROOT, Scope
 from benchmarks.reproduction.records import Store
@@ -39,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--storage", help=f"default: {DEFAULT_STORAGE}/reproduction, quick: …/reproduction-quick")
     parser.add_argument("--out", type=Path, help="the page; default: docs/reproduction.md, quick: in the storage")
     parser.add_argument("--quick", action="store_true", help="one environment, two seeds, two settings, tiny budgets")
+    parser.add_argument("--anew", action="store_true", help="train what other machines have finished, too")
     parser.add_argument("--write-only", action="store_true", help="train nothing")
     return parser.parse_args()
 
@@ -51,13 +54,14 @@ def main() -> int:
     storage = storage_path(given.storage or f"{DEFAULT_STORAGE}/reproduction{'-quick' if quick else ''}")
     uri = default_tracking_uri(storage)
     out = given.out or (Path(storage) / "reproduction.md" if quick else PAGE)
+    kept = Kept(None if quick or given.anew else KEPT)
     shown = Scope(environments, quick=True) if quick else Scope()
 
     def tell(line: str) -> None:
         print(line, flush=True)
 
     def write() -> None:
-        write_page(Store(uri), shown, out)
+        write_page(Store(uri, kept), shown, out)
         tell(f"Page        {out}")
 
     try:
@@ -70,7 +74,7 @@ def main() -> int:
 
         scope = Scope(environments, tuple(given.experiments), quick)
         with variables({VIDEOS: os.environ.get(VIDEOS, "0")}):
-            return 0 if Driver(scope, storage, uri, tell, write).run() else 1
+            return 0 if Driver(scope, storage, uri, tell, write, kept).run() else 1
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from benchmarks.reproduction.driver import Driver, NotReadyError
 from benchmarks.reproduction.figures import number
+from benchmarks.reproduction.kept import Kept, KeptSweep
 from benchmarks.reproduction.page import write_page
 from benchmarks.reproduction.plan import CONFIGS, ENVIRONMENTS, FINAL_EVALUATION_SEED, ROOT, SEEDS, Scope, Step
 from benchmarks.reproduction.records import Store
@@ -25,6 +26,8 @@ from scipy.optimize import brentq
 from tests.platform.resolved import resolved
 from tests.platform.tracking.toy_sweep import trial_of
 
+from rpg_algorithms import load_bundle
+from rpg_platform.bundles import SHIPPED
 from rpg_platform.evaluation.episode_file import EvaluatedPolicy, write_episodes
 from rpg_platform.evaluation.play import Episodes
 from rpg_platform.results.difference import mean_interval, ratio_interval
@@ -115,6 +118,20 @@ def test_a_sweep_waits_for_what_it_needs_and_is_never_continued_as_another(tmp_p
     SweepFolder(str(tmp_path), prior.name).create(other, None)
     with pytest.raises(ValueError, match=r"seeds was \[0\], now .*begin another one \(--storage\)"):
         driver._sweep(prior)
+
+
+def test_a_prior_that_another_machine_trained_is_gone_on_from(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "kept")
+    [prior] = QUICK.of("prior", "hopper")
+    kept.keep(prior, KeptSweep(tags={}, trials={}), {100: SHIPPED["hopper-spg"]})
+    driver = Driver(QUICK, str(tmp_path / "s"), default_tracking_uri(tmp_path / "s"), print, lambda: None, kept)
+    tuning, other = QUICK.of("tuning", "hopper")[:2]
+    found = driver._sweep(tuning).prior
+    assert found is not None
+    assert found.card.content_hash == load_bundle(SHIPPED["hopper-spg"]).card.content_hash
+    with pytest.raises(NotReadyError, match="prior-hopper of seed 101 is not trained"):
+        driver._sweep(other)
+    assert Store(driver.uri, kept).is_complete(QUICK, prior)
 
 
 # ---- a store -------------------------------------------------------------------------------------
@@ -249,6 +266,13 @@ def test_the_page_has_what_mlflow_has(tmp_path: Path) -> None:
     assert rows(page, unsound)[0][4:6] == [f"2 of {trained}", "**missed** so far"]
     assert health == ["RPG", "6", "0", "2.00", "1"]
     assert rows(page, "Full, from the prior's weights")[-1] == ["Full, from the prior's weights", "6", "1", "60.0", "0"]
+    # What is kept of the sweeps is all that the page needs.
+    kept = Kept(tmp_path / "kept")
+    for step in QUICK.steps():
+        if step.stage != "prior":
+            kept.keep(step, Store(store).to_keep(step), {})
+    write_page(Store(default_tracking_uri(tmp_path / "nothing"), kept), QUICK, out)
+    assert out.read_text() == page
 
 
 # ---- the whole path ------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from benchmarks.reproduction.kept import Kept
 from benchmarks.reproduction.plan import Scope, Step, Weights
 from benchmarks.reproduction.records import Store, chosen_in
 from benchmarks.speed import machine
@@ -45,13 +46,14 @@ class Progress:
         scope: what is to be run.
         storage: where.
         tell: prints a line.
+        finished: names of sweeps that are kept already.
     """
 
-    def __init__(self, scope: Scope, storage: str, tell: Callable[[str], None]) -> None:
+    def __init__(self, scope: Scope, storage: str, tell: Callable[[str], None], finished: Collection[str] = ()) -> None:
         self._tell, self._storage = tell, storage
         self._total = {step.name: scope.env_steps(step) for step in scope.steps()}
         self._each = {step.name: max(trial.env_steps for trial in scope.trials(step)) for step in scope.steps()}
-        self._done = {name: self._saved(name) for name in self._total}
+        self._done = {name: self._total[name] if name in finished else self._saved(name) for name in self._total}
         self._began, self._before = time.monotonic(), sum(self._done.values())
 
     def _saved(self, name: str) -> float:
@@ -104,12 +106,19 @@ class Driver:
         uri: its MLflow store.
         tell: prints a line.
         written: called after each sweep that was run, to bring the page up to date.
+        kept: the sweeps that are finished already, to which those are added that finish now.
     """
 
     def __init__(
-        self, scope: Scope, storage: str, uri: str, tell: Callable[[str], None], written: Callable[[], None]
+        self,
+        scope: Scope,
+        storage: str,
+        uri: str,
+        tell: Callable[[str], None],
+        written: Callable[[], None],
+        kept: Kept | None = None,
     ) -> None:
-        self.scope, self.storage, self.uri = scope, storage, uri
+        self.scope, self.storage, self.uri, self.kept = scope, storage, uri, kept or Kept(None)
         self._tell, self._written = tell, written
 
     def run(self) -> bool:
@@ -124,13 +133,14 @@ class Driver:
         steps = self.scope.steps()
         if not steps:
             raise ValueError(f"nothing to run: experiment 1 does not have {', '.join(self.scope.environments)}")
-        progress = Progress(self.scope, self.storage, self._tell)
+        finished = {step.name for step in steps if self.kept.sweep(step) is not None}
+        progress = Progress(self.scope, self.storage, self._tell, finished)
         progress.line("1 sweep" if len(steps) == 1 else f"{len(steps)} sweeps")
         missing = []
         Path(self.storage).mkdir(parents=True, exist_ok=True)
         with (Path(self.storage) / LOG_FILE).open("a", encoding="utf-8") as log:
             for number, step in enumerate(steps, 1):
-                if Store(self.uri).is_complete(self.scope, step):
+                if self._store().is_complete(self.scope, step):
                     continue
                 progress.line(f"{step.name} ({number} of {len(steps)})")
                 try:
@@ -140,7 +150,8 @@ class Driver:
                     missing.append(step.name)
                     self._tell(f"{step.name}: left out: {error}")
                     continue
-                Store(self.uri).note_machine(step, machine())
+                self._store().note_machine(step, machine())
+                self._keep(step)
                 for line in lines:
                     self._tell(f"{step.name}: {line}")
                 self._written()
@@ -153,6 +164,19 @@ class Driver:
         if missing:
             self._tell(f"{len(missing)} sweeps lack results: {', '.join(missing)}. The same command tries them again.")
         return not missing
+
+    def _store(self) -> Store:
+        return Store(self.uri, self.kept)
+
+    def _keep(self, step: Step) -> None:
+        """Keeps a sweep that is finished beside the code, with the priors that it trained."""
+        store = self._store()
+        if self.kept.folder is None or not store.is_complete(self.scope, step):
+            return
+        trials = self.scope.trials(step) if step.stage == "prior" else ()
+        states = SweepFolder(self.storage, step.name).trials()
+        priors = {trial.seed: resolve_prior(states[trial.trial_id].checkpoint) for trial in trials}
+        self.kept.keep(step, store.to_keep(step), priors)
 
     def _run(self, step: Step, log: TextIO) -> tuple[bool, list[str]]:
         """Runs or resumes one sweep; returns whether the user stopped it, and what is missing of it."""
@@ -206,7 +230,9 @@ class Driver:
         return SweepSpec.model_validate(spec.model_dump(mode="json") | {"prior": stored.prior})
 
     def _prior(self, environment: str, seed: int) -> str:
-        """The checkpoint that holds the prior of a seed."""
+        """What holds the prior of a seed: a bundle that is kept, or a checkpoint."""
+        if (kept := self.kept.prior(environment, seed)) is not None:
+            return str(kept)
         [step] = self.scope.of("prior", environment)
         [trial] = [each for each in self.scope.trials(step) if each.seed == seed]
         state = SweepFolder(self.storage, step.name).trials().get(trial.trial_id)
@@ -216,7 +242,7 @@ class Driver:
 
     def _chosen(self, step: Step) -> dict[str, Weights]:
         """The settings that tuning chose for the methods of a final sweep."""
-        found = chosen_in(Store(self.uri), self.scope, step.environment)
+        found = chosen_in(self._store(), self.scope, step.environment)
         if found is None:
             raise NotReadyError(f"tuning on {step.environment} has not ended")
         needed = {step.method_of(trial.method) for trial in self.scope.trials(step) if trial.env_steps}

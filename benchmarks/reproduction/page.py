@@ -34,14 +34,12 @@ from benchmarks.reproduction.plan import (
     Scope,
     Stage,
 )
-from benchmarks.reproduction.records import MACHINE, Store, Trained, chosen_in
+from benchmarks.reproduction.records import COMMIT, MACHINE, VERSION, Store, Trained, chosen_in
 
 from rpg_platform.results.report import MODES
 from rpg_platform.review.curves import LOW_EXPLAINED_VARIANCE, SPIKE_KL
 
 WIDTH = 100
-_VERSION = "version."
-_COMMIT = "mlflow.source.git.commit"
 _STAGES: Mapping[Stage, str] = {
     "entropy": "first experiment",
     "prior": "priors",
@@ -82,8 +80,10 @@ class _Page:
                 "its figures mean nothing.**"
             )
         yield _wrapped(
-            "`make reproduce` trains what this page reports and writes the page, from the MLflow store alone. It "
-            "repeats the two experiments of [arXiv 2503.11019](https://arxiv.org/abs/2503.11019) with this project's "
+            "`make reproduce` trains what this page reports and writes the page, from MLflow alone: its own store, and "
+            "what other machines' stores held of sweeps that they finished (`benchmarks/reproduction/kept/`), which "
+            "are not trained again unless `--anew` asks for it. It repeats the two experiments of "
+            "[arXiv 2503.11019](https://arxiv.org/abs/2503.11019) with this project's "
             "own sweeps, those in `tune_configs/paper/`, which `rpg sweep` runs too. It takes days, can be stopped by "
             "Ctrl-C, and goes on when it is started again; `make reproduce-quick` takes the same path in minutes. "
             "`python -m benchmarks.reproduce --help` lists the options."
@@ -141,7 +141,7 @@ class _Page:
         said = {
             "Versions": {_versions(tags) for tags in every},
             "Machine": {tags[MACHINE] for tags in every if MACHINE in tags},
-            "Commits": {tags[_COMMIT][:10] for tags in every if _COMMIT in tags},
+            "Commits": {tags[COMMIT][:10] for tags in every if COMMIT in tags},
         }
         return [f"{what}: {'; '.join(sorted(found))}." for what, found in said.items() if found]
 
@@ -290,9 +290,8 @@ class _Page:
         ]
 
     def _median(self, group: Group) -> str:
-        episodes = [self.store.episodes(trial) for trial in group.trials if trial.is_finished]
-        totals = [found["deterministic"].total_return for found in episodes if found]
-        return number(float(np.median(np.concatenate(totals)))) if totals else "–"
+        totals = [self.store.totals(trial) for trial in group.trials if trial.is_finished]
+        return number(float(np.median(np.concatenate(totals)))) if sum(map(len, totals)) else "–"
 
     def _against(self, environment: str, groups: Mapping[str, Group], other: str) -> list[str]:
         rpg, them = groups["rpg"], groups[other]
@@ -335,7 +334,7 @@ class _Page:
 
 
 def _versions(tags: Mapping[str, str]) -> str:
-    named = sorted((name.removeprefix(_VERSION), value) for name, value in tags.items() if name.startswith(_VERSION))
+    named = sorted((name.removeprefix(VERSION), value) for name, value in tags.items() if name.startswith(VERSION))
     return ", ".join(map(" ".join, named))
 
 

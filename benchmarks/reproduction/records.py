@@ -1,4 +1,7 @@
-"""What MLflow holds of the reproduction: the only thing that choices are made of and the page is written from."""
+"""What MLflow holds of the reproduction: all that choices are made of and the page is written from.
+
+A sweep that ``kept`` has is taken from there: another machine's MLflow held it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from benchmarks.reproduction.kept import Kept, KeptSweep, KeptTrial, thinned
 from benchmarks.reproduction.plan import Scope, Step, Weights
 from mlflow import MlflowClient
 
+from rpg_algorithms.addons import Array
 from rpg_platform.evaluation.episode_file import EVALUATION_FILE, EVALUATION_FOLDER, read_episodes
-from rpg_platform.evaluation.play import Episodes
-from rpg_platform.results.report import FINAL, Mode, Report, is_finished, mean_key, number
+from rpg_platform.results.report import FINAL, FINISHED, Mode, Report, is_finished, mean_key, number
 from rpg_platform.review.curves import Training, stored_trainings
 from rpg_platform.review.sources import StoreSource
 from rpg_platform.spec.logins import with_login
@@ -25,6 +29,10 @@ from rpg_platform.tracking.stored import StoredSweep, stored_sweep
 
 MACHINE = "machine"
 """Tag of a sweep's run: the machine that ran it."""
+VERSION, COMMIT = "version.", "mlflow.source.git.commit"
+"""Tags of it: what the versions' begin with, and the code's commit."""
+_HOURS = "time_total_s"
+_KEYS = (FINISHED, _HOURS)
 _MOST_SWEEPS = 1_000
 
 
@@ -59,7 +67,7 @@ class Trained:
     @property
     def hours(self) -> float:
         """How long it took, evaluations too; 0 where that is not known."""
-        return float(self.report.get("time_total_s", 0.0)) / 3600
+        return float(self.report.get(_HOURS, 0.0)) / 3600
 
     @property
     def is_finished(self) -> bool:
@@ -72,10 +80,12 @@ class Store:
 
     Args:
         uri: its address.
+        kept: the sweeps that another machine finished; they come first.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, kept: Kept | None = None) -> None:
         self.uri = uri
+        self.kept = kept or Kept(None)
         self._sweeps: dict[str, StoredSweep | None] = {}
         self._trials: dict[str, list[Trained]] = {}
         self._trainings: dict[str, Mapping[str, Training]] = {}
@@ -107,18 +117,25 @@ class Store:
 
     def has_ended(self, step: Step) -> bool:
         """Whether every trial of a sweep has come to its end, one way or the other."""
+        if self.kept.sweep(step) is not None:
+            return True
         found = self.sweep(step)
         return found is not None and found.parent.info.status in ("FINISHED", "FAILED")
 
     def trials(self, step: Step) -> list[Trained]:
         """The trials of a sweep that have begun."""
         if step.name not in self._trials:
-            found = self.sweep(step)
-            self._trials[step.name] = [] if found is None else _trained(step, found)
+            if (kept := self.kept.sweep(step)) is not None:
+                self._trials[step.name] = [_of_kept(step, name, each) for name, each in kept.trials.items()]
+            else:
+                found = self.sweep(step)
+                self._trials[step.name] = [] if found is None else _trained(step, found)
         return self._trials[step.name]
 
     def is_complete(self, scope: Scope, step: Step) -> bool:
         """Whether every trial of a sweep is finished, and all that MLflow should have of it is there."""
+        if self.kept.sweep(step) is not None:
+            return True
         found = self.sweep(step)
         finished = sum(trial.is_finished for trial in self.trials(step))
         return found is not None and found.parent.info.status == "FINISHED" and finished == len(scope.trials(step))
@@ -130,26 +147,64 @@ class Store:
 
     def training(self, trial: Trained) -> Training | None:
         """How a trial's training went; None where it reported nothing."""
+        if (kept := self.kept.sweep(trial.step)) is not None:
+            return kept.trials[trial.trial_id].training
         name = trial.step.name
         if name not in self._trainings:
             found = self.sweep(trial.step)
             self._trainings[name] = {} if found is None else stored_trainings(found)
         return self._trainings[name].get(trial.trial_id)
 
-    def episodes(self, trial: Trained) -> Mapping[Mode, Episodes]:
-        """The single episodes of a trial's final evaluation; empty where MLflow does not have them."""
+    def totals(self, trial: Trained) -> Array:
+        """``[N]`` total return of each final episode of the deterministic policy; empty where MLflow lacks them."""
+        if (kept := self.kept.sweep(trial.step)) is not None:
+            return np.array(kept.trials[trial.trial_id].totals)
         found = self.sweep(trial.step)
         content = None if found is None else found.artifact(f"{EVALUATION_FOLDER}/{EVALUATION_FILE}", trial.trial_id)
         if content is None:
-            return {}
+            return np.zeros(0)
         with tempfile.NamedTemporaryFile() as file:
             Path(file.name).write_bytes(content)
-            return read_episodes(file.name)["final"].results
+            return read_episodes(file.name)["final"].results["deterministic"].total_return
 
     def tags(self, step: Step) -> Mapping[str, str]:
         """The tags of a sweep's run; none where it was never started."""
+        if (kept := self.kept.sweep(step)) is not None:
+            return kept.tags
         found = self.sweep(step)
         return {} if found is None else found.parent.data.tags
+
+    def to_keep(self, step: Step) -> KeptSweep:
+        """A finished sweep as ``kept`` takes it."""
+        trials = {trial.trial_id: self._to_keep(trial) for trial in self.trials(step)}
+        tags = {k: v for k, v in self.tags(step).items() if k in (MACHINE, COMMIT) or k.startswith(VERSION)}
+        return KeptSweep(tags=tags, trials=trials)
+
+    def _to_keep(self, trial: Trained) -> KeptTrial:
+        training = self.training(trial)
+        steps, values = thinned(training)
+        figures = {
+            key: value
+            for key, value in trial.report.items()
+            if key in _KEYS or (key.startswith(f"{FINAL}/") and isinstance(value, float))
+        }
+        return KeptTrial(
+            method=trial.method,
+            weights=dict(trial.weights),
+            seed=trial.seed,
+            env_steps=trial.env_steps,
+            error=trial.error,
+            report=figures,
+            steps=steps,
+            values=values,
+            health={} if training is None else dict(training.health),
+            totals=self.totals(trial).tolist(),
+        )
+
+
+def _of_kept(step: Step, trial_id: str, kept: KeptTrial) -> Trained:
+    report = {key: value for key, value in kept.report.items() if value is not None}
+    return Trained(step, trial_id, kept.method, kept.weights, kept.seed, kept.env_steps, report, kept.error)
 
 
 def _trained(step: Step, stored: StoredSweep) -> list[Trained]:

@@ -330,6 +330,7 @@ def test_each_report_is_recorded_once(kind: str, locked: Path, monkeypatch: pyte
         (MEASURED / f"{kind}.json").write_text(json.dumps(found, indent=1))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * LIMIT_S)
 def test_a_worker_is_killed_and_a_second_driver_refused() -> None:
     """The short form: a head that trains too and a worker, a path, and MLflow's own store beside the results."""

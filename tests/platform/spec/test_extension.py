@@ -86,10 +86,10 @@ def test_the_default_warm_up_is_that_of_the_first_budget() -> None:
         extended(stored, small(400_000, critic_warmup_iterations=7))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(4 * LIMIT_S)
 @pytest.mark.parametrize(
-    "number",
-    [pytest.param(signal.SIGTERM, id="stopped", marks=pytest.mark.slow), pytest.param(signal.SIGKILL, id="killed")],
+    "number", [pytest.param(signal.SIGTERM, id="stopped"), pytest.param(signal.SIGKILL, id="killed")]
 )
 def test_an_ended_sweep_goes_on_where_it_was(tmp_path: Path, number: int, read_sweep: ReadSweep) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(RAW))

@@ -47,6 +47,7 @@ RAW = {
 }
 
 
+@pytest.mark.slow
 def test_an_extension_that_is_stopped_keeps_the_last_complete_evaluation(
     local_ray: None, tmp_path: Path, read_sweep: ReadSweep
 ) -> None:

@@ -120,6 +120,7 @@ def run(asked: SweepSpec, resume: bool = False) -> tuple[SweepOutcome, str]:
     return run_sweep(Sweep.resolve(asked, resume=resume), console=Console(file=text, width=200)), text.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * LIMIT_S)
 def test_a_trial_that_hangs_is_ended_retried_and_at_last_named(
     local_ray: None, tmp_path: Path, read_sweep: ReadSweep

@@ -261,6 +261,7 @@ def test_submitted_sweep_runs_the_submitted_code(head: Head, checkout: Path, rea
     assert json.loads(card.read_text())["made_by"]["versions"]["residual-policy-gradient"] == VERSION
 
 
+@pytest.mark.slow
 def test_stopped_job_ends_its_runs(head: Head, checkout: Path, read_sweep: ReadSweep) -> None:
     submit = ("job", "submit", "--no-wait", "--submission-id=endless", "--runtime-env=deploy/runtime_env.yaml", "--")
     command = ("python", "-m", "rpg_platform.cli", "sweep", "tune_configs/endless.yaml")
@@ -281,6 +282,7 @@ def _is_open(run: Run) -> bool:
     return run.info.status not in ("FINISHED", "FAILED", "KILLED")
 
 
+@pytest.mark.slow
 def test_a_sweep_is_run_by_its_name_from_a_laptop(head: Head, checkout: Path, tmp_path: Path) -> None:
     """Submitted, followed over a line that is cut, asked after, stopped, submitted again; and by hand, as printed."""
     file, line = "tune_configs/named.yaml", Line(int(head.address.rpartition(":")[2]))
