@@ -83,6 +83,8 @@ class Study:
             axes = {name: values[:2] if name == first else [values[len(values) // 2]] for name, values in axes.items()}
         raw["weights"] = {**raw["weights"], **{name: {"grid": values} for name, values in axes.items()}}
         raw["resources"] |= {"envs_per_runner": Resources().envs_per_runner}
+        single = load_spec(CONFIGS / f"{self.environment}.yaml", check_files=False)
+        raw["training"] = single.model_dump(mode="json")["training"] | {"anneal_lr": True}
         return SweepSpec.model_validate(raw)
 
     def train(self, records: Records, keep: Callable[[], None]) -> bool:

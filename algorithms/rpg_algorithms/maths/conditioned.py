@@ -1,6 +1,7 @@
 """Customization weights as an input: the range that one training covers, and the numbers that the policy is told.
 
-Dimension letters: B batch, K conditioned weights, F features of them, T time steps, N environments.
+Dimension letters: B batch, D observation size, K conditioned weights, I inputs, F features, T time steps,
+N environments.
 
 Sources: universal value functions (Schaul et al. 2015), dynamic weights in multi-objective RL (Abels et al. 2019).
 """
@@ -129,6 +130,19 @@ def grid(ranges: Sequence[Conditioned], each: int) -> list[dict[str, float]]:
 
     points = itertools.product(*([rounded(r, u) for u in axis] for r in ranges))
     return [dict(zip((r.name for r in ranges), point, strict=True)) for point in points]
+
+
+def inputs(obs: Tensor, u: Tensor) -> Tensor:
+    """``[..., I]``: ``obs`` ``[..., D]``, ``u`` ``[..., K]`` and ``u_k obs`` for each of its entries; I = D + K + K D.
+
+    A layer that is given them has weights and a bias that are linear functions of ``u``.
+    """
+    return torch.cat((obs, u, (u[..., :, None] * obs[..., None, :]).flatten(-2)), dim=-1)
+
+
+def inputs_size(observation_size: int, count: int) -> int:
+    """I of D observed numbers and ``count`` conditioned weights."""
+    return observation_size + count * (1 + observation_size)
 
 
 def features(u: Tensor) -> Tensor:

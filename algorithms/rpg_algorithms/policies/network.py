@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rpg_algorithms.maths.conditioned import Conditioned, features, features_size, told
+from rpg_algorithms.maths.conditioned import Conditioned, features, features_size, inputs, inputs_size, told
 from rpg_algorithms.maths.distributions import Categorical, DiagonalGaussian, DistributionName, make_distribution
 from rpg_algorithms.policies.graph import Graph, GraphNetwork
 from rpg_algorithms.policies.spaces import number_to_json
@@ -120,9 +120,14 @@ class NetworkSpec:
             )
 
     @property
-    def input_size(self) -> int:
+    def row_size(self) -> int:
         """D + K: columns of what the network is given."""
         return self.observation_size + len(self.context)
+
+    @property
+    def input_size(self) -> int:
+        """Columns of what its first layer is given: D, or the inputs of ``maths.conditioned``."""
+        return inputs_size(self.observation_size, len(self.context))
 
     @property
     def dist_inputs_size(self) -> int:
@@ -378,8 +383,9 @@ class ToldScale(nn.Module):
 class PolicyNetwork(nn.Module):
     """Observation normaliser, network and head: observations ``[B, D]`` → ``dist_inputs`` ``[B, P]``.
 
-    One that is told weights takes ``[B, D + K]``: the observation, then ``u`` of each weight. They shift the first
-    layer's bias and the log standard deviation, so at fixed weights it is a plain network (``folded``).
+    One that is told weights takes ``[B, D + K]``: the observation, then ``u`` of each weight. The first layer's weights
+    and bias are linear functions of it and the log standard deviation a quadratic one, so at fixed weights it is a
+    plain network (``folded``).
 
     Attributes:
         mlp: the multilayer perceptron; missing if the specification has a graph.
@@ -405,13 +411,15 @@ class PolicyNetwork(nn.Module):
             self.mlp = make_mlp(spec.input_size, spec.hidden, head, spec.activation)
 
     def normalize(self, obs: Tensor) -> Tensor:
-        """Normalises and clips observations ``[B, D]``, if there is a normaliser; what is told stays as it is."""
-        if self.normalizer is None:
-            return obs
-        if self.spec.context:
-            size = self.spec.observation_size
-            return torch.cat((self._normalized(self.normalizer, obs[..., :size]), obs[..., size:]), dim=-1)
-        return self._normalized(self.normalizer, obs)
+        """What the first layer is given: ``[B, D]`` normalised and clipped, if there is a normaliser.
+
+        Of a network that is told weights ``[B, I]``, the inputs of ``maths.conditioned``.
+        """
+        size = self.spec.observation_size
+        x = obs[..., :size]
+        if self.normalizer is not None:
+            x = self._normalized(self.normalizer, x)
+        return inputs(x, obs[..., size:]) if self.spec.context else x
 
     def _normalized(self, normalizer: RunningMoments, obs: Tensor) -> Tensor:
         # In float64: an observation that hardly varies leaves few digits of float32 after its mean is taken off.
@@ -421,10 +429,11 @@ class PolicyNetwork(nn.Module):
         return (x if clip is None else x.clamp(-clip, clip)).to(obs.dtype)
 
     def head(self, normalized_obs: Tensor) -> Tensor:
-        """``dist_inputs`` ``[B, P]`` of already normalised observations."""
+        """``dist_inputs`` ``[B, P]`` of what ``normalize`` returns."""
         out: Tensor = self.mlp(normalized_obs) if self.graph is None else self.graph(normalized_obs)
         if self.log_std is not None and self.log_std_context is not None:
-            shift = features(normalized_obs[..., self.spec.observation_size :]) @ self.log_std_context.T
+            u = normalized_obs[..., self.spec.observation_size : self.spec.row_size]
+            shift = features(u) @ self.log_std_context.T
             return torch.cat((out, self.log_std + shift), dim=-1)
         if self.log_std is not None:
             return torch.cat((out, self.log_std.expand_as(out)), dim=-1)
@@ -442,14 +451,15 @@ class PolicyNetwork(nn.Module):
         state = other.state_dict()
         if self.spec.context:
             first = state["mlp.0.weight"]
-            state["mlp.0.weight"] = torch.cat((first, first.new_zeros(len(first), len(self.spec.context))), dim=1)
+            added = first.new_zeros(len(first), self.spec.input_size - self.spec.observation_size)
+            state["mlp.0.weight"] = torch.cat((first, added), dim=1)
             if self.log_std_context is not None:
                 state["log_std_context"] = torch.zeros_like(self.log_std_context)
         self.load_state_dict(state)
 
     @torch.no_grad()
     def folded(self, weights: Mapping[str, float]) -> PolicyNetwork:
-        """The plain network that this one is at fixed weights: what it is told is constant, so it joins the biases.
+        """The plain network that this one is at fixed weights: what it is told is constant, so it joins the parameters.
 
         Args:
             weights: a value within its range of each weight in ``spec.context``.
@@ -460,11 +470,12 @@ class PolicyNetwork(nn.Module):
         constants = told(self.spec.context, weights)
         if not self.spec.context:
             return self
-        state, size = dict(self.state_dict()), self.spec.observation_size
-        first = state["mlp.0.weight"]
+        state, size, row = dict(self.state_dict()), self.spec.observation_size, self.spec.row_size
+        first = state["mlp.0.weight"].double()
         u = constants.to(first.device)
-        state["mlp.0.weight"] = first[:, :size].contiguous()
-        state["mlp.0.bias"] = (state["mlp.0.bias"].double() + first[:, size:].double() @ u).float()
+        slopes = first[:, row:].unflatten(1, (len(u), size))
+        state["mlp.0.weight"] = (first[:, :size] + torch.einsum("hkd,k->hd", slopes, u)).float()
+        state["mlp.0.bias"] = (state["mlp.0.bias"].double() + first[:, size:row] @ u).float()
         shift = state.pop("log_std_context", None)
         if shift is not None:
             state["log_std"] = (state["log_std"].double() + shift.double() @ features(u)).float()

@@ -19,7 +19,7 @@ from rpg_algorithms.maths.distributions import HALF_LOG_2PI, LOG_2
 from rpg_algorithms.policies.graph import NumpyGraph
 from rpg_algorithms.policies.graph_ops import np_elu, np_log_softmax, np_softplus
 from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork
-from rpg_algorithms.policies.told import np_features
+from rpg_algorithms.policies.told import np_features, np_inputs
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "relu": lambda x: np.maximum(x, np.float32(0.0), out=x),
@@ -90,8 +90,8 @@ class NumpyPolicy:
                 np.minimum(x, clip, out=x)
                 np.maximum(x, -clip, out=x)
             x = x.astype(np.float32)
-            if self.spec.context:
-                x = np.concatenate((x, obs[..., size:]), axis=-1)
+        if self.spec.context:
+            x = np_inputs(x[..., :size], obs[..., size:])
         out = self._forward(x)
         if self._told_std is None:
             return out

@@ -1,6 +1,6 @@
-"""What a policy is told in numpy: draws of it, and the features of ``maths.conditioned``.
+"""What a policy is told in numpy: draws of it, and the inputs and features of ``maths.conditioned``.
 
-Dimension letters: K conditioned weights, F features of them.
+Dimension letters: D observation size, K conditioned weights, I inputs, F features.
 """
 
 from __future__ import annotations
@@ -8,6 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from rpg_algorithms.addons import Array
+
+
+def np_inputs(obs: Array, u: Array) -> Array:
+    """``[..., I]`` of ``obs`` ``[..., D]`` and ``u`` ``[..., K]``, as ``maths.conditioned.inputs``."""
+    products = u[..., :, None] * obs[..., None, :]
+    return np.concatenate((obs, u, products.reshape(*products.shape[:-2], -1)), axis=-1)
 
 
 def np_features(u: Array) -> Array:
@@ -19,10 +25,15 @@ def np_features(u: Array) -> Array:
 class Draws:
     """An endless sequence of ``u`` that covers the ranges evenly, however many are taken (Roberts' golden ratios).
 
+    It covers ``STRETCH`` times [-1, 1], and what lies outside counts as the ends: of each weight a twelfth of the draws
+    is at each end, which has neighbours on one side only.
+
     Args:
         count: K.
         rng: gives the sequence's start.
     """
+
+    STRETCH = 1.2
 
     def __init__(self, count: int, rng: np.random.Generator) -> None:
         ratio = 2.0
@@ -32,7 +43,7 @@ class Draws:
         self._next = rng.random(count)
 
     def take(self, count: int) -> Array:
-        """``[count, K]`` in [-1, 1)."""
+        """``[count, K]`` in [-1, 1]."""
         drawn = (self._next + np.arange(count)[:, None] * self._step) % 1.0
         self._next = (self._next + count * self._step) % 1.0
-        return (2 * drawn - 1).astype(np.float32)
+        return np.clip(self.STRETCH * (2 * drawn - 1), -1.0, 1.0).astype(np.float32)

@@ -101,7 +101,7 @@ class _Buffers:
         shape = (t, n) if discrete else (t, n, spec.action_size)
         dtype = np.int64 if discrete else np.float32
         return cls(
-            np.empty((t + 1, n, spec.input_size), np.float32),
+            np.empty((t + 1, n, spec.row_size), np.float32),
             np.empty((t, n, policy.outputs_size), np.float32),
             np.empty(shape, dtype),
             np.empty(shape, dtype),

@@ -151,7 +151,7 @@ class FusedUpdate:
         """Takes steps on consecutive minibatches until one's approximate KL exceeds the limit.
 
         Args:
-            obs: ``[B', D]`` normalised, shuffled observations, of which the first ``count * size`` are used.
+            obs: ``[B', D]`` what ``PolicyNetwork.normalize`` gave, shuffled; the first ``count * size`` are used.
             actions: ``[B', A]`` or ``[B']`` as sampled.
             logp_old: ``[B']`` under the policy that acted, nats.
             advantage: ``[B']``.
@@ -212,7 +212,9 @@ class FusedUpdate:
         if self.spec.distribution == "categorical":
             logp, log.entropy[i], backward = self._categorical(policy, action)
         else:
-            logp, log.entropy[i], backward = self._gaussian(policy, action, x[:, self.spec.observation_size :])
+            logp, log.entropy[i], backward = self._gaussian(
+                policy, action, x[:, self.spec.observation_size : self.spec.row_size]
+            )
         log_ratio = np.subtract(logp, logp_old, out=log.log_ratio[i])
         ratio = np.exp(log_ratio)
         unclipped = ratio * advantage

@@ -17,11 +17,13 @@ from rpg_algorithms.maths.conditioned import (
     features,
     features_size,
     grid,
+    inputs,
+    inputs_size,
     spreads,
     told,
 )
 from rpg_algorithms.policies.network import ToldScale
-from rpg_algorithms.policies.told import Draws, np_features
+from rpg_algorithms.policies.told import Draws, np_features, np_inputs
 
 RANGES = {
     "two decades": Conditioned(0.02, 1.6, "w"),
@@ -99,20 +101,42 @@ def test_a_grid_has_the_ends_and_every_setting_of_it_is_in_range(name: str) -> N
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_draws_cover_the_cube_more_evenly_than_chance(count: int) -> None:
+def test_draws_cover_the_cube_more_evenly_than_chance(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def unevenness(points: np.ndarray) -> float:
         return float(qmc.discrepancy((points + 1) / 2, method="CD"))
 
+    monkeypatch.setattr(Draws, "STRETCH", 1.0)
     for taken, share in ((16, 0.7), (100, 0.4), (500, 0.2)):  # chance falls with the root of it, ours about linearly
         ours = [Draws(count, np.random.default_rng(seed)).take(taken) for seed in range(8)]
         chance = [np.random.default_rng(seed).uniform(-1, 1, (taken, count)) for seed in range(8)]
-        assert all((np.abs(points) <= 1).all() and points.dtype == np.float32 for points in ours)
         assert np.mean([unevenness(points) for points in ours]) < share * np.mean([unevenness(p) for p in chance])
     # In pieces it is the same sequence, and another seed's is another.
     draws = Draws(count, np.random.default_rng(0))
     pieces = np.concatenate([draws.take(n) for n in (1, 0, 7, 492)])
     assert pieces == pytest.approx(ours[0], abs=1e-6)
     assert np.abs(ours[0] - ours[1]).min() > 1e-4
+
+
+def test_a_twelfth_of_the_draws_is_at_each_end_and_the_others_lie_between_evenly() -> None:
+    u = Draws(2, np.random.default_rng(0)).take(1200)
+    assert u.dtype == np.float32
+    for column in u.T:
+        assert [(column == -1).mean(), (column == 1).mean()] == pytest.approx([1 / 12, 1 / 12], abs=0.003)
+        between = np.sort(column[np.abs(column) < 1])
+        assert between == pytest.approx(np.linspace(-1, 1, len(between)), abs=0.01)
+
+
+def test_inputs_make_a_layer_linear_in_what_is_told() -> None:
+    generator = torch.Generator().manual_seed(0)
+    obs, u = torch.randn(7, 5, generator=generator), torch.rand(7, 2, generator=generator)
+    found = inputs(obs, u)
+    assert found.shape == (7, inputs_size(5, 2))
+    assert np_inputs(obs.numpy(), u.numpy()).tolist() == found.tolist()
+    weight = torch.randn(3, inputs_size(5, 2), generator=generator)
+    for k in range(7):
+        matrix = weight[:, :5] + u[k, 0] * weight[:, 7:12] + u[k, 1] * weight[:, 12:17]
+        expected = matrix @ obs[k] + weight[:, 5:7] @ u[k]
+        assert (weight @ found[k]).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def test_features_are_the_entries_and_their_products() -> None:

@@ -52,12 +52,12 @@ def train(p: Problem, folder: Path, iterations: int, hide: bool = False, **weigh
         **weights,
     )
     with built(config) as algorithm:
-        if hide:  # what was told is zero where the policy is trained, so its columns stay zero everywhere
+        if hide:  # what was told is zero where the policy is trained, so what it is multiplied by stays zero
             module, size = learner_of(algorithm).actor_critic, p.mdp.num_states
             normalize = module.policy.normalize
 
             def without(obs: torch.Tensor) -> torch.Tensor:
-                return torch.cat((normalize(obs)[..., :size], torch.zeros_like(obs[..., size:])), dim=-1)
+                return normalize(torch.cat((obs[..., :size], torch.zeros_like(obs[..., size:])), dim=-1))
 
             module.policy.normalize = without
         for _ in range(iterations):
