@@ -25,15 +25,13 @@ def np_features(u: Array) -> Array:
 class Draws:
     """An endless sequence of ``u`` that covers the ranges evenly, however many are taken (Roberts' golden ratios).
 
-    It covers ``STRETCH`` times [-1, 1], and what lies outside counts as the ends: of each weight a twelfth of the draws
-    is at each end, which has neighbours on one side only.
+    It covers the angles of the range evenly: ``u`` is their sine, denser towards the ends, which have neighbours on one
+    side only, as Chebyshev's points are.
 
     Args:
         count: K.
         rng: gives the sequence's start.
     """
-
-    STRETCH = 1.2
 
     def __init__(self, count: int, rng: np.random.Generator) -> None:
         ratio = 2.0
@@ -46,4 +44,4 @@ class Draws:
         """``[count, K]`` in [-1, 1]."""
         drawn = (self._next + np.arange(count)[:, None] * self._step) % 1.0
         self._next = (self._next + count * self._step) % 1.0
-        return np.clip(self.STRETCH * (2 * drawn - 1), -1.0, 1.0).astype(np.float32)
+        return np.sin(np.pi / 2 * (2 * drawn - 1)).astype(np.float32)

@@ -117,7 +117,13 @@ class Training(Section):
     """How a policy is trained; the defaults are those that work on HalfCheetah-v5."""
 
     lr: float = Field(default=4e-4, gt=0, le=1, description="Adam's learning rate.")
-    anneal_lr: bool = Field(default=True, description="The learning rate falls linearly to 0 over the budget.")
+    anneal_lr: bool = Field(default=True, description="The learning rate falls to 0 over the budget.")
+    anneal_power: float = Field(
+        default=1.0,
+        ge=1,
+        le=10,
+        description="It falls as (1 - t) to this power, t the share of the budget: 1 linearly, 2 fast at first.",
+    )
     gamma: float = Field(
         default=0.98,
         gt=0,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rpg_algorithms.maths.conditioned import Conditioned
 from rpg_algorithms.policies.bundle import PriorBundle
 from rpg_algorithms.rllib.module import NetworkConfig
 from rpg_platform.spec.methods import METHODS, Argument, training_arguments
+from rpg_platform.spec.sections import Training
 from rpg_platform.spec.space import ConditionedRange
 from rpg_platform.spec.sweep import TrialSpec
 from rpg_platform.storage.sweep import Sweep
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 METRIC = "metric"
 """Name under which the algorithm averages the task's metric."""
+_ANNEALING_POINTS = 11
 
 
 def algorithm_config(
@@ -67,7 +71,7 @@ def algorithm_config(
         critic_warmup_iterations=settings.critic_warmup_iterations,
         addon_reward=task.addon,
         step_metrics={METRIC: task.metric},
-        lr=[[0, settings.lr], [trial.env_steps, 0.0]] if settings.anneal_lr else settings.lr,
+        lr=_learning_rate(settings, trial.env_steps),
         gamma=settings.gamma,
         lambda_=settings.lambda_,
         clip_param=settings.clip_param,
@@ -83,6 +87,14 @@ def algorithm_config(
     if settings.network is not None:
         config.rl_module(model_config=NetworkConfig(**settings.network.model_dump()))
     return config
+
+
+def _learning_rate(settings: Training, env_steps: int) -> float | list[list[float]]:
+    """As RLlib takes it: a number, or points of env steps and rate, between which it is linear."""
+    if not settings.anneal_lr:
+        return settings.lr
+    shares = [0.0, 1.0] if settings.anneal_power == 1 else np.linspace(0, 1, _ANNEALING_POINTS).tolist()
+    return [[round(env_steps * t), settings.lr * (1 - t) ** settings.anneal_power] for t in shares]
 
 
 def _weight(value: Argument) -> Any:
