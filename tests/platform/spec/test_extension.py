@@ -52,6 +52,9 @@ def test_an_extension_says_what_its_schedules_do() -> None:
     assert what_schedules_do(spec(), spec(seeds=3)) == []
     [rate] = what_schedules_do(spec(), spec(budget={"env_steps": 4 * 12 * 2048}))
     assert "0 at 24,576 env steps, goes on at 75 % of training.lr and falls to 0 at 98,304" in rate
+    faster = {"training": RAW["training"] | {"anneal_power": 2}}
+    [rate] = what_schedules_do(spec(**faster), spec(**faster, budget={"env_steps": 4 * 12 * 2048}))
+    assert "goes on at 56.2 % of training.lr" in rate
     weights = {"omega_prime": {"grid": [0.1, [[0, 0.2], [9_000, 0.1]]]}, "alpha_hat": 0.02}
     constant = {"weights": weights, "training": {"anneal_lr": False}}
     [kept] = what_schedules_do(spec(**constant), spec(**constant, budget={"env_steps": 50_000}))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ray import tune
+from ray.rllib.utils.schedules.scheduler import Scheduler
 from tests.platform import own_tasks
 from tests.platform.trial.small import PRIOR, STEPS_PER_ITERATION, WEIGHTS, trial_spec
 
@@ -151,6 +152,15 @@ def check_training_report(method: MethodName, last: dict[str, Any], with_prior: 
         assert "reward_basic_term" not in last  # RPG never sees the basic reward
     assert (last["reward_entropy_term"] == 0) == (method in ("greedy", "ppo"))
     assert (last["reward_addon_term"] == 0) == (method in ("spg", "ppo", "repeat-entropy"))
+
+
+@pytest.mark.parametrize("power", [1, 2.5])
+def test_the_learning_rate_falls_to_zero_as_asked(power: float) -> None:
+    trial = trial_spec("spg", training={"lr": 1e-3, "anneal_power": power}, budget={"env_steps": 100_000})
+    rate = Scheduler(algorithm_config(trial, get_task(trial.task), None).lr, framework="torch")
+    for share in (0.0, 0.15, 0.5, 0.93, 1.0):
+        found = float(rate.update(timestep=int(100_000 * share)))
+        assert found == pytest.approx(1e-3 * (1 - share) ** power, abs=1e-5)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].algorithm is not None])
