@@ -26,6 +26,7 @@ from benchmarks.contenders import BATCH, CONTENDERS
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
+TITLE = "Speed"
 RESULTS, PICTURE = HERE / "RESULTS.md", HERE / "speed.png"
 ENVS = ("HalfCheetah-v5", "Hopper-v5", "Ant-v5")
 NAMES = {
@@ -194,13 +195,16 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=0, help="the core that everything runs on")
     parser.add_argument("--envs", nargs="+", default=list(ENVS), choices=ENVS)
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--title", default=TITLE, help="the section; its picture goes with the whole comparison alone")
     parser.add_argument("--dry-run", action="store_true", help="print the section instead of writing it")
     arguments = parser.parse_args()
     runs = measure(arguments.rounds, arguments.iterations, arguments.core, arguments.envs, arguments.contenders)
     section = render(runs, arguments.rounds, arguments.iterations)
-    if not arguments.dry_run:
-        draw(runs)
-    publish("Speed", section + f"\n![Speed]({PICTURE.name})\n", arguments.dry_run)
+    if arguments.title == TITLE:
+        section += f"\n![Speed]({PICTURE.name})\n"
+        if not arguments.dry_run:
+            draw(runs)
+    publish(arguments.title, section, arguments.dry_run)
 
 
 if __name__ == "__main__":
