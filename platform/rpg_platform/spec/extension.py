@@ -105,8 +105,8 @@ def what_schedules_do(stored: SweepSpec, spec: SweepSpec) -> list[str]:
         return []
     said = []
     if any(value is True for value in spec.training.candidates("anneal_lr")):
-        least = min(spec.training.candidates("anneal_power"))
-        share = 100 * (1 - before / after) ** least
+        powers = [each for each in spec.training.candidates("anneal_power") if isinstance(each, int | float)]
+        share = 100 * (1 - before / after) ** min(powers, default=1.0)
         said.append(
             f"Learning rate: 0 at {before:,} env steps, goes on at {share:.3g} % of training.lr and falls to 0 at "
             f"{after:,}: the schedule of the new budget. Returns may dip before they rise"
