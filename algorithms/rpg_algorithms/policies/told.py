@@ -5,7 +5,10 @@ Dimension letters: D observation size, K conditioned weights, I inputs, F featur
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
+from numpy.typing import NDArray
 
 from rpg_algorithms.addons import Array
 
@@ -16,9 +19,14 @@ def np_inputs(obs: Array, u: Array) -> Array:
     return np.concatenate((obs, u, products.reshape(*products.shape[:-2], -1)), axis=-1)
 
 
+@cache
+def _pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    return np.triu_indices(count)  # slow beside a small policy's step
+
+
 def np_features(u: Array) -> Array:
     """``[..., F]`` of ``u`` ``[..., K]``, as ``maths.conditioned.features``."""
-    rows, columns = np.triu_indices(u.shape[-1])
+    rows, columns = _pairs(u.shape[-1])
     return np.concatenate((u, u[..., rows] * u[..., columns]), axis=-1)
 
 

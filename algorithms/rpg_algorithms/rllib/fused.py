@@ -177,11 +177,12 @@ class FusedUpdate:
         if self.settings.standardize and size > 1:
             ad = ad - ad.mean(1, keepdims=True)
             ad /= ad.std(1, ddof=1, keepdims=True) + np.float32(1e-8)
+        told = None if self._told is None else np_features(x[..., self.spec.observation_size : self.spec.row_size])
         log = _Log.allocate(count, size)
         taken = count
         with FlatAdam(self.flat) as adam:
             for i in range(count):
-                self._gradient(x[i], a[i], lo[i], ad[i], tg[i], log, i)
+                self._gradient(x[i], a[i], lo[i], ad[i], tg[i], None if told is None else told[i], log, i)
                 if kl_limit < math.inf and self._kl(log.log_ratio[i]) > kl_limit:
                     taken = i
                     break
@@ -203,7 +204,15 @@ class FusedUpdate:
         return float(shared)
 
     def _gradient(
-        self, x: Array, action: Array, logp_old: Array, advantage: Array, target: Array, log: _Log, i: int
+        self,
+        x: Array,
+        action: Array,
+        logp_old: Array,
+        advantage: Array,
+        target: Array,
+        told: Array | None,
+        log: _Log,
+        i: int,
     ) -> None:
         """Fills the flat gradient and row ``i`` of the log."""
         s, scale = self.settings, np.float32(-1.0 / len(x))
@@ -212,9 +221,7 @@ class FusedUpdate:
         if self.spec.distribution == "categorical":
             logp, log.entropy[i], backward = self._categorical(policy, action)
         else:
-            logp, log.entropy[i], backward = self._gaussian(
-                policy, action, x[:, self.spec.observation_size : self.spec.row_size]
-            )
+            logp, log.entropy[i], backward = self._gaussian(policy, action, told)
         log_ratio = np.subtract(logp, logp_old, out=log.log_ratio[i])
         ratio = np.exp(log_ratio)
         unclipped = ratio * advantage
@@ -238,20 +245,22 @@ class FusedUpdate:
             for stack, grad in zip(self.stacks, grads, strict=True):
                 stack.backward(x, [grad])
 
-    def _gaussian(self, out: Array, action: Array, u: Array) -> tuple[Array, float, Callable[[Array, Any], Array]]:
+    def _gaussian(
+        self, out: Array, action: Array, told: Array | None
+    ) -> tuple[Array, float, Callable[[Array, Any], Array]]:
         """``logp`` (before squashing's constant), mean entropy, and the gradient with respect to the outputs.
 
-        ``u`` is what the policy is told, ``[B, K]``.
+        ``told`` are the features of what the policy is told, ``[B, F]``.
         """
         a = self.spec.action_size
         mean, raw = out[:, :a], out[:, a:]
-        free, told = self._log_std, None
+        free = self._log_std
         if free is None:
             log_std = np.clip(raw, *self.spec.log_std_bounds)
-        elif self._told is None:
+        elif told is None:
             log_std = free
         else:
-            told = np_features(u)
+            assert self._told is not None
             log_std = told @ self._told.T
             log_std += free
         inverse = np.exp(-log_std)
