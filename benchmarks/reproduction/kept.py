@@ -5,18 +5,15 @@ A file holds what the page and the choices need of a sweep, as MLflow had it; be
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from benchmarks.reproduction.plan import Step
 from pydantic import BaseModel
 
-from rpg_algorithms.addons import Array
+from rpg_platform.results.report import as_json, figures_from_json
 from rpg_platform.review.curves import Training
 
 KEPT = Path(__file__).resolve().parent / "kept"
@@ -25,7 +22,6 @@ POINTS = 60
 """Of a learning curve, at most."""
 DRAWN = ("total_return", "basic_return")
 """Of the learning curves."""
-_DIGITS = 12
 Figure = float | bool | None
 
 
@@ -56,9 +52,8 @@ class KeptTrial(BaseModel):
         """How its training went; None where it reported nothing."""
         if not self.steps:
             return None
-        values = {name: np.array([math.nan if x is None else x for x in of]) for name, of in self.values.items()}
-        health = {name: math.nan if x is None else x for name, x in self.health.items()}
-        return Training(np.array(self.steps), values, np.zeros(0), {}, health)
+        values = {name: np.array(of, dtype=np.float64) for name, of in self.values.items()}  # None becomes NaN
+        return Training(np.array(self.steps), values, np.zeros(0), {}, figures_from_json(self.health))
 
 
 class KeptSweep(BaseModel):
@@ -100,9 +95,8 @@ class Kept:
         self.folder.mkdir(parents=True, exist_ok=True)
         for seed, bundle in priors.items():
             shutil.copytree(bundle, self.folder / "priors" / f"{step.environment}-{seed}", dirs_exist_ok=True)
-        content = json.dumps(_rounded(sweep.model_dump(mode="json")), indent=None, separators=(",", ":"))
         unfinished = self.folder / f".{step.name}.json"
-        unfinished.write_text(content + "\n", encoding="utf-8")
+        unfinished.write_text(sweep.model_dump_json() + "\n", encoding="utf-8")
         unfinished.replace(self.folder / f"{step.name}.json")
         self._read.pop(step.name, None)
 
@@ -112,16 +106,4 @@ def thinned(training: Training | None) -> tuple[list[float], dict[str, list[floa
     if training is None:
         return [], {}
     chosen = np.unique(np.linspace(0, len(training.steps) - 1, POINTS).round().astype(int))
-    return training.steps[chosen].tolist(), {name: _nullable(training.values[name][chosen]) for name in DRAWN}
-
-
-def _nullable(values: Array) -> list[float | None]:
-    return [float(x) if math.isfinite(x) else None for x in values]
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
+    return training.steps[chosen].tolist(), {name: as_json(training.values[name][chosen]) for name in DRAWN}

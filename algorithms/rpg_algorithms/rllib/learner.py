@@ -55,7 +55,7 @@ class Samples:
     """One update's training samples, flat over time and environments.
 
     Attributes:
-        obs: ``[B, D]`` normalised observations.
+        obs: ``[B, D]`` what the policy's ``normalize`` gives; of one that is told weights ``[B, I]``.
         actions: ``[B, A]`` or ``[B]`` as sampled.
         logp_old: ``[B]`` under the policy that acted, nats.
         advantage: ``[B]``.

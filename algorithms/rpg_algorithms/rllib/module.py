@@ -66,7 +66,7 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     Attributes:
         policy: the policy being trained, with its observation normaliser.
-        critic: V(s) on the policy's normalised observations. Not on env runners.
+        critic: V(s) on what the policy's ``normalize`` gives. Not on env runners.
         prior: the frozen prior, or None. Not on env runners.
         reward_scale: running spread of the discounted return, which rewards are divided by; a function of the weights
             that the policy is told. Not on env runners.
@@ -131,7 +131,7 @@ class ActorCriticModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         self.load_state_dict(exact, strict=False)
 
     def values(self, normalized_obs: Tensor) -> Tensor:
-        """V(s) ``[B]`` at normalised observations ``[B, D]``."""
+        """V(s) ``[B]`` at what the policy's ``normalize`` gives."""
         result: Tensor = self.critic(normalized_obs).squeeze(-1)
         return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from rpg_platform.spec.checks import expand
 from rpg_platform.spec.sweep import WARMUP, SweepSpec, default_warmup
@@ -105,8 +105,8 @@ def what_schedules_do(stored: SweepSpec, spec: SweepSpec) -> list[str]:
         return []
     said = []
     if any(value is True for value in spec.training.candidates("anneal_lr")):
-        powers = [each for each in spec.training.candidates("anneal_power") if isinstance(each, int | float)]
-        share = 100 * (1 - before / after) ** min(powers, default=1.0)
+        power = min(cast(float, value) for value in spec.training.candidates("anneal_power"))
+        share = 100 * (1 - before / after) ** power
         said.append(
             f"Learning rate: 0 at {before:,} env steps, goes on at {share:.3g} % of training.lr and falls to 0 at "
             f"{after:,}: the schedule of the new budget. Returns may dip before they rise"

@@ -106,6 +106,7 @@ def test_draws_cover_the_cube_more_evenly_than_chance(count: int) -> None:
         return float(qmc.discrepancy((points + 1) / 2, method="CD"))
 
     def angles(points: np.ndarray) -> np.ndarray:
+        assert (np.abs(points) <= 1).all()
         assert points.dtype == np.float32
         return np.arcsin(points.astype(np.float64)) / (np.pi / 2)
 

@@ -124,8 +124,7 @@ def test_env_runners_draw_differently_and_a_restored_run_draws_anew(tmp_path: Pa
         drawn.append(assert_held(restored.env_runner.sample()[0], 2))
     finally:
         restored.stop()
-    found = np.concatenate(drawn).ravel()
-    assert np.diff(np.sort(found[np.abs(found) < 1])).min() > 1e-5
+    assert np.diff(np.sort(np.concatenate(drawn).ravel())).min() > 1e-5
 
 
 # --- at fixed weights nothing is different
@@ -222,13 +221,13 @@ def test_ranges_of_other_settings_are_refused(tmp_path: Path) -> None:
 
 def test_the_fused_engine_is_autograd(tmp_path: Path) -> None:
     """With entropy in the loss, so that the told standard deviation has both of its gradients."""
-    config = CASES["conditioned"].build_config(tmp_path, entropy_coeff=0.05)
+    config = CASES["conditioned"].build_config(tmp_path, entropy_coeff=0.05).debugging(seed=1)
     eager, fused = (after_updates(config, engine) for engine in ("eager", "fused"))
     for key, tensor in eager[0].items():
         assert torch.allclose(fused[0][key], tensor, atol=2e-5, rtol=1e-4), key
     assert fused[2] == pytest.approx(eager[2], rel=1e-3, abs=1e-4, nan_ok=True)
     # What is told had a gradient, all of it.
-    assert (eager[0]["policy.log_std_context"].abs() > 1e-4).all()
+    assert (eager[0]["policy.log_std_context"].abs() > 1e-3).all()
     assert (eager[0]["policy.mlp.0.weight"][:, 2:].abs() > 1e-4).any(0).all()
 
 
