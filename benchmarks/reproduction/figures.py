@@ -146,16 +146,17 @@ def _mean(values: Sequence[float]) -> float:
 # ---- the two experiments -------------------------------------------------------------------------
 def entropy_groups(store: Store, scope: Scope, environment: str) -> list[Group]:
     """The first experiment on one environment: every planned setting, as far as MLflow has it."""
-    found = []
-    for step in scope.of("entropy", environment):
-        trials = store.trials(step)
-        planned = {}
+    steps = scope.of("entropy", environment)
+    trials = [trial for step in steps for trial in store.trials(step)]
+    planned = {}
+    for step in steps[:1]:  # one a seed, of the same settings
         for trial in scope.trials(step):
             weights = {name: value for name, value in trial.weights.items() if isinstance(value, int | float)}
             planned[trial.group] = (step.method_of(trial.method, weights), weights)
-        for method, weights in sorted(planned.values(), key=lambda e: (list(NAMES).index(e[0]), list(e[1].values()))):
-            own = [trial for trial in trials if trial.method == method and trial.weights == weights]
-            found.append(Group(method, weights, own, len(scope.seeds)))
+    found = []
+    for method, weights in sorted(planned.values(), key=lambda e: (list(NAMES).index(e[0]), list(e[1].values()))):
+        own = [trial for trial in trials if trial.method == method and trial.weights == weights]
+        found.append(Group(method, weights, own, len(scope.seeds)))
     return found
 
 

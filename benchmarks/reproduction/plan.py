@@ -59,7 +59,8 @@ class Step:
     @property
     def name(self) -> str:
         """The sweep's name, which is MLflow's experiment too."""
-        which = SCRATCH if self.is_scratch else self.prior_seed
+        own = self.seeds[0] if len(self.seeds) == 1 else None
+        which = SCRATCH if self.is_scratch else own
         return f"{self.stage}-{self.environment}" + ("" if which is None else f"-{which}")
 
     def method_of(self, method: str, weights: Mapping[str, Any] | None = None) -> str:
@@ -98,7 +99,7 @@ class Scope:
 
     def _first(self, environment: str) -> list[Step]:
         file = f"paper/{environment}_entropy.yaml"
-        return [Step("entropy", environment, file, self.seeds)] if (CONFIGS / file).is_file() else []
+        return [Step("entropy", environment, file, (seed,)) for seed in self.seeds if (CONFIGS / file).is_file()]
 
     def _second(self, environment: str) -> list[Step]:
         customise, scratch = f"paper/{environment}_customise.yaml", f"paper/{environment}_{SCRATCH}.yaml"
