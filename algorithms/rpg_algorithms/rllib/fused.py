@@ -17,6 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from rpg_algorithms.policies.graph_ops import np_log_softmax
 from rpg_algorithms.policies.told import np_features
 from rpg_algorithms.rllib.flat import FlatAdam, FlatParameters
 from rpg_algorithms.rllib.module import ActorCriticModule
+from rpg_algorithms.rllib.trust_region import TrustRegion
 
 ACTIVATIONS = ("relu", "tanh", "elu")
 
@@ -100,7 +102,9 @@ class FusedUpdate:
         if module.policy.log_std_context is not None:
             self._told = self.flat.view(self.flat.value, module.policy.log_std_context).numpy()
             self._told_grad = self.flat.view(self.flat.grad, module.policy.log_std_context).numpy()
-        self._scratch = np.empty(len(self.flat.value), np.float32)
+        self._step = torch.zeros(len(self.flat.value))  # working memory of Adam's, which leaves the last step there
+        own = {id(p) for p in module.policy.parameters()}
+        self._of_policy = [place for p, place in self.flat.slices.items() if id(p) in own]
 
     @staticmethod
     def supports(module: ActorCriticModule, optimizer: torch.optim.Optimizer) -> bool:
@@ -146,9 +150,9 @@ class FusedUpdate:
         target: Tensor,
         size: int,
         count: int,
-        kl_limit: float = math.inf,
+        region: TrustRegion | None = None,
     ) -> tuple[Tensor, int]:
-        """Takes steps on consecutive minibatches until one's approximate KL exceeds the limit.
+        """Takes steps on consecutive minibatches until one's approximate KL leaves the region.
 
         Args:
             obs: ``[B', D]`` what ``PolicyNetwork.normalize`` gave, shuffled; the first ``count * size`` are used.
@@ -158,7 +162,7 @@ class FusedUpdate:
             target: ``[B']`` value targets.
             size: minibatch size.
             count: number of minibatches.
-            kl_limit: no step is taken on a minibatch with a larger KL(pi_old || pi_theta), nats, nor after it.
+            region: no step is taken on a minibatch that shows it left, nor after it.
 
         Returns:
             ``[looked at, 6]``: policy loss, value loss, approximate KL, clip fraction, entropy and gradient norm; and
@@ -180,19 +184,30 @@ class FusedUpdate:
         told = None if self._told is None else np_features(x[..., self.spec.observation_size : self.spec.row_size])
         log = _Log.allocate(count, size)
         taken = count
+
+        def look(i: int) -> float:
+            self._gradient(x[i], a[i], lo[i], ad[i], tg[i], None if told is None else told[i], log, i)
+            return math.nan if region is None else self._kl(log.log_ratio[i])
+
         with FlatAdam(self.flat) as adam:
             for i in range(count):
-                self._gradient(x[i], a[i], lo[i], ad[i], tg[i], None if told is None else told[i], log, i)
-                if kl_limit < math.inf and self._kl(log.log_ratio[i]) > kl_limit:
+                kl = look(i)
+                if region is not None and region.is_left(kl, self._undo, partial(look, i)):
                     taken = i
                     break
                 if self._average is not None:
                     self._average(self.flat.grad)
                 log.norm[i] = self._clip()
-                adam.step(self._scratch)
+                adam.step(self._step.numpy())
         if squash is not None:
             log.entropy[:] = (squash - lo - log.log_ratio).mean(1)  # -log pi of what was sampled
         return torch.from_numpy(log.statistics(self.settings.clip)[: taken + 1]), taken
+
+    def _undo(self, share: float) -> None:
+        """Takes back a share of what is left of the policy's last step."""
+        for place in self._of_policy:
+            self.flat.value[place] += share * self._step[place]
+            self._step[place] *= 1.0 - share
 
     def _kl(self, log_ratio: Array) -> float:
         """The approximate KL of a minibatch (k3), of all learners'."""
