@@ -19,7 +19,7 @@ from rpg_algorithms.maths.distributions import HALF_LOG_2PI, LOG_2
 from rpg_algorithms.policies.graph import NumpyGraph
 from rpg_algorithms.policies.graph_ops import np_elu, np_log_softmax, np_softplus
 from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork
-from rpg_algorithms.policies.told import np_features, np_inputs
+from rpg_algorithms.policies.told import FoldedRows
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "relu": lambda x: np.maximum(x, np.float32(0.0), out=x),
@@ -53,10 +53,13 @@ class NumpyPolicy:
         else:
             self._forward = NumpyGraph(network.graph)
         self._log_std = state["log_std"].copy() if "log_std" in state else None
-        self._told_std: tuple[Array, Array] | None = None
-        if "log_std_context" in state:  # then it is an output like another
-            self._told_std = state["log_std"].copy(), np.ascontiguousarray(state["log_std_context"].T)
-            self._log_std = None
+        self._told: FoldedRows | None = None
+        if self.spec.context:
+            told_std = (
+                (state["log_std"].copy(), state["log_std_context"].copy()) if "log_std_context" in state else None
+            )
+            self._told = FoldedRows(*self._layers[0], self.spec.observation_size, told_std)
+            self._log_std = None if told_std else self._log_std  # then it is an output like another
         self._mean = self._inverse_std = None
         if network.normalizer is not None:
             self._mean = state["normalizer.mean"].copy()  # float64, see PolicyNetwork.normalize
@@ -90,27 +93,27 @@ class NumpyPolicy:
                 np.minimum(x, clip, out=x)
                 np.maximum(x, -clip, out=x)
             x = x.astype(np.float32)
-        if self.spec.context:
-            x = np_inputs(x[..., :size], obs[..., size:])
-        out = self._forward(x)
-        if self._told_std is None:
-            return out
-        log_std, shift = self._told_std
-        return np.concatenate((out, log_std + np_features(obs[..., size:]) @ shift), axis=-1)
+        if self._told is None:
+            return self._forward(x)
+        hidden, log_std = self._told(x[..., :size], obs[..., size:])
+        out = self._after_first(hidden)
+        return out if log_std is None else np.concatenate((out, log_std), axis=-1)
 
     def _perceptron(self, x: Array) -> Array:
-        for weight, bias in self._layers[:-1]:
-            x = x @ weight
-            x += bias
-            x = self._activation(x)
-        weight, bias = self._layers[-1]
+        weight, bias = self._layers[0]
         x = x @ weight
         x += bias
+        return self._after_first(x)
+
+    def _after_first(self, x: Array) -> Array:
+        """The perceptron's outputs from those of its first layer."""
+        for weight, bias in self._layers[1:]:
+            x = self._activation(x) @ weight
+            x += bias
         if self.spec.state_dependent_std and self.spec.distribution != "categorical":
             a = self.spec.action_size
             np.clip(x[..., a:], *self.spec.log_std_bounds, out=x[..., a:])
-        result: Array = x
-        return result
+        return x
 
     def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
         """Draws noise for ``shape`` samples at once: Gumbel ``[*shape, K]``, or normal ``[*shape, A]``.

@@ -1,6 +1,7 @@
-"""What a policy is told in numpy: draws of it, and the inputs and features of ``maths.conditioned``.
+"""What a policy is told in numpy: draws of it, and the layer and features of ``maths.conditioned``.
 
-Dimension letters: D observation size, K conditioned weights, I inputs, F features.
+Dimension letters: D observation size, K conditioned weights, I inputs, F features, H outputs of the layer,
+A action dimensions, N environments.
 """
 
 from __future__ import annotations
@@ -13,12 +14,6 @@ from numpy.typing import NDArray
 from rpg_algorithms.addons import Array
 
 
-def np_inputs(obs: Array, u: Array) -> Array:
-    """``[..., I]`` of ``obs`` ``[..., D]`` and ``u`` ``[..., K]``, as ``maths.conditioned.inputs``."""
-    products = u[..., :, None] * obs[..., None, :]
-    return np.concatenate((obs, u, products.reshape(*products.shape[:-2], -1)), axis=-1)
-
-
 @cache
 def _pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return np.triu_indices(count)  # slow beside a small policy's step
@@ -28,6 +23,48 @@ def np_features(u: Array) -> Array:
     """``[..., F]`` of ``u`` ``[..., K]``, as ``maths.conditioned.features``."""
     rows, columns = _pairs(u.shape[-1])
     return np.concatenate((u, u[..., rows] * u[..., columns]), axis=-1)
+
+
+class FoldedRows:
+    """A first layer that is told weights, folded for each row: its environment is told the same for an episode.
+
+    Args:
+        weight: ``[I, H]`` of ``maths.conditioned.inputs``.
+        bias: ``[H]``.
+        observation_size: D.
+        log_std: ``[A]`` and its coefficients ``[A, F]``; None where the log standard deviation is not told.
+    """
+
+    def __init__(self, weight: Array, bias: Array, observation_size: int, log_std: tuple[Array, Array] | None) -> None:
+        size, count = observation_size, (len(weight) - observation_size) // (observation_size + 1)
+        self._plain, self._bias, self._log_std = weight[:size], bias, log_std
+        self._slopes = weight[size + count :].reshape(count, size, -1)
+        self._shifts = weight[size : size + count]
+        self._u = np.empty(0, np.float32)
+        self._weights: Array
+        self._biases: Array
+        self._log_stds: Array | None = None
+
+    def _fold(self, u: Array) -> None:
+        self._weights = self._plain + np.tensordot(u, self._slopes, axes=1)
+        self._biases = self._bias + u @ self._shifts
+        if self._log_std is not None:
+            free, coefficients = self._log_std
+            self._log_stds = free + np_features(u) @ coefficients.T
+        self._u = u.copy()
+
+    def __call__(self, obs: Array, u: Array) -> tuple[Array, Array | None]:
+        """The layer's outputs ``[N, H]`` and the log standard deviations ``[N, A]`` at ``obs`` ``[N, D]``.
+
+        Args:
+            obs: what ``PolicyNetwork.normalize`` starts from.
+            u: ``[N, K]``; where it is what it was in the call before, nothing is folded anew.
+        """
+        if not np.array_equal(u, self._u):
+            self._fold(u)
+        hidden: Array = np.matmul(obs[..., None, :], self._weights)[..., 0, :]
+        hidden += self._biases
+        return hidden, self._log_stds
 
 
 class Draws:

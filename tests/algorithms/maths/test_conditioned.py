@@ -23,7 +23,7 @@ from rpg_algorithms.maths.conditioned import (
     told,
 )
 from rpg_algorithms.policies.network import ToldScale
-from rpg_algorithms.policies.told import Draws, np_features, np_inputs
+from rpg_algorithms.policies.told import Draws, FoldedRows, np_features
 
 RANGES = {
     "two decades": Conditioned(0.02, 1.6, "w"),
@@ -136,8 +136,12 @@ def test_inputs_make_a_layer_linear_in_what_is_told() -> None:
     obs, u = torch.randn(7, 5, generator=generator), torch.rand(7, 2, generator=generator)
     found = inputs(obs, u)
     assert found.shape == (7, inputs_size(5, 2))
-    assert np_inputs(obs.numpy(), u.numpy()).tolist() == found.tolist()
     weight = torch.randn(3, inputs_size(5, 2), generator=generator)
+    folded = FoldedRows(weight.T.numpy(), np.ones(3, np.float32), 5, None)
+    for row in (u, u.clone(), u.flip(0)):  # folded, as before, and anew
+        expected, (hidden, log_std) = inputs(obs, row) @ weight.T + 1, folded(obs.numpy(), row.numpy())
+        assert hidden == pytest.approx(expected.numpy(), abs=1e-5)
+        assert log_std is None
     for k in range(7):
         matrix = weight[:, :5] + u[k, 0] * weight[:, 7:12] + u[k, 1] * weight[:, 12:17]
         expected = matrix @ obs[k] + weight[:, 5:7] @ u[k]
