@@ -298,9 +298,10 @@ class FusedUpdate:
                     self._log_std_grad += entropy_grad * np.float32(len(zz))
                 return np.asarray(mean_grad)
             std_grad *= column
-            std_grad += entropy_grad
+            if entropy_grad:
+                std_grad += entropy_grad
             if told is not None:
-                np.add.reduce(std_grad, 0, out=self._log_std_grad)
+                np.matmul(self.stacks[0].ones, std_grad, out=self._log_std_grad)
                 np.matmul(std_grad.T, told, out=self._told_grad)
                 return np.asarray(mean_grad)
             low, high = self.spec.log_std_bounds
@@ -374,12 +375,12 @@ class _Stack:
         self._hidden: list[Array] = []
         self._grads: list[Array] = []
         self._out: Array
-        self._ones: Array
+        self.ones: Array
 
     def _allocate(self, rows: int) -> None:
         widths = [len(layer.biases) for layer in self.layers]
         self._rows = rows
-        self._ones = np.ones(rows, np.float32)  # a product with it sums faster than numpy's reduction
+        self.ones = np.ones(rows, np.float32)  # a product with it sums faster than numpy's reduction
         self._hidden = [np.empty((rows, w), np.float32) for w in widths[:-1]]
         self._grads = [np.empty((rows, w), np.float32) for w in widths[:-1]]
         self._out = np.empty((rows, widths[-1]), np.float32)
@@ -414,9 +415,9 @@ class _Stack:
             layer = self.layers[i]
             if i == len(self.layers) - 1:
                 for split, grad in zip(layer.splits, grads, strict=True):
-                    np.matmul(self._ones, grad, out=layer.bias_grads[split])
+                    np.matmul(self.ones, grad, out=layer.bias_grads[split])
             else:
-                np.matmul(self._ones, self._grads[i], out=layer.bias_grads)
+                np.matmul(self.ones, self._grads[i], out=layer.bias_grads)
             if i == 0 and len(self.layers) > 1:
                 np.matmul(self._grads[0].T, x, out=layer.weight_grad)
                 return
