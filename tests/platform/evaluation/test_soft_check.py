@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -13,8 +15,13 @@ from tests.algorithms.proofs.finite_mdp import FiniteMDPEnv, random_mdp, random_
 
 from rpg_algorithms.policies.bundle import PriorBundle, PriorCard, load_bundle, save_bundle
 from rpg_algorithms.policies.network import NetworkSpec, PolicyNetwork
+from rpg_algorithms.policies.numpy_policy import NumpyPolicy
+from rpg_algorithms.rllib.vector_env import make_vector_env
+from rpg_platform.bundles import resolve_prior
+from rpg_platform.evaluation.interventions import UNCHANGED, Features, Interventions
 from rpg_platform.evaluation.soft_check import SoftCheck, soft_check
 from rpg_platform.priors.environment import bare_task
+from rpg_platform.tasks.environments import make_env
 
 ALPHA, GAMMA = 0.4, 0.9
 MDP = random_mdp(3, states=6, actions=4, gamma=GAMMA)
@@ -84,3 +91,15 @@ def test_a_prior_that_is_no_soft_optimum_is_not_called_good(kind: str, tmp_path:
     if kind in ("uniform", "of another reward"):
         assert found.verdict == "not informative"
         assert found.omega_prime is None
+
+
+def test_copies_of_a_state_are_one_state_however_chaotic_the_way_there() -> None:
+    """Hopper's way there amplifies what the rounding of one row of a product and of another differ by."""
+    bundle = load_bundle(resolve_prior("hopper-spg"))
+    task, changes = bare_task(bundle.card.env_id), 8 * [UNCHANGED]
+    found = Interventions(NumpyPolicy(bundle.build()), task, 0.99, seed=0)
+    with closing(make_vector_env(partial(make_env, task), 24, "sync", frozenset())) as envs:
+        returns, nats, own = found._from_states(envs, changes, Features(np.zeros((2, 1, 11))), start=700)
+    assert returns.shape[1] == len(changes)
+    assert len(returns) > 0
+    assert np.isfinite([returns, nats, own]).all()
