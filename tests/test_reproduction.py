@@ -235,7 +235,7 @@ def test_the_page_has_what_mlflow_has(tmp_path: Path) -> None:
         "reproduction-2-hopper.png",
     }
     # The choice is that of the tuning seeds alone, though the final trials order the settings otherwise.
-    tuned, final, health = rows(page, "RPG")
+    tuned, final, trained, health = rows(page, "RPG")
     assert tuned[1:4] == ["2", "none", "ω′ 0.5 · α̂ 0.005"]
     rpg, kl = expected("rpg", "total"), expected("kl", "total")
     assert final[1] == "ω′ 0.5 · α̂ 0.005"
@@ -244,8 +244,10 @@ def test_the_page_has_what_mlflow_has(tmp_path: Path) -> None:
     assert final[6] == number(float(np.median([total + more for total in rpg for more in (-1, 0, 30)])))
     assert final[7] == interval_text(expected("rpg", "kl"))
     assert final[8] == "2"
-    [_, of_kl, against_kl, _] = rows(page, "KL PPO")
+    [_, of_kl, against_kl, _, _] = rows(page, "KL PPO")
     assert of_kl[4] == interval_text(kl)
+    # A made training's returns rise in proportion to its env steps, from its first report on.
+    assert trained[2:5] == [interval_text([share * total for total in rpg]) for share in (0.25, 0.5, 1.0)]
     differences = [a - b for a, b in zip(rpg, kl, strict=True)]
     assert against_kl[1] == interval_text(differences)
     assert against_kl[3].startswith(f"{np.mean(rpg) / np.mean(kl):.3f}")

@@ -119,6 +119,17 @@ def setting(weights: Weights) -> str:
     return " · ".join(f"{SYMBOLS.get(name, name)} {weight_words(value)}" for name, value in weights.items()) or "–"
 
 
+def while_training(store: Store, group: Group, share: float, measure: str = TOTAL) -> Measured:
+    """A method's returns while it trains, after a share of its env steps; between reports they are linear."""
+    found = []
+    for trial in group.trials:
+        training = store.training(trial) if trial.is_finished else None
+        if training is not None and (known := np.isfinite(training.values[measure])).any():
+            at = share * trial.env_steps
+            found.append(float(np.interp(at, training.steps[known], training.values[measure][known])))
+    return Measured(_mean(found), mean_interval(found), len(found), group.seeds)
+
+
 def difference(a: Group, b: Group, measure: str = TOTAL, mode: Mode = "deterministic") -> Measured:
     """The difference of two methods' means, paired by seed."""
     x, y = _pairs(a, b, measure, mode)

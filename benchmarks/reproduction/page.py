@@ -23,6 +23,7 @@ from benchmarks.reproduction.figures import (
     number,
     ratio,
     setting,
+    while_training,
 )
 from benchmarks.reproduction.goals import goals, paper
 from benchmarks.reproduction.plan import (
@@ -48,6 +49,8 @@ _STAGES: Mapping[Stage, str] = {
 }
 Sound = tuple[Trained, Mapping[str, float]]
 _OTHERS = ("prior", "greedy", "kl", "full", SCRATCH)
+_SHARES = (0.125, 0.25, 0.5, 1.0)
+"""Of a training, after which its returns are told."""
 
 
 def write_page(store: Store, scope: Scope, out: Path) -> None:
@@ -248,6 +251,21 @@ class _Page:
                  "clear of zero (deterministic)", "command"],
                 [self._against(environment, groups, other) for other in _OTHERS],
             )  # fmt: skip
+            yield from self._on_the_way(environment, groups)
+
+    def _on_the_way(self, environment: str, groups: Mapping[str, Group]) -> Iterator[str]:
+        """How few env steps it takes."""
+        trained = [group for group in groups.values() if any(trial.env_steps for trial in group.trials)]
+        budgets = {trial.env_steps for group in trained for trial in group.trials} - {0}
+        if len(budgets) != 1:
+            return
+        heads = [f"{share * max(budgets):,.0f} env steps" for share in _SHARES]
+        rows = [
+            [NAMES[group.method], *(while_training(self.store, group, share).text() for share in _SHARES)]
+            for group in trained
+        ]
+        yield _wrapped("Total return of the episodes that were sampled while training, after")
+        yield _table(["method", *heads, "command"], [[*row, self._command(2, environment)] for row in rows])
 
     def _tuned(self, environment: str) -> Iterator[str]:
         found = chosen_in(self.store, self.scope, environment)
