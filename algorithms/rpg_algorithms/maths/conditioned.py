@@ -20,6 +20,8 @@ from torch import Tensor
 from rpg_algorithms.maths.advantages import spread
 
 _FROM_ZERO = 100.0  # a range from 0 is logarithmic above a hundredth of its upper end, about linear below
+TEMPERATURES = ("alpha", "alpha_hat")
+"""Weights of the entropy."""
 SHORTEST_PART = 32
 """Steps whose returns' spread is taken to say something, where each episode has weights of its own."""
 
@@ -132,17 +134,28 @@ def grid(ranges: Sequence[Conditioned], each: int) -> list[dict[str, float]]:
     return [dict(zip((r.name for r in ranges), point, strict=True)) for point in points]
 
 
-def inputs(obs: Tensor, u: Tensor) -> Tensor:
-    """``[..., I]``: ``obs`` ``[..., D]``, ``u`` ``[..., K]`` and ``u_k obs`` for each of its entries; I = D + K + K D.
+def turning(ranges: Sequence[Conditioned]) -> tuple[int, ...]:
+    """Which of the weights the first layer's weights follow; the others move its bias alone.
 
-    A layer that is given them has weights and a bias that are linear functions of ``u``.
+    A temperature beside other weights is not among them: it acts on the standard deviation, and twice as many inputs
+    for it gained nothing.
     """
-    return torch.cat((obs, u, (u[..., :, None] * obs[..., None, :]).flatten(-2)), dim=-1)
+    found = tuple(k for k, each in enumerate(ranges) if each.name not in TEMPERATURES)
+    return found or tuple(range(len(ranges)))
 
 
-def inputs_size(observation_size: int, count: int) -> int:
-    """I of D observed numbers and ``count`` conditioned weights."""
-    return observation_size + count * (1 + observation_size)
+def inputs(obs: Tensor, u: Tensor, turning: Sequence[int]) -> Tensor:
+    """``[..., I]``: ``obs`` ``[..., D]``, ``u`` ``[..., K]``, and ``u_k obs`` for each ``k`` of ``turning``.
+
+    A layer that is given them has a bias that is a linear function of ``u``, and weights that are one of these ``u_k``.
+    """
+    products = u[..., list(turning), None] * obs[..., None, :]
+    return torch.cat((obs, u, products.flatten(-2)), dim=-1)
+
+
+def inputs_size(observation_size: int, count: int, turning: int) -> int:
+    """I of D observed numbers and ``count`` conditioned weights, of which the layer's weights follow ``turning``."""
+    return observation_size + count + turning * observation_size
 
 
 def features(u: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ A action dimensions, N environments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -32,21 +33,30 @@ class FoldedRows:
         weight: ``[I, H]`` of ``maths.conditioned.inputs``.
         bias: ``[H]``.
         observation_size: D.
+        turning: which of the weights that are told ``weight`` follows.
         log_std: ``[A]`` and its coefficients ``[A, F]``; None where the log standard deviation is not told.
     """
 
-    def __init__(self, weight: Array, bias: Array, observation_size: int, log_std: tuple[Array, Array] | None) -> None:
-        size, count = observation_size, (len(weight) - observation_size) // (observation_size + 1)
+    def __init__(
+        self,
+        weight: Array,
+        bias: Array,
+        observation_size: int,
+        turning: Sequence[int],
+        log_std: tuple[Array, Array] | None,
+    ) -> None:
+        size, self._turning = observation_size, list(turning)
+        products = size * len(turning)
         self._plain, self._bias, self._log_std = weight[:size], bias, log_std
-        self._slopes = weight[size + count :].reshape(count, size, -1)
-        self._shifts = weight[size : size + count]
+        self._slopes = weight[len(weight) - products :].reshape(len(turning), size, -1)
+        self._shifts = weight[size : len(weight) - products]
         self._u = np.empty(0, np.float32)
         self._weights: Array
         self._biases: Array
         self._log_stds: Array | None = None
 
     def _fold(self, u: Array) -> None:
-        self._weights = self._plain + np.tensordot(u, self._slopes, axes=1)
+        self._weights = self._plain + np.tensordot(u[..., self._turning], self._slopes, axes=1)
         self._biases = self._bias + u @ self._shifts
         if self._log_std is not None:
             free, coefficients = self._log_std

@@ -39,7 +39,7 @@ from rpg_algorithms.maths.objectives import (
 )
 from rpg_algorithms.maths.rewards import entropy_term, floored, prior_term, transformed_reward
 from rpg_algorithms.policies.comparison import compare
-from rpg_algorithms.policies.network import ToldScale
+from rpg_algorithms.policies.running import ToldScale
 from rpg_algorithms.rllib.compiler import leave_out_compiler, step
 from rpg_algorithms.rllib.fused import FusedUpdate, UpdateSettings
 from rpg_algorithms.rllib.module import ActorCriticModule

@@ -24,11 +24,10 @@ from rpg_algorithms.policies.network import (
     ActivationName,
     NetworkSpec,
     PolicyNetwork,
-    RunningScale,
-    ToldScale,
     make_mlp,
     spec_for_spaces,
 )
+from rpg_algorithms.policies.running import RunningScale, ToldScale
 
 
 @dataclass

@@ -21,8 +21,9 @@ from rpg_algorithms.maths.conditioned import (
     inputs_size,
     spreads,
     told,
+    turning,
 )
-from rpg_algorithms.policies.network import ToldScale
+from rpg_algorithms.policies.running import ToldScale
 from rpg_algorithms.policies.told import Draws, FoldedRows, np_features
 
 RANGES = {
@@ -133,19 +134,32 @@ def test_draws_are_denser_towards_the_ends() -> None:
 
 def test_inputs_make_a_layer_linear_in_what_is_told() -> None:
     generator = torch.Generator().manual_seed(0)
-    obs, u = torch.randn(7, 5, generator=generator), torch.rand(7, 2, generator=generator)
-    found = inputs(obs, u)
-    assert found.shape == (7, inputs_size(5, 2))
-    weight = torch.randn(3, inputs_size(5, 2), generator=generator)
-    folded = FoldedRows(weight.T.numpy(), np.ones(3, np.float32), 5, None)
-    for row in (u, u.clone(), u.flip(0)):  # folded, as before, and anew
-        expected, (hidden, log_std) = inputs(obs, row) @ weight.T + 1, folded(obs.numpy(), row.numpy())
-        assert hidden == pytest.approx(expected.numpy(), abs=1e-5)
-        assert log_std is None
+    obs, u = torch.randn(7, 5, generator=generator), torch.rand(7, 3, generator=generator)
+    found = inputs(obs, u, (0, 2))
+    assert found.shape == (7, inputs_size(5, 3, 2))
+    weight = torch.randn(3, inputs_size(5, 3, 2), generator=generator)
     for k in range(7):
-        matrix = weight[:, :5] + u[k, 0] * weight[:, 7:12] + u[k, 1] * weight[:, 12:17]
-        expected = matrix @ obs[k] + weight[:, 5:7] @ u[k]
+        matrix = weight[:, :5] + u[k, 0] * weight[:, 8:13] + u[k, 2] * weight[:, 13:18]
+        expected = matrix @ obs[k] + weight[:, 5:8] @ u[k]
         assert (weight @ found[k]).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+    folded = FoldedRows(weight.T.numpy(), np.ones(3, np.float32), 5, (0, 2), None)
+    for row in (u, u.clone(), u.flip(0)):  # folded, as before, and anew
+        layer, (hidden, log_std) = inputs(obs, row, (0, 2)) @ weight.T + 1, folded(obs.numpy(), row.numpy())
+        assert hidden == pytest.approx(layer.numpy(), abs=1e-5)
+        assert log_std is None
+
+
+@pytest.mark.parametrize(
+    ("names", "which"),
+    [
+        (("omega_prime", "alpha_hat"), (0,)),
+        (("alpha_hat", "omega"), (1,)),
+        (("alpha",), (0,)),
+        (("kl_coefficient",), (0,)),
+    ],
+)
+def test_a_temperature_moves_the_bias_alone_unless_it_is_alone(names: tuple[str, ...], which: tuple[int, ...]) -> None:
+    assert turning([Conditioned(0.1, 1.0, name) for name in names]) == which
 
 
 def test_features_are_the_entries_and_their_products() -> None:

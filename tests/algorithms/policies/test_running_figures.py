@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rpg_algorithms.policies.network import RunningScale
+from rpg_algorithms.policies.running import RunningScale
 
 
 def merged(*spreads: float, samples: int = 4_096) -> tuple[float, list[float]]:

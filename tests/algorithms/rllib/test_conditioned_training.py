@@ -17,7 +17,7 @@ from tests.algorithms.stepping import after_updates, join
 
 from rpg_algorithms import Conditioned, NetworkConfig, Rollout, RPGConfig, SPGConfig
 from rpg_algorithms.maths.conditioned import told
-from rpg_algorithms.policies.network import ToldScale
+from rpg_algorithms.policies.running import ToldScale
 from rpg_algorithms.policies.told import Draws
 from rpg_algorithms.rllib.env_runner import RolloutEnvRunner
 from rpg_algorithms.rllib.rollout import RolloutBatch, TensorRollout
@@ -171,6 +171,7 @@ def test_the_fixed_paths_rewards_advantages_and_kl(what: str, tmp_path: Path) ->
         policy, critic = module.policy.folded(weights), copy.deepcopy(module.critic.state_dict())
         prior = None if module.prior is None else module.prior.state_dict()
         u, size = told(module.policy.spec.context, weights).float().numpy(), module.policy.spec.observation_size
+        which = module.policy.spec.turning
         here = {key: np.copy(getattr(rollout, key)) for key in ("obs", "last_obs", "final_obs")}
         for array in here.values():
             array[..., size:] = u
@@ -187,7 +188,9 @@ def test_the_fixed_paths_rewards_advantages_and_kl(what: str, tmp_path: Path) ->
         module.policy.load_state_dict(policy.state_dict())
         row, first = size + len(u), critic["0.weight"]
         bias = critic["0.bias"] + first[:, size:row] @ torch.from_numpy(u)
-        weight = first[:, :size] + sum(u[k] * first[:, row + k * size : row + (k + 1) * size] for k in range(len(u)))
+        weight = first[:, :size] + sum(
+            float(u[k]) * x for k, x in zip(which, first[:, row:].split(size, 1), strict=True)
+        )
         module.critic.load_state_dict({**critic, "0.weight": weight, "0.bias": bias})
         if prior is not None:
             assert module.prior.state_dict().keys() == prior.keys()
