@@ -56,6 +56,7 @@ class Record(BaseModel):
 
     Attributes:
         machine: processor and versions.
+        commit: of the code that trained it; empty where it is not known.
         prior: the prior's figures on the same episodes.
         settings: those of its trainings, or of its policy for a range.
         kept: of a policy for a range, the weight that keeps ``KEEP`` of the prior's basic return, as ``rpg weights NAME
@@ -64,6 +65,7 @@ class Record(BaseModel):
     """
 
     machine: str
+    commit: str = ""
     prior: dict[str, float]
     settings: list[Scored]
     kept: tuple[float, float] | None = None
@@ -104,7 +106,7 @@ def _rounded(value: object) -> object:
     return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
-def record_of(found: Found, seed: int, machine: str) -> Record:
+def record_of(found: Found, seed: int, machine: str, commit: str) -> Record:
     """What the trials of one seed came to.
 
     Raises:
@@ -125,7 +127,7 @@ def record_of(found: Found, seed: int, machine: str) -> Record:
             settings.append(Scored(weights=dict(weights_of(trial)), figures=figures))
     mine = [trial for trial, _, _ in found.trained if trial.seed == seed and trial.method != PRIOR]
     kept, curves = _kept(found, seed), _curves(found, mine)
-    return Record(machine=machine, prior=prior, settings=settings, kept=kept, curves=curves)
+    return Record(machine=machine, commit=commit, prior=prior, settings=settings, kept=kept, curves=curves)
 
 
 def weights_of(trial: TrialSpec) -> Setting:
@@ -220,6 +222,10 @@ class Scores:
     def machines(self) -> list[str]:
         """On which they were trained."""
         return list(dict.fromkeys(record.machine for record in self._records.values()))
+
+    def commits(self) -> list[str]:
+        """Of the code that trained them, shortened."""
+        return list(dict.fromkeys(record.commit[:10] for record in self._records.values() if record.commit))
 
 
 def hypervolume(points: Sequence[tuple[float, float]]) -> float:

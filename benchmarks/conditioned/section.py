@@ -71,7 +71,9 @@ class Section:
         yield f"### {ENVIRONMENTS[study.environment]}"
         yield ""
         machines = "; ".join(dict.fromkeys([*ours.machines(), *theirs.machines()]))
-        yield _filled(f"`python -m benchmarks.conditioned --environment {study.environment}`, trained on: {machines}.")
+        commits = ", ".join(dict.fromkeys(each for scores in self.scores.values() for each in scores.commits()))
+        command = f"`python -m benchmarks.conditioned --environment {study.environment}`"
+        yield _filled(f"{command}, trained on: {machines}." + (f" Commits: {commits}." if commits else ""))
         yield ""
         yield _filled(
             f"Means over training seeds, {len(ours.seeds)} of the range and {len(theirs.seeds)} of separate trainings, "

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from benchmarks.conditioned.records import Records, Setting, record_of
 from benchmarks.reproduction.plan import CONFIGS
+from benchmarks.reproduction.records import COMMIT
 from benchmarks.speed import machine
 
 from rpg_algorithms.maths.conditioned import Conditioned, grid
@@ -16,6 +17,7 @@ from rpg_platform.spec.sections import Resources
 from rpg_platform.spec.sweep import SweepSpec
 from rpg_platform.spec.yaml_file import dump_spec, load_spec
 from rpg_platform.storage.sweep_folder import SweepFolder
+from rpg_platform.tracking.run_tags import git_tags
 
 SEEDS = (0, 1, 2, 3, 4)
 SEPARATE = 800_000
@@ -105,6 +107,7 @@ class Study:
                 outcome = run_sweep(Sweep.resolve(folder.spec() if resume else spec, source=source, resume=resume))
                 if outcome.interrupted or outcome.failed:
                     return False
-                records.add(kind, seed, record_of(found_in(folder), seed, machine()))
+                commit = git_tags(CONFIGS).get(COMMIT, "")
+                records.add(kind, seed, record_of(found_in(folder), seed, machine(), commit))
                 keep()
         return True

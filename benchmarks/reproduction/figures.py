@@ -120,13 +120,14 @@ def setting(weights: Weights) -> str:
 
 
 def while_training(store: Store, group: Group, share: float, measure: str = TOTAL) -> Measured:
-    """A method's returns while it trains, after a share of its env steps; between reports they are linear."""
+    """A method's returns while it trains, after a share of its env steps: between two reports on a line."""
     found = []
     for trial in group.trials:
         training = store.training(trial) if trial.is_finished else None
         if training is not None and (known := np.isfinite(training.values[measure])).any():
             at = share * trial.env_steps
-            found.append(float(np.interp(at, training.steps[known], training.values[measure][known])))
+            found.append(float(np.interp(at, training.steps[known], training.values[measure][known], left=math.nan)))
+    found = [value for value in found if math.isfinite(value)]
     return Measured(_mean(found), mean_interval(found), len(found), group.seeds)
 
 

@@ -254,17 +254,19 @@ class _Page:
             yield from self._on_the_way(environment, groups)
 
     def _on_the_way(self, environment: str, groups: Mapping[str, Group]) -> Iterator[str]:
-        """How few env steps it takes."""
+        """What each method returns while it trains: how few env steps a customization takes."""
         trained = [group for group in groups.values() if any(trial.env_steps for trial in group.trials)]
         budgets = {trial.env_steps for group in trained for trial in group.trials} - {0}
         if len(budgets) != 1:
+            if budgets:
+                yield _wrapped("The methods have different env steps: their returns on the way are not compared.")
             return
-        heads = [f"{share * max(budgets):,.0f} env steps" for share in _SHARES]
+        heads = [f"after {share * max(budgets):,.0f} env steps" for share in _SHARES]
         rows = [
             [NAMES[group.method], *(while_training(self.store, group, share).text() for share in _SHARES)]
             for group in trained
         ]
-        yield _wrapped("Total return of the episodes that were sampled while training, after")
+        yield _wrapped("On the way there: total return of the episodes that were sampled while training.")
         yield _table(["method", *heads, "command"], [[*row, self._command(2, environment)] for row in rows])
 
     def _tuned(self, environment: str) -> Iterator[str]:

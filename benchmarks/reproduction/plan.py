@@ -59,7 +59,7 @@ class Step:
     @property
     def name(self) -> str:
         """The sweep's name, which is MLflow's experiment too."""
-        own = self.seeds[0] if len(self.seeds) == 1 else None
+        own = self.seeds[0] if self.stage == "entropy" else self.prior_seed
         which = SCRATCH if self.is_scratch else own
         return f"{self.stage}-{self.environment}" + ("" if which is None else f"-{which}")
 

@@ -134,28 +134,32 @@ def grid(ranges: Sequence[Conditioned], each: int) -> list[dict[str, float]]:
     return [dict(zip((r.name for r in ranges), point, strict=True)) for point in points]
 
 
-def turning(ranges: Sequence[Conditioned]) -> tuple[int, ...]:
-    """Which of the weights the first layer's weights follow; the others move its bias alone.
+def multiplying(ranges: Sequence[Conditioned], has_free_std: bool) -> tuple[int, ...]:
+    """Which of the weights multiply the observation in the first layer's inputs; the others move its bias alone.
 
-    A temperature beside other weights is not among them: it acts on the standard deviation, and twice as many inputs
-    for it gained nothing.
+    A temperature beside other weights is not among them where there is a free log standard deviation, which is its
+    function, too: its products gained nothing there (docs/conditioned.md).
+
+    Args:
+        ranges: all that the policy is told.
+        has_free_std: whether the policy's log standard deviation is a parameter, not the network's output.
     """
-    found = tuple(k for k, each in enumerate(ranges) if each.name not in TEMPERATURES)
+    found = tuple(k for k, each in enumerate(ranges) if not has_free_std or each.name not in TEMPERATURES)
     return found or tuple(range(len(ranges)))
 
 
-def inputs(obs: Tensor, u: Tensor, turning: Sequence[int]) -> Tensor:
-    """``[..., I]``: ``obs`` ``[..., D]``, ``u`` ``[..., K]``, and ``u_k obs`` for each ``k`` of ``turning``.
+def inputs(obs: Tensor, u: Tensor, which: Sequence[int]) -> Tensor:
+    """``[..., I]``: ``obs`` ``[..., D]``, ``u`` ``[..., K]``, and ``u_k obs`` for each ``k`` of ``which``.
 
-    A layer that is given them has a bias that is a linear function of ``u``, and weights that are one of these ``u_k``.
+    A layer that is given them has a bias that is a linear function of ``u``, and weights that are one of those ``u_k``.
     """
-    products = u[..., list(turning), None] * obs[..., None, :]
+    products = u[..., list(which), None] * obs[..., None, :]
     return torch.cat((obs, u, products.flatten(-2)), dim=-1)
 
 
-def inputs_size(observation_size: int, count: int, turning: int) -> int:
-    """I of D observed numbers and ``count`` conditioned weights, of which the layer's weights follow ``turning``."""
-    return observation_size + count + turning * observation_size
+def inputs_size(observation_size: int, count: int, products: int) -> int:
+    """I of D observed numbers and ``count`` conditioned weights, of which ``products`` multiply them."""
+    return observation_size + count + products * observation_size
 
 
 def features(u: Tensor) -> Tensor:

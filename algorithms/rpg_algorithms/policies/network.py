@@ -16,7 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rpg_algorithms.maths.conditioned import Conditioned, features, features_size, inputs, inputs_size, told, turning
+from rpg_algorithms.maths.conditioned import (
+    Conditioned,
+    features,
+    features_size,
+    inputs,
+    inputs_size,
+    multiplying,
+    told,
+)
 from rpg_algorithms.maths.distributions import Categorical, DiagonalGaussian, DistributionName, make_distribution
 from rpg_algorithms.policies.graph import Graph, GraphNetwork
 from rpg_algorithms.policies.running import RunningMoments
@@ -127,12 +135,12 @@ class NetworkSpec:
     @property
     def input_size(self) -> int:
         """Columns of what its first layer is given: D, or the inputs of ``maths.conditioned``."""
-        return inputs_size(self.observation_size, len(self.context), len(self.turning))
+        return inputs_size(self.observation_size, len(self.context), len(self.multiplying))
 
     @property
-    def turning(self) -> tuple[int, ...]:
-        """Which of the weights in ``context`` the first layer's weights follow."""
-        return turning(self.context)
+    def multiplying(self) -> tuple[int, ...]:
+        """Which of the weights in ``context`` multiply the observation in the first layer's inputs."""
+        return multiplying(self.context, self.distribution != "categorical" and not self.state_dependent_std)
 
     @property
     def dist_inputs_size(self) -> int:
@@ -268,7 +276,7 @@ class PolicyNetwork(nn.Module):
         x = obs[..., :size]
         if self.normalizer is not None:
             x = self._normalized(self.normalizer, x)
-        return inputs(x, obs[..., size:], self.spec.turning) if self.spec.context else x
+        return inputs(x, obs[..., size:], self.spec.multiplying) if self.spec.context else x
 
     def _normalized(self, normalizer: RunningMoments, obs: Tensor) -> Tensor:
         # In float64: an observation that hardly varies leaves few digits of float32 after its mean is taken off.
@@ -322,7 +330,7 @@ class PolicyNetwork(nn.Module):
         state, size, row = dict(self.state_dict()), self.spec.observation_size, self.spec.row_size
         first = state["mlp.0.weight"].double()
         u = constants.to(first.device)
-        which = list(self.spec.turning)
+        which = list(self.spec.multiplying)
         slopes = first[:, row:].unflatten(1, (len(which), size))
         state["mlp.0.weight"] = (first[:, :size] + torch.einsum("hkd,k->hd", slopes, u[which])).float()
         state["mlp.0.bias"] = (state["mlp.0.bias"].double() + first[:, size:row] @ u).float()

@@ -58,7 +58,7 @@ class NumpyPolicy:
             told_std = (
                 (state["log_std"].copy(), state["log_std_context"].copy()) if "log_std_context" in state else None
             )
-            self._told = FoldedRows(*self._layers[0], self.spec.observation_size, self.spec.turning, told_std)
+            self._told = FoldedRows(*self._layers[0], self.spec.observation_size, self.spec.multiplying, told_std)
             self._log_std = None if told_std else self._log_std  # then it is an output like another
         self._mean = self._inverse_std = None
         if network.normalizer is not None:

@@ -33,7 +33,7 @@ class FoldedRows:
         weight: ``[I, H]`` of ``maths.conditioned.inputs``.
         bias: ``[H]``.
         observation_size: D.
-        turning: which of the weights that are told ``weight`` follows.
+        which: the weights that multiply the observation, see ``maths.conditioned.inputs``.
         log_std: ``[A]`` and its coefficients ``[A, F]``; None where the log standard deviation is not told.
     """
 
@@ -42,13 +42,13 @@ class FoldedRows:
         weight: Array,
         bias: Array,
         observation_size: int,
-        turning: Sequence[int],
+        which: Sequence[int],
         log_std: tuple[Array, Array] | None,
     ) -> None:
-        size, self._turning = observation_size, list(turning)
-        products = size * len(turning)
+        size, self._which = observation_size, list(which)
+        products = size * len(which)
         self._plain, self._bias, self._log_std = weight[:size], bias, log_std
-        self._slopes = weight[len(weight) - products :].reshape(len(turning), size, -1)
+        self._slopes = weight[len(weight) - products :].reshape(len(which), size, -1)
         self._shifts = weight[size : len(weight) - products]
         self._u = np.empty(0, np.float32)
         self._weights: Array
@@ -56,7 +56,7 @@ class FoldedRows:
         self._log_stds: Array | None = None
 
     def _fold(self, u: Array) -> None:
-        self._weights = self._plain + np.tensordot(u[..., self._turning], self._slopes, axes=1)
+        self._weights = self._plain + np.tensordot(u[..., self._which], self._slopes, axes=1)
         self._biases = self._bias + u @ self._shifts
         if self._log_std is not None:
             free, coefficients = self._log_std
@@ -67,7 +67,7 @@ class FoldedRows:
         """The layer's outputs ``[N, H]`` and the log standard deviations ``[N, A]`` at ``obs`` ``[N, D]``.
 
         Args:
-            obs: what ``PolicyNetwork.normalize`` starts from.
+            obs: normalised, if there is a normaliser.
             u: ``[N, K]``; where it is what it was in the call before, nothing is folded anew.
         """
         if not np.array_equal(u, self._u):

@@ -192,7 +192,7 @@ class FusedUpdate:
         with FlatAdam(self.flat) as adam:
             for i in range(count):
                 kl = look(i)
-                if region is not None and region.is_left(kl, self._undo, partial(look, i)):
+                if region is not None and region.ends(kl, self._undo, partial(look, i)):
                     taken = i
                     break
                 if self._average is not None:

@@ -81,6 +81,7 @@ class SPGLearner(TorchLearner):
                     torch.distributed.broadcast(tensor, src=0)
         self._fused = self._make_fused()
         self._region = None if self.config.target_kl is None else TrustRegion(self.config.target_kl)
+        self._stepped_from: list[tuple[Tensor, Tensor]] = []  # the policy's parameters, and what they were before
 
     def _make_fused(self) -> FusedUpdate | None:
         """Returns the fused engine of the minibatch steps, or None for autograd."""
@@ -329,14 +330,14 @@ class SPGLearner(TorchLearner):
         for i in range(minibatches):
             batch = shuffled.rows(i * size, (i + 1) * size)
             loss, statistics = self.minibatch_loss(batch, warming_up=False)
-            if self._region is not None and self._is_left(self._region, batch, statistics):
-                rows.append(torch.stack((*statistics, torch.zeros(()))).detach())
+            if self._region is not None and self._ends(self._region, batch, statistics):
+                rows.append(torch.stack((*statistics, torch.zeros_like(statistics[0]))).detach())
                 return torch.stack(rows), i
             rows.append(torch.stack((*statistics, self._step(loss))).detach())
         return torch.stack(rows), minibatches
 
-    def _is_left(self, region: TrustRegion, batch: Samples, statistics: list[Tensor]) -> bool:
-        """Whether the policy has left the region; ``statistics`` become those of the shortened step."""
+    def _ends(self, region: TrustRegion, batch: Samples, statistics: list[Tensor]) -> bool:
+        """``TrustRegion.ends`` by this minibatch; ``statistics`` become those of the shortened step."""
 
         def kl() -> float:
             return float(self._averaged(statistics[STATISTICS.index("approx_kl")].clone()))
@@ -350,7 +351,7 @@ class SPGLearner(TorchLearner):
                 statistics[:] = self.minibatch_loss(batch, warming_up=False)[1]
             return kl()
 
-        if region.is_left(kl(), undo, measure):
+        if region.ends(kl(), undo, measure):
             return True
         self._stepped_from = [(p, p.detach().clone()) for p in self.actor_critic.policy.parameters() if p.requires_grad]
         return False

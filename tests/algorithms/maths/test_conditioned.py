@@ -19,9 +19,9 @@ from rpg_algorithms.maths.conditioned import (
     grid,
     inputs,
     inputs_size,
+    multiplying,
     spreads,
     told,
-    turning,
 )
 from rpg_algorithms.policies.running import ToldScale
 from rpg_algorithms.policies.told import Draws, FoldedRows, np_features
@@ -143,23 +143,27 @@ def test_inputs_make_a_layer_linear_in_what_is_told() -> None:
         expected = matrix @ obs[k] + weight[:, 5:8] @ u[k]
         assert (weight @ found[k]).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
     folded = FoldedRows(weight.T.numpy(), np.ones(3, np.float32), 5, (0, 2), None)
-    for row in (u, u.clone(), u.flip(0)):  # folded, as before, and anew
-        layer, (hidden, log_std) = inputs(obs, row, (0, 2)) @ weight.T + 1, folded(obs.numpy(), row.numpy())
+    for row in (u, u.clone(), u.flip(0), u[:1], u[:4]):  # folded, as before, and anew: for fewer rows, too
+        seen = obs[: len(row)]
+        layer, (hidden, log_std) = inputs(seen, row, (0, 2)) @ weight.T + 1, folded(seen.numpy(), row.numpy())
         assert hidden == pytest.approx(layer.numpy(), abs=1e-5)
         assert log_std is None
 
 
 @pytest.mark.parametrize(
-    ("names", "which"),
+    ("names", "free", "fixed"),  # the standard deviation: a parameter, or the network's
     [
-        (("omega_prime", "alpha_hat"), (0,)),
-        (("alpha_hat", "omega"), (1,)),
-        (("alpha",), (0,)),
-        (("kl_coefficient",), (0,)),
+        (("omega_prime", "alpha_hat"), (0,), (0, 1)),
+        (("alpha_hat", "omega"), (1,), (0, 1)),
+        (("alpha",), (0,), (0,)),
+        (("kl_coefficient",), (0,), (0,)),
     ],
 )
-def test_a_temperature_moves_the_bias_alone_unless_it_is_alone(names: tuple[str, ...], which: tuple[int, ...]) -> None:
-    assert turning([Conditioned(0.1, 1.0, name) for name in names]) == which
+def test_a_temperature_moves_the_bias_alone_where_it_has_a_standard_deviation_and_company(
+    names: tuple[str, ...], free: tuple[int, ...], fixed: tuple[int, ...]
+) -> None:
+    ranges = [Conditioned(0.1, 1.0, name) for name in names]
+    assert (multiplying(ranges, True), multiplying(ranges, False)) == (free, fixed)
 
 
 def test_features_are_the_entries_and_their_products() -> None:

@@ -171,7 +171,7 @@ def test_the_fixed_paths_rewards_advantages_and_kl(what: str, tmp_path: Path) ->
         policy, critic = module.policy.folded(weights), copy.deepcopy(module.critic.state_dict())
         prior = None if module.prior is None else module.prior.state_dict()
         u, size = told(module.policy.spec.context, weights).float().numpy(), module.policy.spec.observation_size
-        which = module.policy.spec.turning
+        which = module.policy.spec.multiplying
         here = {key: np.copy(getattr(rollout, key)) for key in ("obs", "last_obs", "final_obs")}
         for array in here.values():
             array[..., size:] = u
