@@ -86,7 +86,7 @@ class FlatAdam:
             self.flat.optimizer.state[p]["step"] += self.count
 
     def step(self, scratch: Array) -> None:
-        """Takes one step, and leaves in ``scratch``, as large as the gradient, what was subtracted."""
+        """Takes one step; ``scratch`` is working memory as large as the gradient."""
         b1, b2 = self.beta1, self.beta2
         self.count += 1
         self.m *= np.float32(b1)

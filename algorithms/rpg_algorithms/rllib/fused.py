@@ -17,7 +17,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from rpg_algorithms.policies.graph_ops import np_log_softmax
 from rpg_algorithms.policies.told import np_features
 from rpg_algorithms.rllib.flat import FlatAdam, FlatParameters
 from rpg_algorithms.rllib.module import ActorCriticModule
-from rpg_algorithms.rllib.trust_region import TrustRegion
 
 ACTIVATIONS = ("relu", "tanh", "elu")
 
@@ -102,9 +100,7 @@ class FusedUpdate:
         if module.policy.log_std_context is not None:
             self._told = self.flat.view(self.flat.value, module.policy.log_std_context).numpy()
             self._told_grad = self.flat.view(self.flat.grad, module.policy.log_std_context).numpy()
-        self._step = torch.zeros(len(self.flat.value))  # working memory of Adam's, which leaves the last step there
-        own = {id(p) for p in module.policy.parameters()}
-        self._of_policy = [place for p, place in self.flat.slices.items() if id(p) in own]
+        self._scratch = np.empty(len(self.flat.value), np.float32)
 
     @staticmethod
     def supports(module: ActorCriticModule, optimizer: torch.optim.Optimizer) -> bool:
@@ -150,9 +146,9 @@ class FusedUpdate:
         target: Tensor,
         size: int,
         count: int,
-        region: TrustRegion | None = None,
+        kl_limit: float = math.inf,
     ) -> tuple[Tensor, int]:
-        """Takes steps on consecutive minibatches until one's approximate KL leaves the region.
+        """Takes steps on consecutive minibatches until one's approximate KL exceeds the limit.
 
         Args:
             obs: ``[B', D]`` what ``PolicyNetwork.normalize`` gave, shuffled; the first ``count * size`` are used.
@@ -162,7 +158,7 @@ class FusedUpdate:
             target: ``[B']`` value targets.
             size: minibatch size.
             count: number of minibatches.
-            region: no step is taken on a minibatch that shows it left, nor after it.
+            kl_limit: no step is taken on a minibatch with a larger KL(pi_old || pi_theta), nats, nor after it.
 
         Returns:
             ``[looked at, 6]``: policy loss, value loss, approximate KL, clip fraction, entropy and gradient norm; and
@@ -184,30 +180,19 @@ class FusedUpdate:
         told = None if self._told is None else np_features(x[..., self.spec.observation_size : self.spec.row_size])
         log = _Log.allocate(count, size)
         taken = count
-
-        def look(i: int) -> float:
-            self._gradient(x[i], a[i], lo[i], ad[i], tg[i], None if told is None else told[i], log, i)
-            return math.nan if region is None else self._kl(log.log_ratio[i])
-
         with FlatAdam(self.flat) as adam:
             for i in range(count):
-                kl = look(i)
-                if region is not None and region.ends(kl, self._undo, partial(look, i)):
+                self._gradient(x[i], a[i], lo[i], ad[i], tg[i], None if told is None else told[i], log, i)
+                if kl_limit < math.inf and self._kl(log.log_ratio[i]) > kl_limit:
                     taken = i
                     break
                 if self._average is not None:
                     self._average(self.flat.grad)
                 log.norm[i] = self._clip()
-                adam.step(self._step.numpy())
+                adam.step(self._scratch)
         if squash is not None:
             log.entropy[:] = (squash - lo - log.log_ratio).mean(1)  # -log pi of what was sampled
         return torch.from_numpy(log.statistics(self.settings.clip)[: taken + 1]), taken
-
-    def _undo(self, share: float) -> None:
-        """Takes back a share of what is left of the policy's last step."""
-        for place in self._of_policy:
-            self.flat.value[place] += share * self._step[place]
-            self._step[place] *= 1.0 - share
 
     def _kl(self, log_ratio: Array) -> float:
         """The approximate KL of a minibatch (k3), of all learners'."""

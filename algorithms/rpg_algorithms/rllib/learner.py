@@ -9,7 +9,7 @@ Dimension letters: T time steps, N environments, B = T * N samples, D observatio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,12 +43,45 @@ from rpg_algorithms.policies.running import ToldScale
 from rpg_algorithms.rllib.compiler import leave_out_compiler, step
 from rpg_algorithms.rllib.fused import FusedUpdate, UpdateSettings
 from rpg_algorithms.rllib.module import ActorCriticModule
-from rpg_algorithms.rllib.rollout import NonFiniteError, RolloutBatch, Samples, TensorRollout, merge_rollouts
-from rpg_algorithms.rllib.trust_region import TrustRegion
+from rpg_algorithms.rllib.rollout import NonFiniteError, RolloutBatch, TensorRollout, merge_rollouts
 
 STATISTICS = ("policy_loss", "vf_loss", "approx_kl", "clip_fraction", "entropy", "grad_norm")
 
 leave_out_compiler()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One update's training samples, flat over time and environments.
+
+    Attributes:
+        obs: ``[B, D]`` what the policy's ``normalize`` gives; of one that is told weights ``[B, I]``.
+        actions: ``[B, A]`` or ``[B]`` as sampled.
+        logp_old: ``[B]`` under the policy that acted, nats.
+        advantage: ``[B]``.
+        target: ``[B]`` value targets.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    logp_old: Tensor
+    advantage: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All five, in order."""
+        return self.obs, self.actions, self.logp_old, self.advantage, self.target
+
+    def take(self, index: Tensor) -> Samples:
+        """The samples at ``index``, in that order."""
+        return Samples(*(x[index] for x in self.fields()))
+
+    def rows(self, start: int, stop: int) -> Samples:
+        """A view of consecutive samples."""
+        return Samples(*(x[start:stop] for x in self.fields()))
 
 
 class SPGLearner(TorchLearner):
@@ -80,8 +113,6 @@ class SPGLearner(TorchLearner):
                 for tensor in module.state_dict().values():
                     torch.distributed.broadcast(tensor, src=0)
         self._fused = self._make_fused()
-        self._region = None if self.config.target_kl is None else TrustRegion(self.config.target_kl)
-        self._stepped_from: list[tuple[Tensor, Tensor]] = []  # the policy's parameters, and what they were before
 
     def _make_fused(self) -> FusedUpdate | None:
         """Returns the fused engine of the minibatch steps, or None for autograd."""
@@ -293,15 +324,12 @@ class SPGLearner(TorchLearner):
     def _optimise(self, samples: Samples, warming_up: bool, minibatches: int) -> tuple[dict[str, float], int]:
         """Epochs of minibatch steps; returns mean statistics and the number of samples taken.
 
-        Once a minibatch's KL exceeds ``target_kl``, the step that led there is shortened, and the critic goes on alone:
-        it needs all steps to follow the returns.
+        Once a minibatch's KL exceeds ``target_kl``, the critic goes on alone: it needs all steps to follow the returns.
         """
         config, size = self.config, min(self.config.minibatch_size or len(samples), len(samples))
         minibatches = minibatches or len(samples) // size
         history: list[Tensor] = []
         alone = warming_up
-        if self._region is not None:
-            self._region.begin()
         for _ in range(config.num_epochs):
             order = torch.randperm(len(samples), generator=self._generator).to(samples.target.device)
             shuffled, taken = samples.take(order), 0
@@ -324,37 +352,17 @@ class SPGLearner(TorchLearner):
         Returns:
             ``STATISTICS`` of every minibatch that was looked at, and the number of steps taken.
         """
+        limit = float("inf") if self.config.target_kl is None else self.config.target_kl
         if self._fused is not None:
-            return self._fused.epoch(*shuffled.fields(), size, minibatches, self._region)
+            return self._fused.epoch(*shuffled.fields(), size, minibatches, limit)
         rows: list[Tensor] = []
         for i in range(minibatches):
-            batch = shuffled.rows(i * size, (i + 1) * size)
-            loss, statistics = self.minibatch_loss(batch, warming_up=False)
-            if self._region is not None and self._ends(self._region, batch, statistics):
-                rows.append(torch.stack((*statistics, torch.zeros_like(statistics[0]))).detach())
+            loss, statistics = self.minibatch_loss(shuffled.rows(i * size, (i + 1) * size), warming_up=False)
+            is_far = limit < float("inf") and float(self._averaged(statistics[2].clone())) > limit
+            rows.append(torch.stack((*statistics, torch.zeros_like(loss) if is_far else self._step(loss))).detach())
+            if is_far:
                 return torch.stack(rows), i
-            rows.append(torch.stack((*statistics, self._step(loss))).detach())
         return torch.stack(rows), minibatches
-
-    def _ends(self, region: TrustRegion, batch: Samples, statistics: list[Tensor]) -> bool:
-        """``TrustRegion.ends`` by this minibatch; ``statistics`` become those of the shortened step."""
-
-        def kl() -> float:
-            return float(self._averaged(statistics[STATISTICS.index("approx_kl")].clone()))
-
-        def undo(share: float) -> None:
-            for p, before in self._stepped_from:
-                p.data.lerp_(before, share)
-
-        def measure() -> float:
-            with torch.no_grad():
-                statistics[:] = self.minibatch_loss(batch, warming_up=False)[1]
-            return kl()
-
-        if region.ends(kl(), undo, measure):
-            return True
-        self._stepped_from = [(p, p.detach().clone()) for p in self.actor_critic.policy.parameters() if p.requires_grad]
-        return False
 
     def _critic_step(self, batch: Samples) -> Tensor:
         """One gradient step of the critic alone; returns ``STATISTICS``."""

@@ -182,37 +182,3 @@ class TensorRollout:
     def done(self) -> Tensor:
         """``[T, N]`` bool, terminated or truncated."""
         return self.terminated | self.truncated
-
-
-@dataclass(frozen=True)
-class Samples:
-    """One update's training samples, flat over time and environments.
-
-    Attributes:
-        obs: ``[B, D]`` what the policy's ``normalize`` gives; of one that is told weights ``[B, I]``.
-        actions: ``[B, A]`` or ``[B]`` as sampled.
-        logp_old: ``[B]`` under the policy that acted, nats.
-        advantage: ``[B]``.
-        target: ``[B]`` value targets.
-    """
-
-    obs: Tensor
-    actions: Tensor
-    logp_old: Tensor
-    advantage: Tensor
-    target: Tensor
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """All five, in order."""
-        return self.obs, self.actions, self.logp_old, self.advantage, self.target
-
-    def take(self, index: Tensor) -> Samples:
-        """The samples at ``index``, in that order."""
-        return Samples(*(x[index] for x in self.fields()))
-
-    def rows(self, start: int, stop: int) -> Samples:
-        """A view of consecutive samples."""
-        return Samples(*(x[start:stop] for x in self.fields()))

@@ -166,9 +166,8 @@ class SPGConfig(AlgorithmConfig):
             entropy_coeff: weight of an entropy bonus in the loss, besides the one in the reward.
             vf_loss_coeff: weight of the critic's squared error.
             vf_clip_param: upper bound of a sample's squared error; None for none.
-            target_kl: once the approximate KL of a minibatch exceeds this, nats, the step that led there is shortened
-                (see ``trust_region``), and the critic alone takes the update's remaining steps; None for never. The
-                last step of an update is not looked at.
+            target_kl: once the approximate KL of a minibatch exceeds this, nats, the critic alone takes the update's
+                remaining steps; None for never.
             normalize_advantages: standardise advantages per ``minibatch``, over the whole ``batch``, or not (``none``).
             scale_rewards: divide the whole transformed reward by the running spread of its discounted return (see
                 ``maths.advantages.spread``).

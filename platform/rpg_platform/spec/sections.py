@@ -140,7 +140,7 @@ class Training(Section):
     target_kl: float | None = Field(
         default=0.1,
         gt=0,
-        description="Approximate KL, nats, at which the policy's steps of an iteration end; null: never early.",
+        description="Beyond this approximate KL, nats, only the critic takes an iteration's other steps; null: never.",
     )
     prior_logp_floor: float | None = Field(
         default=20.0,

@@ -99,37 +99,6 @@ def test_parameters_moments_and_statistics_are_autograds(case: str) -> None:
         algo.stop()
 
 
-@pytest.mark.parametrize("engine", ["eager", "fused"])
-def test_a_step_that_is_shortened_is_the_policys_alone(engine: str) -> None:
-    """All of the policy's parameters keep one share of it; the critic and Adam are as they would be without."""
-    env, network, training = CASES["gaussian-tanh"]
-    whole, shortened = (build(env, network, training | {"target_kl": limit}, engine) for limit in (None, 1e-5))
-    learner(shortened).actor_critic.load_state_dict(learner(whole).actor_critic.state_dict())
-    batch, start = RolloutBatch(whole.env_runner_group.local_env_runner.sample()), state(whole)
-    with torch.no_grad():
-        weights = {"alpha": 0.1, "basic_weight": 1.0, "addon_weight": 0.0}
-        samples, _ = learner(whole)._prepare(_tensors(batch), weights)
-    assert learner(whole)._epoch(samples, 64, 1)[1] == 1
-    rows, taken = learner(shortened)._epoch(samples, 64, 2)
-    assert (len(rows), taken) == (2, 1)
-    assert 0.5e-5 <= float(rows[1, 2]) <= 1.25e-5
-    shares = []
-    for name, before in start.items():
-        step, kept = (state(algo)[name] - before for algo in (whole, shortened))
-        if name.startswith("critic."):
-            np.testing.assert_array_equal(kept, step, err_msg=name)
-        elif name.startswith("policy.") and step.any():
-            shares.append(float((kept * step).sum() / (step * step).sum()))
-            np.testing.assert_allclose(kept, shares[-1] * step, atol=1e-7, err_msg=name)
-    assert len(shares) == 7  # three layers and the log standard deviation
-    assert 0.001 < shares[0] < 0.5
-    assert shares == pytest.approx([shares[0]] * 7, rel=1e-2)
-    for expected, got in zip(moments(whole), moments(shortened), strict=True):
-        assert all(torch.equal(torch.as_tensor(got[key]), torch.as_tensor(expected[key])) for key in expected)
-    for algo in (whole, shortened):
-        algo.stop()
-
-
 def test_a_loaded_optimizer_state_is_used(tmp_path: Any) -> None:
     """RLlib's restore replaces Adam's tensors; the next fused step must start from them, not from the old ones."""
     env, network, training = CASES["gaussian-tanh"]

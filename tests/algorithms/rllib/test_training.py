@@ -132,12 +132,11 @@ def test_target_kl_stops_the_policy_and_not_the_critic(
     minibatches = BATCH // config.minibatch_size
     steps = {name.split(".")[0]: count for name, count in taken.items()}
     assert steps["critic"] == 8 * minibatches
+    assert result["approx_kl_max"] > 1e-5
     if epochs is not None:
         assert (steps["policy"], result["epochs"]) == (8 * minibatches, epochs)
-        assert result["approx_kl_max"] > 0.01
     else:  # at the first minibatch that had moved, which is looked at and not learned from
         assert steps["policy"] == result["epochs"] * minibatches - 1 == 1
-        assert 0.75e-5 < result["approx_kl_max"] < 1.25e-5  # its step was shortened to end there
 
 
 def one_step_targets(tmp_path: Path, scale: bool, **training: Any) -> tuple[torch.Tensor, Any]:
@@ -237,7 +236,7 @@ def test_the_entropy_coefficient_keeps_the_policy_wide(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_names_itself(tmp_path: Path) -> None:
-    config = CASES["spg-gaussian"].build_config(tmp_path, lr=1e30, grad_clip=None, target_kl=None)
+    config = CASES["spg-gaussian"].build_config(tmp_path, lr=1e30, grad_clip=None)
     message = r"vf_loss, .* NaN or infinite in update 1 \(env step 128\) on .*WalkEnv"
     with built(config) as algorithm, pytest.raises(NonFiniteError, match=message):
         algorithm.train()
@@ -253,13 +252,10 @@ def states(algorithm: Any) -> list[dict[str, torch.Tensor]]:
     return [result.get() for result in algorithm.learner_group.foreach_learner(copy)]
 
 
-@pytest.mark.parametrize(("learners", "target_kl"), [(1, None), (2, None), (2, 1e-6)])
-def test_remote_learners_are_one_local_learner_on_the_same_data(
-    tmp_path: Path, learners: int, target_kl: float | None
-) -> None:
+@pytest.mark.parametrize("learners", [1, 2])
+def test_remote_learners_are_one_local_learner_on_the_same_data(tmp_path: Path, learners: int) -> None:
     """Whole-shard minibatches, so that the averaged gradient is the gradient of all the data."""
     settings: dict[str, Any] = {"minibatch_size": None, "normalize_advantages": "none", "num_epochs": 4}
-    settings["target_kl"] = target_kl  # the small one shortens the first step, of all learners by one share
     name = "rpg-from-scratch"  # its normaliser moves too
     with built(CASES[name].build_config(tmp_path, **settings)) as algorithm:
         rollouts = [algorithm.env_runner.sample()[0] for _ in range(2)]
