@@ -51,17 +51,25 @@ class FoldedRows:
         self._slopes = weight[len(weight) - products :].reshape(len(which), size, -1)
         self._shifts = weight[size : len(weight) - products]
         self._u = np.empty(0, np.float32)
-        self._weights: Array
-        self._biases: Array
+        self._weights = self._biases = self._u
         self._log_stds: Array | None = None
 
     def _fold(self, u: Array) -> None:
-        self._weights = self._plain + np.tensordot(u[..., self._which], self._slopes, axes=1)
-        self._biases = self._bias + u @ self._shifts
+        """Folds the layer anew where ``u`` has changed: for the environments that began an episode."""
+        if u.shape != self._u.shape:
+            self._u = np.full_like(u, np.nan)
+            self._weights = np.empty((*u.shape[:-1], *self._plain.shape), np.float32)
+            self._biases = np.empty((*u.shape[:-1], len(self._bias)), np.float32)
+            if self._log_std is not None:
+                self._log_stds = np.empty((*u.shape[:-1], len(self._log_std[0])), np.float32)
+        new = (u != self._u).any(-1)
+        told = self._u[new] = u[new]
+        self._weights[new] = self._plain + np.tensordot(told[:, self._which], self._slopes, axes=1)
+        self._biases[new] = self._bias + told @ self._shifts
         if self._log_std is not None:
             free, coefficients = self._log_std
-            self._log_stds = free + np_features(u) @ coefficients.T
-        self._u = u.copy()
+            assert self._log_stds is not None
+            self._log_stds[new] = free + np_features(told) @ coefficients.T
 
     def __call__(self, obs: Array, u: Array) -> tuple[Array, Array | None]:
         """The layer's outputs ``[N, H]`` and the log standard deviations ``[N, A]`` at ``obs`` ``[N, D]``.

@@ -142,12 +142,14 @@ def test_inputs_make_a_layer_linear_in_what_is_told() -> None:
         matrix = weight[:, :5] + u[k, 0] * weight[:, 8:13] + u[k, 2] * weight[:, 13:18]
         expected = matrix @ obs[k] + weight[:, 5:8] @ u[k]
         assert (weight @ found[k]).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
-    folded = FoldedRows(weight.T.numpy(), np.ones(3, np.float32), 5, (0, 2), None)
-    for row in (u, u.clone(), u.flip(0), u[:1], u[:4]):  # folded, as before, and anew: for fewer rows, too
+    std = torch.randn(2, generator=generator), torch.randn(2, features_size(3), generator=generator)
+    folded = FoldedRows(weight.T.numpy(), np.ones(3, np.float32), 5, (0, 2), (std[0].numpy(), std[1].numpy()))
+    some = torch.cat((u.flip(0)[:3], u[3:]))
+    for row in (u, u.clone(), u.flip(0), some, u[:1], u[:4]):  # folded, as before, anew, anew in part, for fewer rows
         seen = obs[: len(row)]
         layer, (hidden, log_std) = inputs(seen, row, (0, 2)) @ weight.T + 1, folded(seen.numpy(), row.numpy())
         assert hidden == pytest.approx(layer.numpy(), abs=1e-5)
-        assert log_std is None
+        assert log_std == pytest.approx((std[0] + features(row) @ std[1].T).numpy(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
