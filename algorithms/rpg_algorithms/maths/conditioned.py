@@ -138,7 +138,7 @@ def multiplying(ranges: Sequence[Conditioned], has_free_std: bool) -> tuple[int,
     """Which of the weights multiply the observation in the first layer's inputs; the others move its bias alone.
 
     A temperature beside other weights is not among them where there is a free log standard deviation, which is its
-    function, too: its products gained nothing there (docs/conditioned.md).
+    function, too: what its products add there is within the noise of seeds (docs/conditioned.md).
 
     Args:
         ranges: all that the policy is told.
