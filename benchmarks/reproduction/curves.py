@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from benchmarks.reproduction.figures import BASIC, NAMES, TOTAL, Group
+from benchmarks.reproduction.figures import BASIC, NAMES, TOTAL, Group, reported
 from benchmarks.reproduction.plan import ENTROPY_BONUS, ENVIRONMENTS, SCRATCH
 from benchmarks.reproduction.records import Store
 from matplotlib.axes import Axes
@@ -35,13 +35,11 @@ def curve(store: Store, group: Group, measure: str) -> tuple[Array, Array] | Non
 
     A seed's returns are interpolated between its reports and are NaN before its first and after its last one.
     """
-    trainings = [training for training in map(store.training, group.trials) if training is not None]
-    known = [np.isfinite(training.values[measure]) for training in trainings]
-    reported = [(t.steps[k], t.values[measure][k]) for t, k in zip(trainings, known, strict=True) if k.any()]
-    if not reported:
+    found = [known for trial in group.trials if (known := reported(store, trial, measure)) is not None]
+    if not found:
         return None
-    grid = np.linspace(0, max(steps[-1] for steps, _ in reported), POINTS)
-    seeds = [np.interp(grid, steps, values, left=np.nan, right=np.nan) for steps, values in reported]
+    grid = np.linspace(0, max(steps[-1] for steps, _ in found), POINTS)
+    seeds = [np.interp(grid, steps, values, left=np.nan, right=np.nan) for steps, values in found]
     return grid, np.array(seeds)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.reproduction.plan import ENTROPY_BONUS, SCRATCH, Scope, Step, Weights
 from benchmarks.reproduction.records import Store, Trained
 
+from rpg_algorithms.addons import Array
 from rpg_platform.results.difference import mean_interval, ratio_interval
 from rpg_platform.results.names import SYMBOLS, weight_words
 from rpg_platform.results.report import Mode
@@ -119,14 +120,20 @@ def setting(weights: Weights) -> str:
     return " · ".join(f"{SYMBOLS.get(name, name)} {weight_words(value)}" for name, value in weights.items()) or "–"
 
 
+def reported(store: Store, trial: Trained, measure: str) -> tuple[Array, Array] | None:
+    """A training's returns: ``[T]`` env steps of the reports that have them, and the returns; None where none has."""
+    training = store.training(trial)
+    if training is None or not (known := np.isfinite(training.values[measure])).any():
+        return None
+    return training.steps[known], training.values[measure][known]
+
+
 def while_training(store: Store, group: Group, share: float, measure: str = TOTAL) -> Measured:
     """A method's returns while it trains, after a share of its env steps: between two reports on a line."""
     found = []
     for trial in group.trials:
-        training = store.training(trial) if trial.is_finished else None
-        if training is not None and (known := np.isfinite(training.values[measure])).any():
-            at = share * trial.env_steps
-            found.append(float(np.interp(at, training.steps[known], training.values[measure][known], left=math.nan)))
+        if trial.is_finished and (known := reported(store, trial, measure)) is not None:
+            found.append(float(np.interp(share * trial.env_steps, *known, left=math.nan)))
     found = [value for value in found if math.isfinite(value)]
     return Measured(_mean(found), mean_interval(found), len(found), group.seeds)
 
@@ -161,7 +168,7 @@ def entropy_groups(store: Store, scope: Scope, environment: str) -> list[Group]:
     steps = scope.of("entropy", environment)
     trials = [trial for step in steps for trial in store.trials(step)]
     planned = {}
-    for step in steps[:1]:  # one a seed, of the same settings
+    for step in steps:  # one a seed, of the same settings
         for trial in scope.trials(step):
             weights = {name: value for name, value in trial.weights.items() if isinstance(value, int | float)}
             planned[trial.group] = (step.method_of(trial.method, weights), weights)

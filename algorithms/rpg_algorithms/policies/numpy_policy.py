@@ -55,11 +55,10 @@ class NumpyPolicy:
         self._log_std = state["log_std"].copy() if "log_std" in state else None
         self._told: FoldedRows | None = None
         if self.spec.context:
-            told_std = (
-                (state["log_std"].copy(), state["log_std_context"].copy()) if "log_std_context" in state else None
-            )
+            told_std = None
+            if self._log_std is not None:  # it is an output like another
+                told_std, self._log_std = (self._log_std, state["log_std_context"].copy()), None
             self._told = FoldedRows(*self._layers[0], self.spec.observation_size, self.spec.multiplying, told_std)
-            self._log_std = None if told_std else self._log_std  # then it is an output like another
         self._mean = self._inverse_std = None
         if network.normalizer is not None:
             self._mean = state["normalizer.mean"].copy()  # float64, see PolicyNetwork.normalize
