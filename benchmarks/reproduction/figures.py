@@ -130,11 +130,12 @@ def reported(store: Store, trial: Trained, measure: str) -> tuple[Array, Array] 
 
 def while_training(store: Store, group: Group, share: float, measure: str = TOTAL) -> Measured:
     """A method's returns while it trains, after a share of its env steps: between two reports on a line."""
-    found = []
-    for trial in group.trials:
-        if trial.is_finished and (known := reported(store, trial, measure)) is not None:
-            found.append(float(np.interp(share * trial.env_steps, *known, left=math.nan)))
-    found = [value for value in found if math.isfinite(value)]
+    returns = (
+        float(np.interp(share * trial.env_steps, *known, left=math.nan))
+        for trial in group.trials
+        if trial.is_finished and (known := reported(store, trial, measure)) is not None
+    )
+    found = [value for value in returns if math.isfinite(value)]
     return Measured(_mean(found), mean_interval(found), len(found), group.seeds)
 
 
